@@ -1,0 +1,1 @@
+"""Video files in, device-ready batches out; knows nothing of models."""

@@ -1,0 +1,1 @@
+"""The networks: EfficientNet, the motion network, CLIP and the fusion head."""
