@@ -1,0 +1,1 @@
+"""Settings of runs: one file per data set, shared defaults in common.py."""

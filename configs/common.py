@@ -1,0 +1,153 @@
+"""Every setting there is, with the published recipe's value; the other files change what differs.
+
+Read this file to learn what can be set; change a value on the command line with
+`--config.SECTION.FIELD=VALUE`. A field that does not exist is an error.
+"""
+
+from ml_collections import ConfigDict
+
+STAGES = ("prepare", "motion", "features", "fusion", "evaluate", "export")
+
+
+def get_config() -> ConfigDict:
+    """Returns the published recipe, without a data set."""
+    config = ConfigDict()
+    # One number from which every random draw of the run follows.
+    config.seed = 0
+    # Stages to run, in this order; a stage whose result stands in the workdir is skipped.
+    config.stages = ",".join(STAGES)
+
+    config.dataset = ConfigDict()
+    # ucf101, video_folder or moving_shapes.
+    config.dataset.name = ""
+    # Where prepared data is kept; empty means WORKDIR/data. Runs may share one folder.
+    config.dataset.data_dir = ""
+    # Folder with the video files; empty lets the ucf101 builder download them.
+    config.dataset.videos = ""
+    # Folder with classInd.txt, trainlistNN.txt and testlistNN.txt; empty looks in `videos`.
+    config.dataset.lists = ""
+    # Which of the published train/test splits, from 1.
+    config.dataset.split = 1
+    # Processes that prepare videos; 0 means one for each core.
+    config.dataset.num_workers = 0
+    # Further settings of one builder (moving_shapes: how many groups, how large).
+    config.dataset.options = ConfigDict()
+
+    config.video = ConfigDict()
+    # Size of the canonical MPEG-4 form in pixels.
+    config.video.width = 340
+    config.video.height = 256
+    # Quantiser scale of the canonical form: 1 is the finest, 31 the coarsest.
+    config.video.qscale = 1
+    # Frames in a group of pictures: motion is accumulated back to its first.
+    config.video.gop_size = 12
+    # RGB frames kept of each video, evenly spaced, besides the middle one.
+    config.video.clip_frames = 8
+    # Shorter side of the kept RGB frames in pixels, never enlarged.
+    config.video.frame_size = 256
+    # JPEG quality of the kept RGB frames, 1 to 100.
+    config.video.jpeg_quality = 90
+
+    config.selection = ConfigDict()
+    # How the epoch to keep is chosen: heldout (groups of the training split), test (as the
+    # published code does), last (no choice, all of the training split is trained on).
+    config.selection.mode = "heldout"
+    # Share of the training split's groups that is held out.
+    config.selection.heldout_fraction = 0.1
+
+    config.motion = ConfigDict()
+    # EfficientNet variant: b0 to b3, or the scaled-down small and tiny.
+    config.motion.backbone = "b0"
+    # timm weights: a hub id, a .safetensors file or its folder; empty starts from random.
+    config.motion.pretrained = "timm/efficientnet_b0.ra_in1k"
+    # Side of the square crop the network sees, in pixels.
+    config.motion.image_size = 224
+    # Side of the square that test crops are cut from, in pixels.
+    config.motion.resize_size = 256
+    # Training resizes to image_size / c, with c drawn from these.
+    config.motion.scales = (1.0, 0.875, 0.75)
+    # Probability of the mirrored field in training (its x component changes sign).
+    config.motion.flip_probability = 0.5
+    # Motion of this many pixels fills the uint8 range.
+    config.motion.bound = 20.0
+    # True: vectors accumulated back to the I-frame; False: each frame's own vectors.
+    config.motion.accumulated = True
+    # Frames of a video that one training step sees.
+    config.motion.num_segments = 3
+    # Videos in a training step, over all devices.
+    config.motion.batch_size = 80
+    config.motion.num_epochs = 200
+    config.motion.learning_rate = 0.01
+    # Epochs after which the learning rate is multiplied by decay_factor.
+    config.motion.decay_epochs = (80, 160)
+    config.motion.decay_factor = 0.1
+    # Added to the root of Adam's second moment.
+    config.motion.adam_eps = 1e-3
+    # Coupled L2: this share of each parameter is added to its gradient.
+    config.motion.weight_decay = 1e-4
+    # Factors on the learning rate of the classifier, of stem and input norm, of the rest.
+    config.motion.classifier_multiplier = 1.0
+    config.motion.stem_multiplier = 0.1
+    config.motion.rest_multiplier = 0.01
+    # float32, or bfloat16 for computation with float32 parameters.
+    config.motion.dtype = "float32"
+    # Epochs between two evaluations on the validation videos (3 segments x 1 crop).
+    config.motion.eval_every_epochs = 1
+    # Steps between two checkpoints within an epoch (there is one at each evaluation too).
+    config.motion.checkpoint_every_steps = 500
+    # Records in the shuffle buffer of the training stream.
+    config.motion.shuffle_buffer = 2048
+
+    config.clip = ConfigDict()
+    # Hugging Face CLIP: a hub id or a local folder; tiny is the one that comes with us.
+    config.clip.source = "openai/clip-vit-base-patch32"
+    # Which RGB frame CLIP sees: middle, random, or uniform_K for K evenly spaced ones.
+    config.clip.frame = "middle"
+    config.clip.dtype = "float32"
+
+    config.zero_shot = ConfigDict()
+    # Prompt templates; {} stands for the phrase of a class.
+    config.zero_shot.templates = (
+        "a photo of {}.",
+        "a photo of a person {}.",
+        "a photo of a person doing {}.",
+        "a photo of a person during {}.",
+        "a photo of a person practicing {}.",
+        "a video of {}.",
+        "a video of a person {}.",
+        "a video of a person doing {}.",
+        "a video of a person practicing {}.",
+        "an example of {}.",
+        "an example of a person {}.",
+        "a demonstration of {}.",
+    )
+
+    config.features = ConfigDict()
+    # Augmented motion views of each training video that the head is trained on.
+    config.features.train_views = 10
+    # Videos in a step of feature extraction, over all devices.
+    config.features.batch_size = 16
+
+    config.fusion = ConfigDict()
+    # Width of the hidden layer, and the share of it that is dropped in training.
+    config.fusion.hidden = 512
+    config.fusion.dropout = 0.5
+    # Videos in a training step, over all devices.
+    config.fusion.batch_size = 64
+    config.fusion.num_epochs = 100
+    config.fusion.learning_rate = 1e-4
+    # Decoupled decay of AdamW.
+    config.fusion.weight_decay = 0.01
+    # Epochs between two evaluations on the validation videos, and two checkpoints.
+    config.fusion.eval_every_epochs = 5
+
+    config.evaluation = ConfigDict()
+    # Protocol of the reported rows: segments of each video, and 1 or 10 crops of each.
+    config.evaluation.num_segments = 25
+    config.evaluation.crops = 10
+
+    config.predict = ConfigDict()
+    # Protocol that `predict` uses on a new video.
+    config.predict.num_segments = 32
+    config.predict.crops = 1
+    return config
