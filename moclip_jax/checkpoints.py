@@ -1,0 +1,140 @@
+"""Checkpoints of training and the markers of finished stages, through Orbax and JSON."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+SCORE = "score"
+
+
+class TrainingCheckpoints:
+    """The newest checkpoint of a trained stage, to go on from, and its best, to keep.
+
+    Args:
+      directory: where the checkpoints lie; made if absent.
+    """
+
+    def __init__(self, directory: Path):
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                create=True,
+                best_fn=lambda metrics: metrics[SCORE],
+                best_mode="max",
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [
+                        checkpoint_managers.LatestN(1),
+                        checkpoint_managers.BestN(
+                            get_metric_fn=lambda metrics: metrics[SCORE], n=1
+                        ),
+                    ]
+                ),
+            ),
+        )
+
+    def save(self, step: int, state: Any, score: float) -> None:
+        """Saves `state` under `step`, in the background; `score` decides which is the best."""
+        self._manager.save(step, args=ocp.args.StandardSave(state), metrics={SCORE: score})
+
+    def latest_step(self) -> int | None:
+        """Returns the newest saved step, or None if nothing was saved."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """Returns the saved step with the highest score, or None if nothing was saved."""
+        return self._manager.best_step()
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Returns the state saved under `step`, shaped, typed and placed as the tree `like`."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Writes a tree of arrays as an Orbax checkpoint, replacing what stood at `path`."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), tree, force=True)
+
+
+def load_tree(path: Path, like: Any) -> Any:
+    """Reads a tree written by `save_tree`, shaped, typed and placed as the tree `like`."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path.absolute(), like)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON so that the file is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+class StageRecord:
+    """What a workdir remembers of one stage: the settings it ran with, and whether it ended.
+
+    Args:
+      workdir: the run's folder.
+      stage: its name.
+      settings: everything the stage's result depends on, as nested JSON values.
+    """
+
+    def __init__(self, workdir: Path, stage: str, settings: dict[str, Any]):
+        self._path = workdir / stage / "stage.json"
+        self._stage = stage
+        # Through JSON once, so that tuples compare equal to the lists read back.
+        self._settings = json.loads(json.dumps(settings))
+
+    def is_done(self) -> bool:
+        """Tells whether the stage ended with these settings.
+
+        Raises:
+          ValueError: it was begun or ended with others; the message names each that differs.
+        """
+        if not self._path.exists():
+            return False
+        record = json.loads(self._path.read_text())
+        before, now = _flatten(record["settings"]), _flatten(self._settings)
+        changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        if changed:
+            lines = [
+                f"  {key}: was {before.get(key, '(not set)')!r}, is {now.get(key, '(not set)')!r}"
+                for key in changed
+            ]
+            raise ValueError(
+                f"stage '{self._stage}' in {self._path.parent} was run with other settings:\n"
+                + "\n".join(lines)
+                + "\nUse another --workdir, take the change back, or delete that folder (and those "
+                "of the stages after it) to have it made again."
+            )
+        return record["done"]
+
+    def begin(self) -> None:
+        """Notes that the stage runs with these settings."""
+        write_json(self._path, {"done": False, "settings": self._settings})
+
+    def finish(self) -> None:
+        """Notes that the stage's result is complete."""
+        write_json(self._path, {"done": True, "settings": self._settings})
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

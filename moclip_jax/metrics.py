@@ -1,0 +1,53 @@
+"""Counting: top-k accuracy over a whole test set, and the table of rows."""
+
+from typing import Any
+
+import numpy as np
+
+
+def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int, refused: int = 0) -> float:
+    """Returns the share of videos whose label is among the k highest scores.
+
+    Args:
+      scores: float `[videos, classes]`, higher is more likely.
+      labels: int `[videos]`.
+      k: how many guesses count; at most the number of classes.
+      refused: videos that could not be read, which count as wrong.
+
+    Raises:
+      ValueError: a score is not a number (it would otherwise compare as false and count as right).
+    """
+    if not np.isfinite(scores).all():
+        raise ValueError("scores hold values that are not finite numbers")
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    # A tie counts against the model: equal scores for all classes are no recognition.
+    rank = (scores >= own).sum(axis=1)
+    total = len(labels) + refused
+    return float((rank <= min(k, scores.shape[1])).sum() / total) if total else float("nan")
+
+
+def format_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Returns the rows of results as one table of fixed-width text."""
+    header = ("row", "top-1", "top-5", "videos", "GMACs/video", "trained", "protocol")
+    lines = [header]
+    for name, row in rows.items():
+        lines.append(
+            (
+                name,
+                f"{100 * row['top1']:.1f}",
+                f"{100 * row['top5']:.1f}",
+                f"{row['num_examples']}",
+                f"{row['gflops']:.3g}",
+                f"{row['trainable_params']:,}",
+                row["protocol"],
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    rendered = [
+        "  ".join(
+            cell.ljust(width) if column in (0, len(header) - 1) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([rendered[0], "-" * max(map(len, rendered)), *rendered[1:]])

@@ -1,0 +1,245 @@
+"""The one training loop, for every trained stage: a jitted step on a mesh, resumable."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from clu import metric_writers
+from flax import nnx
+from jax.sharding import Mesh
+
+from input_pipeline.progress import Progress
+from moclip_jax.checkpoints import TrainingCheckpoints
+from moclip_jax.sharding import replicate, shard_batch
+
+Batch = dict[str, Any]
+
+
+class TrainState(NamedTuple):
+    """All that changes in training; a pytree.
+
+    Attributes:
+      step: int32 scalar, updates done so far.
+      params: the trainable parameters, an nnx.State.
+      stats: the model's other variables (running statistics of BatchNorm), an nnx.State.
+      opt_state: the optimizer's state over `params`.
+    """
+
+    step: jax.Array
+    params: nnx.State
+    stats: nnx.State
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What one trained stage brings to the loop.
+
+    Attributes:
+      name: the stage's name, for logs.
+      model: the network with the weights that training starts from; all its nnx.Param leaves
+        are trained.
+      logits: `(model, batch, train, key) -> float32 [B, classes]`; updates running statistics
+        where `train` is true.
+      optimizer: from the parameters to an optax transformation.
+      batches: `(epoch, first_step) -> iterator` of this process's rows of each global batch, with
+        an int32 `label [B]`; a pure function of its arguments.
+      steps_per_epoch: batches in an epoch.
+      num_epochs: epochs to train.
+      validation: `() -> iterator` of padded batches with `label` and bool `mask [B]`; None trains
+        to the end and keeps the last epoch.
+      eval_every_epochs: epochs between two evaluations.
+      checkpoint_every_steps: steps between two checkpoints inside an epoch.
+      seed: of the random draws inside the network (dropout).
+    """
+
+    name: str
+    model: nnx.Module
+    logits: Callable[[Any, Batch, bool, jax.Array | None], jax.Array]
+    optimizer: Callable[[nnx.State], optax.GradientTransformation]
+    batches: Callable[[int, int], Iterator[Batch]]
+    steps_per_epoch: int
+    num_epochs: int
+    validation: Callable[[], Iterator[Batch]] | None = None
+    eval_every_epochs: int = 1
+    checkpoint_every_steps: int = 1000
+    seed: int = 0
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    logits_fn: Callable[[Any, Batch, bool, jax.Array | None], jax.Array],
+    optimizer: optax.GradientTransformation,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """Returns the jitted update `(state, batch, key) -> (state, sums)`.
+
+    The gradient is that of the mean cross-entropy over the global batch. `key` is folded with the
+    step, so a resumed run draws the same numbers. `sums` holds `loss`, `correct` and `count`.
+    """
+
+    def train_step(state: TrainState, batch: Batch, key: jax.Array):
+        step_key = jax.random.fold_in(key, state.step)
+
+        def loss_fn(params: nnx.State):
+            model = nnx.merge(graphdef, params, state.stats, copy=True)
+            logits = logits_fn(model, batch, True, step_key)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            return losses.mean(), (logits, nnx.state(model, nnx.Not(nnx.Param)))
+
+        (loss, (logits, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        count = batch["label"].size
+        sums = {
+            "loss": loss * count,
+            "correct": (logits.argmax(-1) == batch["label"]).sum(dtype=jnp.float32),
+            "count": jnp.float32(count),
+        }
+        return TrainState(state.step + 1, params, stats, opt_state), sums
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_eval_step(
+    graphdef: nnx.GraphDef,
+    logits_fn: Callable[[Any, Batch, bool, jax.Array | None], jax.Array],
+) -> Callable[[nnx.State, nnx.State, Batch], dict[str, jax.Array]]:
+    """Returns the jitted `(params, stats, batch) -> sums`; rows with `mask` false do not count."""
+
+    def eval_step(params: nnx.State, stats: nnx.State, batch: Batch):
+        model = nnx.merge(graphdef, params, stats, copy=True)
+        logits = logits_fn(model, batch, False, None)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        mask = batch["mask"]
+        return {
+            "loss": jnp.where(mask, losses, 0.0).sum(),
+            "correct": (mask & (logits.argmax(-1) == batch["label"])).sum(dtype=jnp.float32),
+            "count": mask.sum(dtype=jnp.float32),
+        }
+
+    return jax.jit(eval_step)
+
+
+def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
+    """Trains a task to its end, going on from the newest checkpoint in `directory`.
+
+    Args:
+      task: what to train.
+      directory: for checkpoints, TensorBoard events and `history.jsonl` (one line an epoch).
+      mesh: the devices to train on.
+
+    Returns:
+      The model with the weights of the best evaluated epoch (without validation: the last).
+
+    Raises:
+      TrainingDivergedError: the loss is not a number; the checkpoints stay as they were.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    graphdef, params, stats = nnx.split(task.model, nnx.Param, ...)
+    optimizer = task.optimizer(params)
+    state = replicate(
+        TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params)), mesh
+    )
+    train_step = make_train_step(graphdef, task.logits, optimizer)
+    eval_step = make_eval_step(graphdef, task.logits)
+    key = replicate(jax.random.key(task.seed), mesh)
+
+    checkpoints = TrainingCheckpoints(directory / "checkpoints")
+    writer = (
+        metric_writers.SummaryWriter(str(directory / "tensorboard"))
+        if jax.process_index() == 0
+        else metric_writers.MultiWriter([])
+    )
+    last_step = task.steps_per_epoch * task.num_epochs
+    step = checkpoints.latest_step() or 0
+    if step:
+        state = checkpoints.restore(step, state)
+        logging.info("%s: going on from step %d of %d", task.name, step, last_step)
+    progress = Progress(last_step, f"{task.name}: training", "steps", done=step)
+    try:
+        while step < last_step:
+            epoch, first = divmod(step, task.steps_per_epoch)
+            sums: list[dict[str, jax.Array]] = []
+            for batch in task.batches(epoch, first):
+                state, step_sums = train_step(state, shard_batch(batch, mesh), key)
+                sums.append(step_sums)
+                step += 1
+                progress.update(step)
+                if step % task.checkpoint_every_steps == 0 and step % task.steps_per_epoch:
+                    _check_finite(task.name, step, sums)
+                    # Without a score it can be gone on from but never be the best.
+                    checkpoints.save(step, state, score=-1.0)
+            if step != (epoch + 1) * task.steps_per_epoch:
+                raise RuntimeError(
+                    f"{task.name}: epoch {epoch} ended at step {step}, not at "
+                    f"{(epoch + 1) * task.steps_per_epoch}; the prepared data does not hold the "
+                    "videos that its index lists, so prepare it again"
+                )
+            train_metrics = _check_finite(task.name, step, sums)
+            metrics = {f"train_{name}": value for name, value in train_metrics.items()}
+            is_last = step == last_step
+            if (epoch + 1) % task.eval_every_epochs == 0 or is_last:
+                # Without validation videos the newest epoch counts as the best.
+                score = float(step)
+                if task.validation is not None:
+                    validation = [
+                        eval_step(state.params, state.stats, shard_batch(batch, mesh))
+                        for batch in task.validation()
+                    ]
+                    means = _means(validation)
+                    metrics |= {f"validation_{name}": value for name, value in means.items()}
+                    score = means["top1"]
+                checkpoints.save(step, state, score=score)
+            _record(directory, writer, step, epoch, metrics)
+            progress.note(" ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+    finally:
+        checkpoints.close()
+        writer.close()
+
+    best_step = checkpoints.best_step()
+    if best_step is None:
+        raise RuntimeError(f"{task.name}: no checkpoint in {directory}; delete it and start again")
+    best = TrainingCheckpoints(directory / "checkpoints")
+    state = best.restore(best_step, state)
+    best.close()
+    logging.info("%s: keeping step %d", task.name, best_step)
+    return nnx.merge(graphdef, state.params, state.stats)
+
+
+def _means(sums: list[dict[str, jax.Array]]) -> dict[str, float]:
+    totals = {
+        name: float(np.sum([float(s[name]) for s in sums])) for name in ("loss", "correct", "count")
+    }
+    return {
+        "loss": totals["loss"] / totals["count"],
+        "top1": totals["correct"] / totals["count"],
+    }
+
+
+def _check_finite(name: str, step: int, sums: list[dict[str, jax.Array]]) -> dict[str, float]:
+    means = _means(sums)
+    if not np.isfinite(means["loss"]):
+        raise TrainingDivergedError(
+            f"{name}: the loss became {means['loss']} before step {step}. Lower "
+            "learning_rate in its section of the config; earlier checkpoints are kept."
+        )
+    return means
+
+
+def _record(directory: Path, writer: Any, step: int, epoch: int, metrics: dict[str, float]) -> None:
+    if jax.process_index() != 0:
+        return
+    writer.write_scalars(step, metrics)
+    with open(directory / "history.jsonl", "a") as history:
+        history.write(json.dumps({"epoch": epoch + 1, "step": step, **metrics}) + "\n")
