@@ -1,0 +1,226 @@
+"""Open a video file, check that it is whole, and decode it frame by frame (PyAV).
+
+Everything that can be wrong with a file becomes a `VideoError` that names the file and the reason.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+import av.logging
+from av.video.frame import PictureType
+
+# FFmpeg's own messages name neither the file nor what they mean for it; `VideoError` does.
+av.logging.set_level(None)
+
+# What FFmpeg can open as "video" although it is text, a picture or a list of other files.
+_NOT_VIDEO_FORMATS = frozenset(
+    {"tty", "image2", "concat", "hls", "dash", "imf", "webm_dash_manifest", "bin", "idf", "xbin"}
+)
+# Containers whose header states how long the video is, so that a cut file can be told from a whole
+# one. FFmpeg estimates the duration of the others, and an estimate must not refuse a good file.
+_DECLARING_FORMATS = ("mov", "matroska", "flv")
+
+_PICTURE_TYPES = {PictureType.I: "I", PictureType.P: "P", PictureType.B: "B"}
+
+
+class VideoError(ValueError):
+    """A video file that cannot be used; the message names the file and the reason."""
+
+    def __init__(self, path: str | os.PathLike, reason: str):
+        self.path = os.fspath(path)
+        self.reason = reason
+        super().__init__(f"{self.path}: {reason}")
+
+    def __reduce__(self):
+        # Exceptions pickle by their message alone, which is not how this one is made; it has to
+        # travel back from worker processes.
+        return type(self), (self.path, self.reason)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedVideo:
+    """What a file's container says about its video stream.
+
+    Attributes:
+      num_packets: Packets that the container does not mark as hidden, at least 1. For nearly every
+        file this is the number of frames; the decoder has the last word.
+      fps: Average frames a second, 0 where the container does not say.
+    """
+
+    num_packets: int
+    fps: float
+
+
+def picture_type(frame: av.VideoFrame) -> str:
+    """Return 'I', 'P', 'B', or '?' for any other type FFmpeg knows."""
+    return _PICTURE_TYPES.get(frame.pict_type, "?")
+
+
+@contextlib.contextmanager
+def open_video(path: str | os.PathLike) -> Iterator[av.VideoStream]:
+    """Open a file's first video stream for one-thread decoding.
+
+    One thread, because frame-threaded decoding does not export the same motion vectors in every
+    frame.
+
+    Args:
+      path: A local video file.
+
+    Yields:
+      The stream; `stream.container` is the open container.
+
+    Raises:
+      VideoError: The file is absent, empty, not a video, or has no video stream.
+    """
+    name = os.fspath(path)
+    if not os.path.exists(name):
+        raise VideoError(name, "no such file")
+    if not os.path.isfile(name):
+        raise VideoError(name, "not a file")
+    if not os.path.getsize(name):
+        raise VideoError(name, "the file is empty")
+    try:
+        # The `file:` protocol, because FFmpeg would take a name such as "a:b.avi" for an address.
+        container = av.open(f"file:{name}", metadata_errors="replace")
+    except PermissionError as error:
+        raise VideoError(name, "no permission to read it") from error
+    except (av.FFmpegError, OSError, EOFError) as error:
+        raise VideoError(
+            name, f"not a video that FFmpeg can open, or cut before its header ({_short(error)})"
+        ) from error
+    with container:
+        format_name = container.format.name
+        if format_name in _NOT_VIDEO_FORMATS or format_name.endswith("_pipe"):
+            raise VideoError(name, f"not a video file (FFmpeg reads it as '{format_name}')")
+        streams = [s for s in container.streams.video if not _is_cover_picture(s)]
+        if not streams:
+            raise VideoError(name, "has no video stream")
+        stream = streams[0]
+        if stream.codec_context is None:
+            raise VideoError(name, "its video codec is unknown to FFmpeg")
+        stream.codec_context.thread_count = 1
+        yield stream
+
+
+def check_video(path: str | os.PathLike, max_frames: int | None = None) -> CheckedVideo:
+    """Read a file through without decoding, and check that it is whole.
+
+    A file counts as cut when FFmpeg marks a packet as incomplete, or when the packets end more than
+    one and a half frames before the end its header declares (AVI, MP4/MOV, Matroska/WebM, FLV).
+    Streams without such a declaration (MPEG-TS, MPEG-PS, raw) can be cut between two packets
+    without anybody being able to tell.
+
+    Args:
+      path: A local video file.
+      max_frames: Refuse longer videos; None for no limit.
+
+    Returns:
+      What was found.
+
+    Raises:
+      VideoError: As `open_video`, or the file is cut, damaged, too long or without packets.
+    """
+    count = shown = 0
+    last_end: Fraction | None = None
+    first = None
+    with open_video(path) as stream:
+        rate = stream.average_rate
+        try:
+            for packet in stream.container.demux(stream):
+                if not packet.size:
+                    continue
+                count += 1
+                if packet.is_corrupt:
+                    raise VideoError(path, f"cut or damaged at packet {count} of the video stream")
+                shown += not packet.is_discard
+                if max_frames is not None and shown > max_frames:
+                    raise VideoError(
+                        path, f"has more than {max_frames} frames (VideoSpec.max_frames); cut it"
+                    )
+                start = packet.pts if packet.pts is not None else packet.dts
+                if start is not None:
+                    first = start if first is None else min(first, start)
+                    end = start + (packet.duration or 0)
+                    last_end = end if last_end is None else max(last_end, end)
+        except av.FFmpegError as error:
+            raise VideoError(path, f"cannot be read to its end ({_short(error)})") from error
+        if not shown:
+            raise VideoError(path, "its video stream holds no packets; is it cut?")
+        declared = _declared_end(stream)
+        if declared is not None and rate and last_end is not None and first is not None:
+            seconds = last_end * stream.time_base
+            if stream.duration is not None and stream.frames:
+                seconds = max(seconds, (last_end - first) * stream.time_base)
+            if count < (stream.frames or count + 1) and seconds + 3 / (2 * rate) < declared:
+                raise VideoError(
+                    path,
+                    f"cut: it holds {float(seconds):.2f} s ({count} frames) of the "
+                    f"{float(declared):.2f} s that its header declares",
+                )
+    return CheckedVideo(shown, float(rate) if rate else 0.0)
+
+
+def decode_frames(
+    path: str | os.PathLike, options: dict[str, str] | None = None
+) -> Iterator[av.VideoFrame]:
+    """Decode a file's first video stream in display order.
+
+    Args:
+      path: A local video file.
+      options: Options for FFmpeg's decoder, for example `{'flags2': '+export_mvs'}`.
+
+    Yields:
+      Every frame, at least one.
+
+    Raises:
+      VideoError: As `open_video`, or a packet is cut or damaged, or no frame could be decoded.
+    """
+    with open_video(path) as stream:
+        stream.codec_context.options = options or {}
+        number = frames = 0
+        try:
+            for packet in stream.container.demux(stream):
+                number += 1
+                if packet.is_corrupt:
+                    raise VideoError(path, f"cut or damaged at packet {number} of the video stream")
+                for frame in packet.decode():
+                    frames += 1
+                    yield frame
+        except (av.FFmpegError, EOFError) as error:
+            raise VideoError(path, f"damaged at packet {number} ({_short(error)})") from error
+        if not frames:
+            raise VideoError(path, "no frame could be decoded")
+
+
+def _declared_end(stream: av.VideoStream) -> Fraction | None:
+    """Return the end of the video in seconds as its header states it, or None."""
+    container = stream.container
+    if container.format.name == "avi":
+        # FFmpeg shortens `duration` of a cut AVI; the frame count in the header stays. Time stamps
+        # are frame numbers and so also count dropped (empty) frames, which are no packets.
+        return stream.frames / stream.average_rate if stream.average_rate else None
+    if not container.format.name.startswith(_DECLARING_FORMATS):
+        return None
+    if stream.frames and stream.duration is not None:
+        return stream.duration * stream.time_base
+    tag = stream.metadata.get("DURATION", "")
+    if tag.count(":") == 2:
+        hours, minutes, seconds = tag.split(":")
+        return Fraction(hours) * 3600 + Fraction(minutes) * 60 + Fraction(seconds)
+    # The container's duration is that of its longest stream, so it binds the video only if alone.
+    if container.duration is not None and len(container.streams) == 1:
+        return Fraction(container.duration, av.time_base)
+    return None
+
+
+def _is_cover_picture(stream: av.VideoStream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _short(error: BaseException) -> str:
+    strerror = getattr(error, "strerror", None)
+    return strerror or str(error) or type(error).__name__

@@ -1,0 +1,60 @@
+"""What a run says on the screen: plain lines, and progress with an estimate for long work."""
+
+import time
+
+
+def say(line: str) -> None:
+    """Print a line of the run's own story to standard output, at once."""
+    print(line, flush=True)
+
+
+class Progress:
+    """Says at most every few seconds how far the work is and how long it will take.
+
+    The first line comes after `interval_s`, so that short work stays silent; `done` says the total.
+    """
+
+    def __init__(
+        self, total: int, what: str, unit: str, *, done_before: int = 0, interval_s: float = 10.0
+    ):
+        """Start the clock.
+
+        Args:
+          total: Units of work in all.
+          what: The work, for example 'prepare ucf101'.
+          unit: What is counted, for example 'videos'.
+          done_before: Units that an earlier run has done; they do not count for the rate.
+          interval_s: Least number of seconds between two lines.
+        """
+        self._total, self._what, self._unit, self._interval = total, what, unit, interval_s
+        self._start = self._last = time.monotonic()
+        self._before = self._count = done_before
+        # The first unit also pays for compilation and start-up, so the rate is that of the others.
+        self._first_end, self._first_count = 0.0, 0
+
+    def advance(self, count: int = 1) -> None:
+        """Count finished units, and say so if the last line is old enough."""
+        now = time.monotonic()
+        if not self._first_end:
+            self._first_end, self._first_count = now, self._count + count
+        self._count += count
+        if now - self._last >= self._interval and self._count > self._first_count:
+            self._last = now
+            rate = (self._count - self._first_count) / (now - self._first_end)
+            remaining = (self._total - self._count) / rate
+            say(
+                f"{self._what}: {self._count}/{self._total} {self._unit}, "
+                f"{rate:.1f} {self._unit}/s, {_duration(remaining)} left"
+            )
+
+    def done(self) -> None:
+        """Say how much was done in what time."""
+        seconds = time.monotonic() - self._start
+        count = self._count - self._before
+        say(f"{self._what}: {count} {self._unit} in {_duration(seconds)}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

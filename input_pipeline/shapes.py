@@ -1,0 +1,393 @@
+"""Pictures of the embedded data set `moving_shapes`, drawn with numpy; no video code here.
+
+A class is a shape and a motion, such as "star spinning". A round textured tile that bears the shape
+moves over a textured background, with a slow camera drift, small static distractors and noise.
+Three properties make the data set a test of fusion:
+
+* The state at the middle frame (place, size, angle, colours, noise) is drawn before the motion is
+  known, and extrapolated both ways. So the middle frame is the very same picture for all motions.
+* What moves is the tile, and the tile is round for all shapes. So the motion outlines a disc,
+  whatever the shape on it.
+* Every motion is its own mirror image, so a horizontal flip keeps the label true.
+
+Groups are (background, palette) pairs, so a group never shares either with another group.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+MOTIONS = ("rising", "falling", "sliding", "spinning", "growing", "shrinking")
+
+COLORS = {
+    "red": (215, 45, 45),
+    "orange": (240, 140, 30),
+    "yellow": (235, 220, 50),
+    "green": (50, 165, 65),
+    "cyan": (50, 205, 215),
+    "blue": (45, 80, 215),
+    "purple": (135, 55, 180),
+    "pink": (240, 130, 190),
+}
+
+# Fractions of the shorter side of the picture.
+_TILE_RADIUS = (0.17, 0.22)
+_TRAVEL = (0.42, 0.50)  # over the whole clip
+_DRIFT = 0.05  # of the camera over the whole clip, at most
+
+_ZOOM = (1.55, 1.70)  # the size at either end of the clip against that at the middle
+_TURN = (2.2, 3.0)  # radians over the whole clip
+
+_SPRITE = 80  # pixels a side of the stored tile, which spans -1..1 in tile coordinates
+_TEXTURE = 50.0  # amplitude of each octave of the tile's texture, in grey levels
+_NOISE = 3.0  # standard deviation of the frames' noise, in grey levels
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """What a caption can say of a clip beside its shape and motion.
+
+    Attributes:
+        color: a key of `COLORS`, the colour of the shape.
+        size: "small" or "large", the size at the middle frame.
+    """
+
+    color: str
+    size: str
+
+
+@dataclass(frozen=True)
+class _State:
+    """The clip at its middle frame; lengths as fractions of the picture's shorter side."""
+
+    color: str
+    tile_grey: float
+    radius: float
+    travel: float
+    zoom: float
+    offset: np.ndarray  # [2] of the place, each -1..1 of the room that is left (x, y)
+    angle: float
+    drift: np.ndarray  # [2] camera drift over the whole clip (x, y)
+    window: np.ndarray  # [2] 0..1, where in the group's background the clip is filmed (x, y)
+    texture: np.ndarray  # [_SPRITE, _SPRITE] -1..1
+    distractors: np.ndarray  # [k, 6] form, x, y, size, angle, grey, each 0..1
+
+
+def appearance(*, group_seed: int, clip_seed: int) -> Appearance:
+    """Returns the colour and the size word of the clip that has these seeds."""
+    state = _draw_state(group_seed, clip_seed)
+    small = state.radius < sum(_TILE_RADIUS) / 2
+    return Appearance(color=state.color, size="small" if small else "large")
+
+
+def render_clip(
+    shape: str,
+    motion: str,
+    *,
+    group_seed: int,
+    clip_seed: int,
+    num_frames: int,
+    height: int,
+    width: int,
+) -> np.ndarray:
+    """Draws one clip.
+
+    The distance travelled, the turn and the zoom are those of the whole clip, so the shape stays
+    inside the picture for any number of frames (24 frames of 128 x 128: 2.2 to 2.7 pixels a frame).
+
+    Args:
+        shape: one of `SHAPES`.
+        motion: one of `MOTIONS`; "sliding" is sideways and "spinning" turns, in a random direction.
+        group_seed: chooses the background and the palette.
+        clip_seed: chooses everything else, within the group.
+        num_frames: length of the clip; the middle frame is `num_frames // 2`.
+        height: of the picture, in pixels, at least 32.
+        width: of the picture, in pixels, at least 32.
+
+    Returns:
+        uint8 [num_frames, height, width, 3], RGB.
+
+    Raises:
+        ValueError: for an unknown shape or motion, no frame, or a picture that is too small.
+    """
+    if shape not in SHAPES:
+        raise ValueError(f"shape is {shape!r}; choose one of {', '.join(SHAPES)}")
+    if motion not in MOTIONS:
+        raise ValueError(f"motion is {motion!r}; choose one of {', '.join(MOTIONS)}")
+    if num_frames < 1:
+        raise ValueError(f"num_frames is {num_frames}; a clip needs at least 1")
+    if min(height, width) < 32:
+        raise ValueError(f"the picture is {width}x{height}; shapes need at least 32x32 pixels")
+
+    state = _draw_state(group_seed, clip_seed)
+    # A stream of its own, so that drawing the motion cannot disturb the state.
+    rng = _rng("motion", group_seed, clip_seed)
+    direction = rng.choice((-1.0, 1.0))
+    turn = rng.uniform(*_TURN)
+    noise_shifts = rng.integers(0, (height, width), size=(num_frames, 2))
+    middle = num_frames // 2
+    noise_shifts[middle] = 0
+
+    unit = min(height, width)
+    # Room for the worst motion, so that the place says nothing about which motion it is.
+    reach = max(state.radius + state.travel / 2, state.radius * state.zoom)
+    room = np.maximum(np.array((width, height)) / 2 - reach * unit - 1, 0)
+    center = np.array((width, height)) / 2 + state.offset * room
+
+    background = _background(state, group_seed, clip_seed, height, width)
+    sprite = _sprite(shape, state)
+    noise_rng = _rng("noise", group_seed, clip_seed)
+    noise = noise_rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(_NOISE)
+
+    frames = np.empty((num_frames, height, width, 3), np.uint8)
+    for t in range(num_frames):
+        progress = (t - middle) / num_frames  # within -0.5 .. 0.5
+        x, y = center
+        radius, angle = state.radius * unit, state.angle
+        if motion == "rising":
+            y -= state.travel * unit * progress
+        elif motion == "falling":
+            y += state.travel * unit * progress
+        elif motion == "sliding":
+            x += direction * state.travel * unit * progress
+        elif motion == "spinning":
+            angle += direction * turn * progress
+        elif motion == "growing":
+            radius *= state.zoom ** (2 * progress)
+        else:
+            radius *= state.zoom ** (-2 * progress)
+        picture = _film(background, state.drift * unit * progress, height, width)
+        _paint(picture, sprite, x, y, radius, angle)
+        picture += np.roll(noise, noise_shifts[t], axis=(0, 1))
+        frames[t] = np.clip(picture + 0.5, 0, 255)
+    return frames
+
+
+def render_still(
+    shape: str, *, group_seed: int, clip_seed: int, height: int, width: int
+) -> np.ndarray:
+    """Draws the middle frame of the clips with these seeds; it is the same for all motions.
+
+    Args:
+        shape: one of `SHAPES`.
+        group_seed: as in `render_clip`.
+        clip_seed: as in `render_clip`.
+        height: of the picture, in pixels, at least 32.
+        width: of the picture, in pixels, at least 32.
+
+    Returns:
+        uint8 [height, width, 3], RGB.
+
+    Raises:
+        ValueError: for an unknown shape or a picture that is too small.
+    """
+    clip = render_clip(
+        shape,
+        MOTIONS[0],
+        group_seed=group_seed,
+        clip_seed=clip_seed,
+        num_frames=1,
+        height=height,
+        width=width,
+    )
+    return clip[0]
+
+
+def _rng(stream: str, *seeds: int) -> np.random.Generator:
+    # The stream's number comes first and is never 0: numpy takes (5,) and (5, 0) for the same seed.
+    number = ("palette", "backdrop", "state", "motion", "noise").index(stream) + 1
+    return np.random.default_rng((number, *seeds))
+
+
+def _palette(group_seed: int) -> tuple[list[str], np.ndarray]:
+    """Returns the names of the group's shape colours and its two background colours [2, 3]."""
+    rng = _rng("palette", group_seed)
+    names = rng.permutation(list(COLORS))
+    tint = np.array(COLORS[names[0]], np.float32)
+    greys = rng.uniform(60, 190, size=(2, 1)).astype(np.float32)
+    # Muted, so that the background is never mistaken for the shape's own, vivid colour.
+    return [str(name) for name in names[1:4]], 0.3 * tint + 0.7 * greys
+
+
+def _draw_state(group_seed: int, clip_seed: int) -> _State:
+    rng = _rng("state", group_seed, clip_seed)
+    names, _ = _palette(group_seed)
+    color = names[rng.integers(len(names))]
+    luma = float(np.dot(COLORS[color], (0.299, 0.587, 0.114)))
+    # Light under a dark shape and dark under a light one.
+    tile_grey = rng.uniform(195, 225) if luma < 135 else rng.uniform(40, 70)
+    return _State(
+        color=color,
+        tile_grey=tile_grey,
+        radius=rng.uniform(*_TILE_RADIUS),
+        travel=rng.uniform(*_TRAVEL),
+        zoom=rng.uniform(*_ZOOM),
+        offset=rng.uniform(-1, 1, size=2),
+        angle=rng.uniform(0, 2 * np.pi),
+        drift=rng.uniform(-_DRIFT, _DRIFT, size=2),
+        window=rng.uniform(0, 1, size=2),
+        texture=_noise_field(rng, _SPRITE, _SPRITE, 7) + _noise_field(rng, _SPRITE, _SPRITE, 13),
+        distractors=rng.uniform(0, 1, size=(rng.integers(4, 8), 6)),
+    )
+
+
+def _noise_field(rng: np.random.Generator, height: int, width: int, cells: int) -> np.ndarray:
+    """Returns smooth value noise float32 [height, width] in -1..1."""
+    grid = rng.uniform(-1, 1, size=(cells + 1, cells + 1)).astype(np.float32)
+    return _interpolate(_interpolate(grid, height, cells).T, width, cells).T
+
+
+def _interpolate(rows: np.ndarray, size: int, cells: int) -> np.ndarray:
+    """Interpolates [cells + 1, n] smoothly to [size, n]; no BLAS, whose threads would fight."""
+    position = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
+    low = np.minimum(position.astype(np.int32), cells - 1)
+    fraction = (position - low)[:, None]
+    fraction = fraction * fraction * (3 - 2 * fraction)
+    below = rows[low]
+    return below + fraction * (rows[low + 1] - below)
+
+
+def _background(
+    state: _State, group_seed: int, clip_seed: int, height: int, width: int
+) -> np.ndarray:
+    """Returns the clip's part of the group's background, with a border for the camera drift.
+
+    float32 [height + 2 b, width + 2 b, 3]; the middle frame sees it without the border.
+    """
+    border = _border(height, width)
+    rows, columns = height + 2 * border, width + 2 * border
+    # The group's backdrop is half as large again as a clip's view of it.
+    full_rows, full_columns = rows * 3 // 2, columns * 3 // 2
+    rng = _rng("backdrop", group_seed)
+    _, (first, second) = _palette(group_seed)
+    mix = 0.5 + 0.5 * _noise_field(rng, full_rows, full_columns, 6)
+    detail = 26 * _noise_field(rng, full_rows, full_columns, 16)
+    detail += 22 * _noise_field(rng, full_rows, full_columns, 40)
+    left = int(state.window[0] * (full_columns - columns))
+    top = int(state.window[1] * (full_rows - rows))
+    view = np.s_[top : top + rows, left : left + columns]
+    canvas = first + (second - first) * mix[view][..., None] + detail[view][..., None]
+    for distractor in state.distractors:
+        _paint_distractor(canvas, distractor)
+    return canvas
+
+
+def _border(height: int, width: int) -> int:
+    # Half of the drift on either side of the middle, and one pixel for the interpolation.
+    return int(np.ceil(_DRIFT / 2 * min(height, width))) + 1
+
+
+def _film(background: np.ndarray, shift: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Returns the picture float32 [height, width, 3] with the camera moved by `shift` (x, y)."""
+    border = _border(height, width)
+    left, top = np.floor(shift).astype(int)
+    fx, fy = (shift - np.floor(shift)).astype(np.float32)
+    left, top = left + border, top + border
+    rows = background[top : top + height + 1]
+    rows = rows[:-1] + fy * (rows[1:] - rows[:-1]) if fy else rows[:-1].copy()
+    columns = rows[:, left : left + width + 1]
+    if not fx:
+        return columns[:, :-1].copy()
+    return columns[:, :-1] + fx * (columns[:, 1:] - columns[:, :-1])
+
+
+def _paint_distractor(canvas: np.ndarray, distractor: np.ndarray) -> None:
+    """Paints a bar, a corner or a crescent in grey on the canvas, in place."""
+    form, x, y, size, angle, grey = distractor
+    height, width, _ = canvas.shape
+    radius = (0.03 + 0.025 * size) * min(height, width)
+    cx, cy = x * width, y * height
+    box, u, v = _tile_coordinates(height, width, cx, cy, radius, 2 * np.pi * angle)
+    if form < 1 / 3:
+        inside = (np.abs(u) < 1) & (np.abs(v) < 0.2)
+    elif form < 2 / 3:
+        inside = (np.abs(u + 0.5) < 0.2) & (np.abs(v) < 0.7)
+        inside |= (np.abs(v - 0.5) < 0.2) & (np.abs(u) < 0.7)
+    else:
+        inside = (np.hypot(u, v) < 0.9) & (np.hypot(u - 0.45, v) > 0.8)
+    canvas[box][inside] = 40 + 180 * grey
+
+
+def _tile_coordinates(
+    height: int, width: int, x: float, y: float, radius: float, angle: float
+) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+    """Returns the box of pixels around a tile, and their float32 coordinates on it (-1..1)."""
+    left, right = max(int(x - radius) - 1, 0), min(int(x + radius) + 2, width)
+    top, bottom = max(int(y - radius) - 1, 0), min(int(y + radius) + 2, height)
+    dx = (np.arange(left, right, dtype=np.float32) + np.float32(0.5 - x))[None, :]
+    dy = (np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - y))[:, None]
+    cos, sin = np.float32(np.cos(angle) / radius), np.float32(np.sin(angle) / radius)
+    return np.s_[top:bottom, left:right], cos * dx + sin * dy, cos * dy - sin * dx
+
+
+def _paint(
+    picture: np.ndarray, sprite: np.ndarray, x: float, y: float, radius: float, angle: float
+) -> None:
+    """Blends the sprite into the picture at (x, y), in place, with bilinear sampling."""
+    height, width, _ = picture.shape
+    box, u, v = _tile_coordinates(height, width, x, y, radius, angle)
+    column = np.clip((u + 1) * (_SPRITE / 2) - 0.5, 0, _SPRITE - 1.001)
+    row = np.clip((v + 1) * (_SPRITE / 2) - 0.5, 0, _SPRITE - 1.001)
+    left, top = column.astype(np.int32), row.astype(np.int32)
+    fx, fy = (column - left)[..., None], (row - top)[..., None]
+    flat = sprite.reshape(-1, 3)
+    corner = top * _SPRITE + left
+    upper = flat[corner] + fx * (flat[corner + 1] - flat[corner])
+    lower = flat[corner + _SPRITE] + fx * (flat[corner + _SPRITE + 1] - flat[corner + _SPRITE])
+    color = upper + fy * (lower - upper)
+    cover = np.clip((1 - np.hypot(u, v)) * np.float32(radius) + 0.5, 0, 1)[..., None]
+    picture[box] += cover * (color - picture[box])
+
+
+def _sprite(shape: str, state: _State) -> np.ndarray:
+    """Returns the tile with the shape on it, float32 [_SPRITE, _SPRITE, 3]."""
+    mask = _shape_mask(shape)[..., None]
+    color = np.array(COLORS[state.color], np.float32)
+    tile = np.float32(state.tile_grey)
+    # One texture over tile and shape alike, so that its motion does not outline the shape.
+    return tile + mask * (color - tile) + np.float32(_TEXTURE) * state.texture[..., None]
+
+
+def _polygon(shape: str) -> np.ndarray:
+    """Returns the corners [n, 2] of a shape that has any, in tile coordinates."""
+    if shape == "cross":
+        arm, tip = 0.24, 0.82
+        quarter = np.array([(arm, tip), (arm, arm), (tip, arm)])
+        turned = [quarter]
+        for _ in range(3):
+            turned.append(turned[-1] @ np.array([(0, -1), (1, 0)]))
+        return np.concatenate(turned)
+    corners, radii = {
+        "square": (4, (0.86,)),
+        "triangle": (3, (0.88,)),
+        "star": (10, (0.9, 0.38)),
+    }[shape]
+    angles = 2 * np.pi * np.arange(corners) / corners
+    radius = np.resize(radii, corners)
+    return np.stack([radius * np.sin(angles), -radius * np.cos(angles)], axis=-1)
+
+
+@functools.cache
+def _shape_mask(shape: str) -> np.ndarray:
+    """Returns how much of each sprite pixel the shape covers, float32 [_SPRITE, _SPRITE] 0..1."""
+    fine = 4
+    axis = (np.arange(_SPRITE * fine) + 0.5) / (_SPRITE * fine) * 2 - 1
+    x, y = axis[None, :], axis[:, None]
+    if shape == "circle":
+        inside = np.hypot(x, y) < 0.66
+    elif shape == "ring":
+        distance = np.hypot(x, y)
+        inside = (distance < 0.84) & (distance > 0.50)
+    else:
+        # Even-odd rule: count the edges that a ray to the right crosses.
+        inside = np.zeros((axis.size, axis.size), bool)
+        corners = _polygon(shape)
+        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            if y0 == y1:
+                continue
+            crossing = x0 + (y - y0) * (x1 - x0) / (y1 - y0)
+            inside ^= ((y0 > y) != (y1 > y)) & (x < crossing)
+    blocks = inside.reshape(_SPRITE, fine, _SPRITE, fine)
+    return blocks.mean(axis=(1, 3), dtype=np.float32)

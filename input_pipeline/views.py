@@ -1,0 +1,241 @@
+"""From one stored example to the views that the networks see (TensorFlow ops).
+
+`predict` runs these very functions on a video that was never stored.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline import augment, sampling
+from input_pipeline.video import PreparedVideo, VideoSpec
+
+# A field takes up to 4 MB while it is accumulated; more segments than this go in turns.
+_FIELDS_AT_ONCE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class MotionViews:
+    """How motion is sampled, scaled and cropped.
+
+    Attributes:
+      num_segments: Frames of a view, one from each equal part of the video.
+      image_size: Side in pixels of what the network sees.
+      resize_size: Side in pixels that a picture is resized to before a test crop.
+      scales: Shares of the picture's side that a training crop takes, each in (0, 1].
+      flip_probability: Probability of a training view's horizontal flip.
+      crops: Test views of each frame: 1 (the middle) or 10 (corners and middle, each also flipped).
+      bound: Motion in pixels that reaches the ends of the byte range.
+      accumulated: Motion since the GOP's I-frame; False for the frame's own against the one before.
+    """
+
+    num_segments: int = 3
+    image_size: int = 224
+    resize_size: int = 256
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75)
+    flip_probability: float = 0.5
+    crops: int = 1
+    bound: float = 20.0
+    accumulated: bool = True
+
+    def __post_init__(self):
+        # Config files give lists; a frozen, hashable value keeps traced functions reusable.
+        object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
+        if self.num_segments < 1:
+            raise ValueError(f"MotionViews.num_segments is {self.num_segments}, least is 1")
+        if not 1 <= self.image_size <= self.resize_size:
+            raise ValueError(
+                f"MotionViews.image_size is {self.image_size}, must be from 1 to resize_size, "
+                f"{self.resize_size}"
+            )
+        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            raise ValueError(f"MotionViews.scales are {self.scales}, each must lie in (0, 1]")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"MotionViews.flip_probability is {self.flip_probability}")
+        if self.crops not in (1, 10):
+            raise ValueError(f"MotionViews.crops is {self.crops}, must be 1 or 10")
+        if self.bound <= 0:
+            raise ValueError(f"MotionViews.bound is {self.bound}, must be above 0")
+
+
+def example_from_video(prepared: PreparedVideo) -> dict[str, tf.Tensor]:
+    """Turn a prepared video into the tensors that a stored example gives.
+
+    Args:
+      prepared: From `prepare_video` or `prepare_frames`.
+
+    Returns:
+      `displacements` int16 `[n, gh, gw, 2]`, `is_intra` bool `[n]`, `num_frames` int64 scalar,
+      `frames` string `[k]` (JPEG), `frame_indices` int32 `[k]`.
+    """
+    return {
+        "displacements": tf.constant(prepared.displacements),
+        "is_intra": tf.constant(prepared.is_intra),
+        "num_frames": tf.constant(prepared.num_frames, tf.int64),
+        "frames": tf.constant(prepared.frames),
+        "frame_indices": tf.constant(prepared.frame_indices),
+    }
+
+
+def training_view(
+    example: Mapping[str, tf.Tensor], views: MotionViews, spec: VideoSpec, seed: tf.Tensor
+) -> tf.Tensor:
+    """Draw one augmented view of a video's motion.
+
+    Args:
+      example: As `example_from_video` gives.
+      views: What to draw.
+      spec: The canonical form of the example.
+      seed: int `[2]`; the view is a pure function of it and the example.
+
+    Returns:
+      uint8 `[num_segments, image_size, image_size, 2]`.
+    """
+    seeds = tf.random.split(seed, 2)
+    indices = sampling.training_segments(example["num_frames"], views.num_segments, seeds[0])
+    fields = _fields(example, indices, views, spec)
+    return augment.random_crop_flip(
+        fields, views.image_size, views.scales, views.flip_probability, seeds[1]
+    )
+
+
+def test_view(example: Mapping[str, tf.Tensor], views: MotionViews, spec: VideoSpec) -> tf.Tensor:
+    """Return the test views of a video's motion, always the same.
+
+    Args:
+      example: As `example_from_video` gives.
+      views: Segments and crops.
+      spec: The canonical form of the example.
+
+    Returns:
+      uint8 `[crops, num_segments, image_size, image_size, 2]`.
+    """
+    indices = sampling.test_segments(example["num_frames"], views.num_segments)
+    fields = _fields(example, indices, views, spec)
+    if views.crops == 10:
+        return augment.ten_crops(fields, views.resize_size, views.image_size)
+    return augment.center_crop(fields, views.resize_size, views.image_size)[None]
+
+
+test_view.__test__ = False  # type: ignore[attr-defined]
+
+
+def view_of_example(
+    example: Mapping[str, tf.Tensor],
+    spec: VideoSpec,
+    *,
+    motion: MotionViews | None,
+    augmented_views: int = 0,
+    frames: str | None = None,
+    image_size: int = 224,
+    seed: tf.Tensor | None = None,
+) -> dict[str, tf.Tensor]:
+    """Return what the networks see of one video.
+
+    Args:
+      example: As `example_from_video` gives.
+      spec: The canonical form of the example.
+      motion: Segments and crops; None for no motion.
+      augmented_views: Number of random training views; 0 for the test views.
+      frames: Which stored RGB frames: 'middle', 'random' (one) or 'uniform_<k>' (the `k` stored
+        frames next to the centres of `k` equal parts); None for none.
+      image_size: Side in pixels of the RGB frames.
+      seed: int `[2]` for the random views and frames; None where nothing is random.
+
+    Returns:
+      `motion` uint8 `[V, S, size, size, 2]` and `images` uint8 `[k, image_size, image_size, 3]`,
+      each if asked for.
+
+    Raises:
+      ValueError: `frames` is unknown, or something random lacks a seed.
+    """
+    if seed is None and (frames == "random" or (motion is not None and augmented_views)):
+        raise ValueError("random views need a seed")
+    view = {}
+    if motion is not None and augmented_views:
+        # One after the other, to hold one view's intermediate values at a time.
+        view["motion"] = tf.map_fn(
+            lambda number: training_view(example, motion, spec, fold_in(seed, number + 1)),
+            tf.range(augmented_views),
+            fn_output_signature=tf.TensorSpec(
+                [motion.num_segments, motion.image_size, motion.image_size, 2], tf.uint8
+            ),
+        )
+    elif motion is not None:
+        view["motion"] = test_view(example, motion, spec)
+    if frames is not None:
+        positions = _frame_positions(example, frames, seed)
+        view["images"] = tf.stack(
+            [
+                augment.clip_image(example["frames"][positions[k]], image_size)
+                for k in range(positions.shape[0])
+            ]
+        )
+    return view
+
+
+def fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
+    """Derive an independent int `[2]` seed from a seed and a number."""
+    return tf.random.fold_in(seed, number)
+
+
+def num_images(frames: str) -> int:
+    """Return how many RGB frames a choice of frames gives.
+
+    Raises:
+      ValueError: The choice is not 'middle', 'random' or 'uniform_<k>'.
+    """
+    if frames in ("middle", "random"):
+        return 1
+    kind, _, count = frames.partition("_")
+    if kind == "uniform" and count.isdigit() and int(count):
+        return int(count)
+    raise ValueError(f"frames is {frames!r}, must be 'middle', 'random' or 'uniform_<k>'")
+
+
+def _frame_positions(
+    example: Mapping[str, tf.Tensor], frames: str, seed: tf.Tensor | None
+) -> tf.Tensor:
+    """Return int32 `[k]`, positions in the stored frames."""
+    count = num_images(frames)
+    stored = example["frame_indices"]
+    num_frames = tf.cast(example["num_frames"], tf.int32)
+    if frames == "random":
+        return tf.random.stateless_uniform([1], fold_in(seed, 0), 0, tf.size(stored), tf.int32)
+    if frames == "middle":
+        wanted = num_frames[None] // 2
+    else:
+        centres = (np.arange(count) + 0.5) / count
+        wanted = tf.cast(centres * tf.cast(num_frames, tf.float64), tf.int32)
+    distance = tf.abs(stored[None, :] - wanted[:, None])
+    return tf.ensure_shape(tf.argmin(distance, 1, tf.int32), [count])
+
+
+def _fields(
+    example: Mapping[str, tf.Tensor], indices: tf.Tensor, views: MotionViews, spec: VideoSpec
+) -> tf.Tensor:
+    """Return uint8 `[S, height, width, 2]`."""
+    if views.accumulated:
+        indices = sampling.frame_before_intra(indices, example["is_intra"])
+
+    def some(indices: tf.Tensor) -> tf.Tensor:
+        fields = augment.accumulate_tf(
+            example["displacements"],
+            example["is_intra"],
+            indices,
+            spec.height,
+            spec.width,
+            views.accumulated,
+        )
+        return augment.scale_to_uint8(fields, views.bound)
+
+    if views.num_segments <= _FIELDS_AT_ONCE:
+        return some(indices)
+    one = tf.map_fn(
+        lambda index: some(index[None])[0],
+        indices,
+        fn_output_signature=tf.TensorSpec([spec.height, spec.width, 2], tf.uint8),
+    )
+    return tf.ensure_shape(one, [views.num_segments, spec.height, spec.width, 2])
