@@ -1,0 +1,369 @@
+"""EfficientNet (Tan and Le, 2019, arXiv 1905.11946) as timm defines it.
+
+timm's `efficientnet_b0` and its kin differ from the original TensorFlow release: symmetric padding,
+BatchNorm eps 1e-5 and torch momentum 0.1. Neither dropout nor stochastic depth, as timm builds it
+by default.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from moclip_jax.models.batch_norm import BatchNorm
+from moclip_jax.models.depthwise import depthwise_conv
+
+# Per stage of B0: expansion of the inner channels, output channels, blocks, kernel size, stride of
+# the first block.
+_STAGES = (
+    (1, 16, 1, 3, 1),
+    (6, 24, 2, 3, 2),
+    (6, 40, 2, 5, 2),
+    (6, 80, 3, 3, 2),
+    (6, 112, 3, 5, 1),
+    (6, 192, 4, 5, 2),
+    (6, 320, 1, 3, 1),
+)
+_STEM_CHANNELS = 32
+_HEAD_CHANNELS = 1280
+_SQUEEZE_RATIO = 0.25
+
+# Width and depth multipliers. 'tiny' and 'small' are ours, for motion fields of 64 to 128 pixels on
+# a CPU.
+_MULTIPLIERS = {
+    "tiny": (0.25, 0.3),
+    "small": (0.5, 0.5),
+    "b0": (1.0, 1.0),
+    "b1": (1.0, 1.1),
+    "b2": (1.1, 1.2),
+    "b3": (1.2, 1.4),
+}
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """Sizes of one block; kernel size and stride are those of its depthwise convolution."""
+
+    in_channels: int
+    inner_channels: int
+    out_channels: int
+    kernel_size: int
+    stride: int
+
+    @property
+    def squeezed_channels(self) -> int:
+        """Width of the squeeze-excitation bottleneck: a quarter of the block's input channels."""
+        return round(self.in_channels * _SQUEEZE_RATIO)
+
+
+@dataclass(frozen=True)
+class EfficientNetConfig:
+    """What an EfficientNet is made of.
+
+    Attributes:
+        width_multiplier: scales every number of channels (rounded to a multiple of 8).
+        depth_multiplier: scales the number of blocks of every stage (rounded up).
+        in_channels: 3 for pictures, 2 for motion fields.
+        num_classes: outputs of the classifier.
+        dtype: of the computation; parameters and statistics are always float32.
+    """
+
+    width_multiplier: float = 1.0
+    depth_multiplier: float = 1.0
+    in_channels: int = 3
+    num_classes: int = 1000
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    def __post_init__(self):
+        for field in ("width_multiplier", "depth_multiplier", "in_channels", "num_classes"):
+            if getattr(self, field) <= 0:
+                raise ValueError(
+                    f"EfficientNetConfig.{field} must be positive, got {getattr(self, field)}"
+                )
+
+    @classmethod
+    def named(cls, name: str, **overrides) -> Self:
+        """The configuration called b0, b1, b2, b3, small or tiny, with some fields replaced.
+
+        Raises:
+            ValueError: there is no such name.
+        """
+        if name not in _MULTIPLIERS:
+            raise ValueError(f"no EfficientNet {name!r}; the names are {', '.join(_MULTIPLIERS)}")
+        width, depth = _MULTIPLIERS[name]
+        return cls(**{"width_multiplier": width, "depth_multiplier": depth} | overrides)
+
+    @property
+    def num_features(self) -> int:
+        """Length of the pooled feature vector, 1280 for b0."""
+        return self._channels(_HEAD_CHANNELS)
+
+    @property
+    def stem_channels(self) -> int:
+        """Output channels of the stem."""
+        return self._channels(_STEM_CHANNELS)
+
+    @property
+    def stages(self) -> tuple[tuple[BlockConfig, ...], ...]:
+        """The blocks of every stage, in order."""
+        stages = []
+        channels = self.stem_channels
+        for expansion, out_channels, num_blocks, kernel_size, stride in _STAGES:
+            stage = []
+            for index in range(math.ceil(num_blocks * self.depth_multiplier)):
+                block = BlockConfig(
+                    channels,
+                    _round_channels(channels * expansion),
+                    self._channels(out_channels),
+                    kernel_size,
+                    stride if index == 0 else 1,
+                )
+                stage.append(block)
+                channels = block.out_channels
+            stages.append(tuple(stage))
+        return tuple(stages)
+
+    def _channels(self, channels: int) -> int:
+        return _round_channels(channels * self.width_multiplier)
+
+
+class Conv(nnx.Module):
+    """A dense convolution without bias, padding k // 2; `kernel` is [k, k, in, out]."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        *,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.stride = stride
+        self.dtype = dtype
+        shape = (kernel_size, kernel_size, in_channels, out_channels)
+        self.kernel = nnx.Param(
+            _fan_out_normal(kernel_size**2 * out_channels)(rngs.params(), shape)
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, in] -> [N, (H - 1) // stride + 1, (W - 1) // stride + 1, out]."""
+        kernel = self.kernel[...].astype(self.dtype)
+        padding = kernel.shape[0] // 2
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=((padding, padding), (padding, padding)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class PointwiseConv(nnx.Module):
+    """A 1 x 1 convolution without bias; `kernel` is [in, out].
+
+    A matrix product rather than a convolution: the same to a GPU, and several times faster on CPU.
+    Of two-dimensional
+    arrays: with four dimensions XLA's CPU backend copies the transposed gradient, which doubles the
+    backward pass.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype = dtype
+        shape = (in_channels, out_channels)
+        self.kernel = nnx.Param(_fan_out_normal(out_channels)(rngs.params(), shape))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, in] -> [N, H, W, out]."""
+        rows = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(self.dtype)
+        return rows.reshape(*x.shape[:-1], -1)
+
+
+class DepthwiseConv(nnx.Module):
+    """A depthwise convolution without bias, padding k // 2; `kernel` is [k, k, channels]."""
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        stride: int,
+        *,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.stride = stride
+        self.dtype = dtype
+        shape = (kernel_size, kernel_size, channels)
+        # One output channel per group, so the fan out is k * k.
+        self.kernel = nnx.Param(_fan_out_normal(kernel_size**2)(rngs.params(), shape))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> [N, (H - 1) // stride + 1, (W - 1) // stride + 1, C]."""
+        return depthwise_conv(x, self.kernel[...].astype(self.dtype), self.stride)
+
+
+class SqueezeExcite(nnx.Module):
+    """Scales every channel by a gate computed from the means of all channels (Hu et al., 2018)."""
+
+    def __init__(
+        self,
+        channels: int,
+        squeezed_channels: int,
+        *,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.reduce = nnx.Linear(
+            channels,
+            squeezed_channels,
+            kernel_init=_fan_out_normal(squeezed_channels),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.expand = nnx.Linear(
+            squeezed_channels,
+            channels,
+            kernel_init=_fan_out_normal(channels),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> [N, H, W, C]."""
+        gate = nnx.sigmoid(self.expand(nnx.silu(self.reduce(_spatial_mean(x).astype(x.dtype)))))
+        return x * gate[:, None, None, :]
+
+
+class Block(nnx.Module):
+    """Inverted residual (MBConv): expand, depthwise, squeeze-excitation, project.
+
+    A block whose inside is as wide as its input has no expansion (`expand` and `expand_norm` are
+    None): timm calls it a depthwise-separable block.
+    """
+
+    def __init__(self, config: BlockConfig, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
+        inner = config.inner_channels
+        self.has_skip = config.stride == 1 and config.in_channels == config.out_channels
+        if inner != config.in_channels:
+            self.expand = PointwiseConv(config.in_channels, inner, dtype=dtype, rngs=rngs)
+            self.expand_norm = BatchNorm(inner)
+        else:
+            self.expand = self.expand_norm = None
+        self.depthwise = DepthwiseConv(
+            inner, config.kernel_size, config.stride, dtype=dtype, rngs=rngs
+        )
+        self.depthwise_norm = BatchNorm(inner)
+        self.squeeze_excite = SqueezeExcite(inner, config.squeezed_channels, dtype=dtype, rngs=rngs)
+        self.project = PointwiseConv(inner, config.out_channels, dtype=dtype, rngs=rngs)
+        self.project_norm = BatchNorm(config.out_channels)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[N, H, W, in] -> [N, H', W', out], H' = (H - 1) // stride + 1."""
+        y = x
+        if self.expand is not None:
+            y = nnx.silu(self.expand_norm(self.expand(y), train=train))
+        y = nnx.silu(self.depthwise_norm(self.depthwise(y), train=train))
+        y = self.squeeze_excite(y)
+        # The projection is linear: no activation follows its normalisation.
+        y = self.project_norm(self.project(y), train=train)
+        return x + y if self.has_skip else y
+
+
+class EfficientNet(nnx.Module):
+    """An EfficientNet image classifier.
+
+    Attributes:
+        config: its `EfficientNetConfig`.
+        stem: the first convolution, and nothing else (its normalisation is `stem_norm`).
+        blocks: `nnx.List` of stages, each an `nnx.List` of `Block`.
+        head: the last 1 x 1 convolution, followed by `head_norm`.
+        classifier: `nnx.Linear` from the pooled features to the classes.
+    """
+
+    def __init__(self, config: EfficientNetConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype = config.dtype
+        self.stem = Conv(config.in_channels, config.stem_channels, 3, 2, dtype=dtype, rngs=rngs)
+        self.stem_norm = BatchNorm(config.stem_channels)
+        self.blocks = nnx.List(
+            nnx.List(Block(block, dtype=dtype, rngs=rngs) for block in stage)
+            for stage in config.stages
+        )
+        last_channels = config.stages[-1][-1].out_channels
+        self.head = PointwiseConv(last_channels, config.num_features, dtype=dtype, rngs=rngs)
+        self.head_norm = BatchNorm(config.num_features)
+        self.classifier = nnx.Linear(
+            config.num_features, config.num_classes, kernel_init=_classifier_uniform, rngs=rngs
+        )
+
+    def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """The pooled features, before the classifier.
+
+        Args:
+            x: [N, H, W, in_channels] of a floating dtype, already normalised.
+            train: normalise with the statistics of the batch and update the running ones in place.
+
+        Returns:
+            float32 [N, num_features].
+
+        Raises:
+            ValueError: x is not a batch of pictures with `in_channels` channels, or is of an
+                integer dtype.
+        """
+        if x.ndim != 4 or x.shape[3] != self.config.in_channels:
+            raise ValueError(
+                f"EfficientNet needs [N, H, W, {self.config.in_channels}], got {x.shape}"
+            )
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"EfficientNet needs floating input, got {x.dtype}: scale it first")
+        x = x.astype(self.config.dtype)
+        x = nnx.silu(self.stem_norm(self.stem(x), train=train))
+        for stage in self.blocks:
+            for block in stage:
+                x = block(x, train=train)
+        x = nnx.silu(self.head_norm(self.head(x), train=train))
+        return _spatial_mean(x)
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits, float32 [N, num_classes]; arguments and errors as `features`."""
+        return self.classifier(self.features(x, train=train))
+
+
+def _spatial_mean(x: jax.Array) -> jax.Array:
+    """Mean over height and width, in float32: [N, H, W, C] -> [N, C]."""
+    return jnp.mean(x, (1, 2), dtype=jnp.float32)
+
+
+def _round_channels(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple of the divisor, or one higher if that loses more than a tenth."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def _fan_out_normal(fan_out: int) -> nnx.Initializer:
+    """N(0, 2 / fan_out), timm's initial values for convolutions."""
+
+    def init(key: jax.Array, shape, dtype=jnp.float32, out_sharding=None) -> jax.Array:
+        del out_sharding
+        return jax.random.normal(key, shape, dtype) * math.sqrt(2.0 / fan_out)
+
+    return init
+
+
+def _classifier_uniform(key: jax.Array, shape, dtype=jnp.float32, out_sharding=None) -> jax.Array:
+    """U(-b, b) with b = 1 / sqrt(classes), timm's initial values for the classifier."""
+    del out_sharding
+    bound = shape[1] ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)

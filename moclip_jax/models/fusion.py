@@ -1,0 +1,99 @@
+"""The fusion head: the only part that is trained once both backbones are frozen."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moclip_jax.models.linear import torch_linear
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """What a fusion head is made of; the defaults are MoCLIP-Lite's, 969,829 parameters.
+
+    Attributes:
+        motion_features: length of the motion feature vector; 0 makes a head on CLIP alone.
+        appearance_features: length of the CLIP image embedding.
+        hidden: width of the hidden layer.
+        num_classes: number of action classes.
+        dropout: probability of dropping a hidden unit in training.
+    """
+
+    motion_features: int = 1280
+    appearance_features: int = 512
+    hidden: int = 512
+    num_classes: int = 101
+    dropout: float = 0.5
+
+    def __post_init__(self):
+        for field in ("appearance_features", "hidden", "num_classes"):
+            if getattr(self, field) <= 0:
+                raise ValueError(
+                    f"FusionConfig.{field} must be positive, got {getattr(self, field)}"
+                )
+        if self.motion_features < 0:
+            raise ValueError(
+                f"FusionConfig.motion_features must be 0 (none) or more, got {self.motion_features}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"FusionConfig.dropout must lie in [0, 1), got {self.dropout}")
+
+
+class FusionHead(nnx.Module):
+    """concat(motion, appearance) -> linear -> ReLU -> dropout -> linear.
+
+    Attributes:
+        config: its `FusionConfig`.
+        hidden: `nnx.Linear` from the concatenated features.
+        classifier: `nnx.Linear` to the classes.
+    """
+
+    def __init__(self, config: FusionConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        in_features = config.motion_features + config.appearance_features
+        self.hidden = torch_linear(in_features, config.hidden, rngs=rngs)
+        self.classifier = torch_linear(config.hidden, config.num_classes, rngs=rngs)
+
+    def __call__(
+        self, motion: jax.Array | None, appearance: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Classifies videos from their features.
+
+        Args:
+            motion: float [B, motion_features], averaged over the segments; None for a head on CLIP
+                alone.
+            appearance: float [B, appearance_features], the CLIP image embedding, not normalised.
+            rngs: with a stream `dropout`, for training; None switches dropout off.
+
+        Returns:
+            Logits, float32 [B, num_classes].
+
+        Raises:
+            ValueError: a feature is missing, unwanted or of another length than configured.
+        """
+        config = self.config
+        if appearance.shape[-1] != config.appearance_features:
+            raise ValueError(
+                f"FusionHead needs {config.appearance_features} appearance features, got "
+                f"{appearance.shape}"
+            )
+        if (motion is None) != (config.motion_features == 0):
+            state = "was given no" if motion is None else "takes no"
+            raise ValueError(
+                f"FusionHead with motion_features={config.motion_features} {state} motion features"
+            )
+        features = appearance
+        if motion is not None:
+            if motion.shape[-1] != config.motion_features:
+                raise ValueError(
+                    f"FusionHead needs {config.motion_features} motion features, got {motion.shape}"
+                )
+            features = jnp.concatenate([motion, appearance], axis=-1)
+        hidden = nnx.relu(self.hidden(features))
+        if rngs is not None and config.dropout > 0:
+            keep = 1.0 - config.dropout
+            kept = jax.random.bernoulli(rngs.dropout(), keep, hidden.shape)
+            hidden = jnp.where(kept, hidden / keep, 0.0)
+        return self.classifier(hidden)

@@ -1,0 +1,87 @@
+"""The motion network: a temporal segment network on fields of accumulated motion vectors.
+
+TSN (Wang et al., 2016, arXiv 1608.00859) with a two-channel EfficientNet, as in MoCLIP-Lite (arXiv
+2509.17084).
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moclip_jax.models.batch_norm import BatchNorm
+from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
+
+
+@dataclass(frozen=True)
+class MotionNetworkConfig:
+    """What a motion network is made of.
+
+    Attributes:
+        backbone: its EfficientNet, with `in_channels=2` and one output per action class.
+    """
+
+    backbone: EfficientNetConfig
+
+    def __post_init__(self):
+        if self.backbone.in_channels != 2:
+            raise ValueError(
+                "MotionNetworkConfig.backbone.in_channels must be 2 (x and y of the motion), got "
+                f"{self.backbone.in_channels}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of action classes."""
+        return self.backbone.num_classes
+
+    @property
+    def num_features(self) -> int:
+        """Length of the feature vector of one segment."""
+        return self.backbone.num_features
+
+
+class MotionNetwork(nnx.Module):
+    """Classifies a video from the motion fields of its segments.
+
+    Attributes:
+        config: its `MotionNetworkConfig`.
+        input_norm: `BatchNorm` of the two channels of the input.
+        backbone: `EfficientNet`.
+    """
+
+    def __init__(self, config: MotionNetworkConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.input_norm = BatchNorm(2)
+        self.backbone = EfficientNet(config.backbone, rngs=rngs)
+
+    def features(self, fields: jax.Array, *, train: bool = False) -> jax.Array:
+        """The features of every segment.
+
+        Args:
+            fields: [B, S, H, W, 2] (x, y), either uint8 (0..255, 128 is no motion), scaled here to
+                x / 255 - 0.5, or floating and already scaled so.
+            train: BatchNorm uses the statistics of all B * S fields and updates its running ones in
+                place.
+
+        Returns:
+            float32 [B, S, num_features].
+
+        Raises:
+            ValueError: another shape, or an integer dtype other than uint8.
+        """
+        if fields.ndim != 5 or fields.shape[4] != 2:
+            raise ValueError(f"MotionNetwork needs fields [B, S, H, W, 2], got {fields.shape}")
+        if fields.dtype == jnp.uint8:
+            fields = fields.astype(jnp.float32) / 255.0 - 0.5
+        elif not jnp.issubdtype(fields.dtype, jnp.floating):
+            raise ValueError(f"MotionNetwork needs uint8 or floating fields, got {fields.dtype}")
+        batch, segments = fields.shape[:2]
+        flat = fields.reshape(batch * segments, *fields.shape[2:])
+        flat = self.input_norm(flat, train=train)
+        return self.backbone.features(flat, train=train).reshape(batch, segments, -1)
+
+    def __call__(self, fields: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits averaged over the segments, float32 [B, num_classes]; the rest as `features`."""
+        return jnp.mean(self.backbone.classifier(self.features(fields, train=train)), axis=1)
