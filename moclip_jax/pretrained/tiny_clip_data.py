@@ -1,0 +1,134 @@
+"""Captioned pictures to train and test the embedded tiny CLIP on."""
+
+import dataclasses
+import io
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline.shapes import COLORS, MOTIONS, SHAPES, Appearance, appearance, render_clip
+
+IMAGE_SIZE = 64
+_RENDERED_SIZE = 128  # that of the embedded data set
+
+# Far from the groups of any data set, and from each other.
+TRAIN_GROUPS = 2**60
+TEST_GROUPS = 2**61
+
+TEMPLATES = (
+    "{}",
+    "a {}.",
+    "a photo of a {}.",
+    "a picture of a {}.",
+    "an image of a {}.",
+    "a drawing of a {}.",
+    "a video of a {}.",
+    "a still from a video of a {}.",
+    "a close-up photo of a {}.",
+    "a blurry photo of a {}.",
+    "an example of a {}.",
+    "there is a {} here.",
+    "this is a {}.",
+    "we see a {}.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+    """A caption and what it claims; None where it says nothing."""
+
+    text: str
+    shape: str
+    color: str | None
+    size: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Pictures and what is true of them.
+
+    Attributes:
+        images: uint8 [n, IMAGE_SIZE, IMAGE_SIZE, 3].
+        shapes: int32 [n], indices into `SHAPES`.
+        looks: n colours and sizes; an empty size where no word fits.
+    """
+
+    images: np.ndarray
+    shapes: np.ndarray
+    looks: list[Appearance]
+
+
+def random_caption(rng: np.random.Generator, shape: str, look: Appearance) -> Caption:
+    """Says the shape in one of many ways, and sometimes its colour and size.
+
+    Half of the captions name a motion, drawn without a look at the picture: class names of the
+    data set do so, too, and the text tower must find the shape in them nevertheless.
+    """
+    color = look.color if rng.random() < 0.4 else None
+    size = look.size if look.size and rng.random() < 0.25 else None
+    motion = str(rng.choice(MOTIONS)) if rng.random() < 0.5 else None
+    words = " ".join(word for word in (size, color, shape, motion) if word)
+    return Caption(str(rng.choice(TEMPLATES)).format(words), shape, color, size)
+
+
+def matches(captions: list[Caption], shapes: np.ndarray, looks: list[Appearance]) -> np.ndarray:
+    """Returns which caption is true of which picture: bool [pictures, captions]."""
+
+    def agree(claims: list[str | None], truth: list[str]) -> np.ndarray:
+        claimed, true = np.array(claims, object)[None], np.array(truth, object)[:, None]
+        return (claimed == true) | (claimed == None)  # noqa: E711 (elementwise)
+
+    return (
+        agree([caption.shape for caption in captions], [SHAPES[index] for index in shapes])
+        & agree([caption.color for caption in captions], [look.color for look in looks])
+        & agree([caption.size for caption in captions], [look.size for look in looks])
+    )
+
+
+def corpus() -> list[str]:
+    """Returns the texts that the vocabulary is learnt from: every word there is, in its place."""
+    nouns = [
+        f"{color} {shape} {motion}" for color in COLORS for shape in SHAPES for motion in MOTIONS
+    ]
+    sized = [f"{size} {noun}" for size in ("small", "large") for noun in nouns]
+    return [template.format(noun) for template in TEMPLATES for noun in sized]
+
+
+def training_pictures(num_clips: int) -> Pictures:
+    """Draws 4 frames of each of `num_clips` clips, half of them with the marks of JPEG.
+
+    A clip's frames differ in place, angle or size; all but the middle one go beyond what stills
+    show, so that the CLIP also knows frames from elsewhere in a video.
+    """
+    images, shapes, looks = [], [], []
+    for clip in range(num_clips):
+        rng = np.random.default_rng((TRAIN_GROUPS, clip))
+        shape = clip % len(SHAPES)
+        motion = str(rng.choice(MOTIONS))
+        frames = render_clip(
+            SHAPES[shape],
+            motion,
+            group_seed=TRAIN_GROUPS + clip,
+            clip_seed=0,
+            num_frames=4,
+            height=_RENDERED_SIZE,
+            width=_RENDERED_SIZE,
+        )
+        look = appearance(group_seed=TRAIN_GROUPS + clip, clip_seed=0)
+        if motion in ("growing", "shrinking"):
+            look = dataclasses.replace(look, size="")  # true of the middle frame only
+        for frame in frames:
+            picture = Image.fromarray(frame)
+            if rng.random() < 0.5:
+                coded = io.BytesIO()
+                picture.save(coded, "JPEG", quality=int(rng.integers(60, 96)))
+                picture = Image.open(coded)
+            images.append(shrink(picture))
+            shapes.append(shape)
+            looks.append(look)
+    return Pictures(np.stack(images), np.array(shapes, np.int32), looks)
+
+
+def shrink(picture: Image.Image) -> np.ndarray:
+    """Returns the square picture as uint8 [IMAGE_SIZE, IMAGE_SIZE, 3], bilinear with antialias."""
+    return np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR))
