@@ -10,16 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from clu import metric_writers
 from flax import nnx
 from jax.sharding import Mesh
 
-from input_pipeline.progress import Progress
+from input_pipeline.progress import Progress, say
 from moclip_jax.checkpoints import TrainingCheckpoints
 from moclip_jax.sharding import replicate, shard_batch
 
 Batch = dict[str, Any]
+
+# Longer trainings say a line every ten epochs only; history.jsonl holds every one.
+_EPOCHS_TO_SAY = 30
 
 
 class TrainState(NamedTuple):
@@ -165,8 +167,8 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
     step = checkpoints.latest_step() or 0
     if step:
         state = checkpoints.restore(step, state)
-        logging.info("%s: going on from step %d of %d", task.name, step, last_step)
-    progress = Progress(last_step, f"{task.name}: training", "steps", done=step)
+        say(f"{task.name}: going on from step {step} of {last_step}")
+    progress = Progress(last_step, f"{task.name}: training", "steps", done_before=step)
     try:
         while step < last_step:
             epoch, first = divmod(step, task.steps_per_epoch)
@@ -174,8 +176,10 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
             for batch in task.batches(epoch, first):
                 state, step_sums = train_step(state, shard_batch(batch, mesh), key)
                 sums.append(step_sums)
+                # Two steps in flight keep a device busy; more would only hold batches in memory.
+                jax.block_until_ready(sums[-3:-2])
                 step += 1
-                progress.update(step)
+                progress.advance()
                 if step % task.checkpoint_every_steps == 0 and step % task.steps_per_epoch:
                     _check_finite(task.name, step, sums)
                     # Without a score it can be gone on from but never be the best.
@@ -202,7 +206,10 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
                     score = means["top1"]
                 checkpoints.save(step, state, score=score)
             _record(directory, writer, step, epoch, metrics)
-            progress.note(" ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+            if task.num_epochs <= _EPOCHS_TO_SAY or (epoch + 1) % 10 == 0 or is_last:
+                told = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+                say(f"{task.name}: epoch {epoch + 1}/{task.num_epochs}, {told}")
+        progress.done()
     finally:
         checkpoints.close()
         writer.close()
@@ -213,7 +220,7 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
     best = TrainingCheckpoints(directory / "checkpoints")
     state = best.restore(best_step, state)
     best.close()
-    logging.info("%s: keeping step %d", task.name, best_step)
+    say(f"{task.name}: keeping the weights of step {best_step}")
     return nnx.merge(graphdef, state.params, state.stats)
 
 

@@ -5,9 +5,24 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 # A test that reached for the hub would pass or fail with the network; none may.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from pathlib import Path
+
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir in which `configs/testing.py` ran to its end; not to be changed."""
+    from configs import testing
+    from moclip_jax import recipe
+
+    workdir = tmp_path_factory.mktemp("finished")
+    recipe.run(testing.get_config(), workdir)
+    return workdir

@@ -1,0 +1,157 @@
+"""Stage `export`: one folder that `predict` loads alone; and loading it again."""
+
+import dataclasses
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from input_pipeline.dataset import MotionViews
+from ml_collections import ConfigDict
+
+from input_pipeline.video import VideoSpec
+from moclip_jax.checkpoints import load_tree, save_tree, write_json
+from moclip_jax.models.clip import CLIP, CLIPConfig
+from moclip_jax.models.fusion import FusionConfig, FusionHead
+from moclip_jax.models.motion_network import MotionNetwork
+from moclip_jax.pretrained import load_tokenizer
+from moclip_jax.train_motion import motion_network_config, motion_views
+
+FORMAT = 1
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "av", "tensorflow-datasets")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognizer:
+    """Everything that turns a video into labels.
+
+    Attributes:
+      class_names: labels, in the order of the logits.
+      network: the trained motion network.
+      clip: the frozen CLIP with both towers.
+      tokenizer: CLIP's.
+      head: the trained fusion head.
+      text: unit-length text features of the classes `[classes, D]`.
+      templates: zero-shot prompts with {} for a phrase.
+      video: how a file is brought to the canonical form.
+      views: how its motion is sampled.
+      frame: which RGB frame CLIP sees.
+    """
+
+    class_names: tuple[str, ...]
+    network: MotionNetwork
+    clip: CLIP
+    tokenizer: Any
+    head: FusionHead
+    text: np.ndarray
+    templates: tuple[str, ...]
+    video: VideoSpec
+    views: MotionViews
+    frame: str
+
+
+def _fusion_settings(head: FusionHead) -> dict[str, Any]:
+    return dataclasses.asdict(head.config)
+
+
+def export_model(
+    config: ConfigDict,
+    class_names: list[str],
+    network: MotionNetwork,
+    clip: CLIP,
+    tokenizer: Any,
+    head: FusionHead,
+    text: np.ndarray,
+    rows: dict[str, Any],
+    directory: Path,
+) -> None:
+    """Writes parameters (Orbax), tokenizer and `metadata.json` under `directory`."""
+    save_tree(
+        directory / "parameters",
+        {
+            "motion": nnx.state(network),
+            "clip": nnx.state(clip),
+            "head": nnx.state(head),
+            "text": jnp.asarray(text),
+        },
+    )
+    if jax.process_index() == 0:
+        tokenizer.save_pretrained(directory / "tokenizer")
+        write_json(
+            directory / "metadata.json",
+            {
+                "format": FORMAT,
+                "class_names": class_names,
+                "config": json.loads(config.to_json()),
+                "clip": clip.config.to_hf(),
+                "head": _fusion_settings(head),
+                "rows": rows,
+                "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            },
+        )
+
+
+def load_export(directory: Path) -> Recognizer:
+    """Returns the model that `export_model` wrote.
+
+    Raises:
+      FileNotFoundError: there is no export; the message says how to make one.
+      ValueError: it was written in a format that this version does not read.
+    """
+    path = directory / "metadata.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no exported model at {directory}; finish a run first: "
+            f"python -m moclip_jax.main --config=CONFIG --workdir={directory.parent}"
+        )
+    metadata = json.loads(path.read_text())
+    if metadata["format"] != FORMAT:
+        raise ValueError(f"{path} has format {metadata['format']}; this version reads {FORMAT}")
+    config = ConfigDict(metadata["config"])
+    class_names = tuple(metadata["class_names"])
+    clip_config = dataclasses.replace(
+        CLIPConfig.from_hf(metadata["clip"]), dtype=jnp.dtype(config.clip.dtype)
+    )
+    head_config = FusionConfig(**metadata["head"])
+
+    def build() -> tuple[MotionNetwork, CLIP, FusionHead]:
+        rngs = nnx.Rngs(0)
+        return (
+            MotionNetwork(motion_network_config(config.motion, len(class_names)), rngs=rngs),
+            CLIP(clip_config, rngs=rngs),
+            FusionHead(head_config, rngs=rngs),
+        )
+
+    network, clip, head = nnx.eval_shape(build)
+    parameters = load_tree(
+        directory / "parameters",
+        {
+            "motion": nnx.state(network),
+            "clip": nnx.state(clip),
+            "head": nnx.state(head),
+            "text": jax.ShapeDtypeStruct(
+                (len(class_names), clip_config.projection_dim), jnp.float32
+            ),
+        },
+    )
+    nnx.update(network, parameters["motion"])
+    nnx.update(clip, parameters["clip"])
+    nnx.update(head, parameters["head"])
+    return Recognizer(
+        class_names=class_names,
+        network=network,
+        clip=clip,
+        tokenizer=load_tokenizer(directory / "tokenizer"),
+        head=head,
+        text=np.asarray(parameters["text"]),
+        templates=tuple(config.zero_shot.templates),
+        video=VideoSpec(**config.video.to_dict()),
+        views=motion_views(
+            config.motion, num_segments=config.predict.num_segments, crops=config.predict.crops
+        ),
+        frame=config.clip.frame,
+    )

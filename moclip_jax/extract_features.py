@@ -1,0 +1,189 @@
+"""Stage `features`: run both frozen backbones over every video once, and keep what they say."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from input_pipeline.dataset import PreparedDataset, view_batches
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from input_pipeline.progress import Progress, say
+from moclip_jax.models.clip import CLIP, normalize_images
+from moclip_jax.models.motion_network import MotionNetwork
+from moclip_jax.sharding import replicate, shard_batch
+from moclip_jax.train_motion import motion_views
+
+# Videos in one file of the cache: what a killed run has to do again at most.
+VIDEOS_PER_FILE = 256
+
+
+class Features(NamedTuple):
+    """What the frozen backbones say of the videos of one role, in the order of its names.
+
+    Attributes:
+      motion: float32 `[videos, views, motion_features]`, averaged over segments.
+      appearance: float32 `[videos, projection_dim]`, averaged over frames, not normalised.
+      label: int32 `[videos]`.
+    """
+
+    motion: np.ndarray
+    appearance: np.ndarray
+    label: np.ndarray
+
+
+def motion_features(network: MotionNetwork, fields: jax.Array) -> jax.Array:
+    """Returns features `[B, views, D]` of uint8 fields `[B, views, S, H, W, 2]`.
+
+    One view at a time, so that memory does not grow with the number of views.
+    """
+    graphdef, state = nnx.split(network)
+
+    def one_view(view: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, state).features(view).mean(axis=1)
+
+    return jnp.moveaxis(jax.lax.map(one_view, jnp.moveaxis(fields, 1, 0)), 0, 1)
+
+
+def appearance_features(clip: CLIP, images: jax.Array) -> jax.Array:
+    """Returns features `[B, D]` of uint8 images `[B, frames, H, W, 3]`, averaged over frames."""
+    batch, frames = images.shape[:2]
+    embeds = clip.encode_image(normalize_images(images.reshape(-1, *images.shape[2:])))
+    return embeds.reshape(batch, frames, -1).mean(axis=1)
+
+
+def make_extract_step(
+    network: MotionNetwork, clip: CLIP, mesh: Mesh
+) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Returns a function from this process's rows of a batch to the features of all rows."""
+    motion_graph, motion_state = nnx.split(network)
+    clip_graph, clip_state = nnx.split(clip)
+    motion_state, clip_state = replicate((motion_state, clip_state), mesh)
+
+    @jax.jit
+    def step(motion_state, clip_state, fields, images):
+        return {
+            "motion": motion_features(nnx.merge(motion_graph, motion_state), fields).astype(
+                jnp.float32
+            ),
+            "appearance": appearance_features(nnx.merge(clip_graph, clip_state), images).astype(
+                jnp.float32
+            ),
+        }
+
+    def extract(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        sharded = shard_batch({name: batch[name] for name in ("motion", "images")}, mesh)
+        outputs = step(motion_state, clip_state, sharded["motion"], sharded["images"])
+        local = {name: batch[name] for name in ("label", "index", "mask")}
+        if jax.process_count() == 1:
+            return {name: np.asarray(value) for name, value in outputs.items()} | local
+        gathered = multihost_utils.process_allgather(outputs, tiled=True)
+        return gathered | multihost_utils.process_allgather(local, tiled=True)
+
+    return extract
+
+
+def extract_features(
+    config: ConfigDict,
+    dataset: PreparedDataset,
+    roles: dict[str, list[str]],
+    network: MotionNetwork,
+    clip: CLIP,
+    mesh: Mesh,
+    directory: Path,
+) -> None:
+    """Writes the features of the `train`, `validation` and `test` videos under `directory`.
+
+    Training videos are seen in `config.features.train_views` augmented views, the others in the
+    crops of their protocol. Files that are there already are not made again.
+    """
+    extract = make_extract_step(network, clip, mesh)
+    batch_size = config.features.batch_size
+    batches_per_file = max(1, VIDEOS_PER_FILE // batch_size)
+    protocols = {
+        "train": (motion_views(config.motion, num_segments=config.motion.num_segments), True),
+        "validation": (
+            motion_views(config.motion, num_segments=config.motion.num_segments),
+            False,
+        ),
+        "test": (
+            motion_views(
+                config.motion,
+                num_segments=config.evaluation.num_segments,
+                crops=config.evaluation.crops,
+            ),
+            False,
+        ),
+    }
+    for role, (views, augmented) in protocols.items():
+        names = roles[role]
+        num_batches = -(-len(names) // batch_size)
+        files = [
+            directory / role / f"{first:06d}.npz"
+            for first in range(0, num_batches, batches_per_file)
+        ]
+        done = next((i for i, path in enumerate(files) if not path.exists()), len(files))
+        if done == len(files):
+            continue
+        (directory / role).mkdir(parents=True, exist_ok=True)
+        if done:
+            say(f"features: {done} of {len(files)} files of '{role}' are there")
+        first_batch = done * batches_per_file
+        progress = Progress(num_batches, f"features: {role}", "batches", done_before=first_batch)
+        batches = view_batches(
+            dataset,
+            names,
+            motion=views,
+            augmented_views=config.features.train_views if augmented else 0,
+            frames=config.clip.frame,
+            image_size=clip.config.vision.image_size,
+            batch_size=batch_size,
+            seed=config.seed,
+            first_batch=first_batch,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ).as_numpy_iterator()
+        pending: list[dict[str, np.ndarray]] = []
+        for number, batch in enumerate(batches, start=first_batch + 1):
+            pending.append(extract(batch))
+            progress.advance()
+            if number % batches_per_file == 0 or number == num_batches:
+                _write(files[(number - 1) // batches_per_file], pending)
+                pending = []
+        progress.done()
+
+
+def load_features(directory: Path, role: str, num_videos: int) -> Features:
+    """Reads what `extract_features` wrote of one role.
+
+    Raises:
+      ValueError: some of its `num_videos` videos are missing or doubled.
+    """
+    if num_videos == 0:
+        empty = np.zeros((0, 0), np.float32)
+        return Features(empty[:, None], empty, np.zeros((0,), np.int32))
+    parts = [dict(np.load(path)) for path in sorted((directory / role).glob("*.npz"))]
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if not np.array_equal(np.sort(whole["index"]), np.arange(num_videos)):
+        raise ValueError(
+            f"{directory / role} holds features of {len(np.unique(whole['index']))} of "
+            f"{num_videos} videos; delete {directory} to extract them again"
+        )
+    order = np.argsort(whole["index"])
+    return Features(*(whole[name][order] for name in Features._fields))
+
+
+def _write(path: Path, parts: list[dict[str, np.ndarray]]) -> None:
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    rows = whole.pop("mask")
+    if jax.process_index() == 0:
+        temporary = path.with_suffix(".part")
+        with open(temporary, "wb") as file:
+            np.savez(file, **{name: value[rows] for name, value in whole.items()})
+        os.replace(temporary, path)

@@ -1,0 +1,261 @@
+"""The recipe: its stages in order, each skipped when its result stands in the workdir."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from input_pipeline.dataset import PreparedDataset, prepare_dataset
+from ml_collections import ConfigDict
+
+from configs.common import STAGES
+from input_pipeline.progress import say
+from input_pipeline.video import VideoSpec
+from moclip_jax.check_config import check_config, stages_of
+from moclip_jax.checkpoints import StageRecord, write_json
+from moclip_jax.evaluate import evaluate
+from moclip_jax.export import export_model
+from moclip_jax.extract_features import extract_features, load_features
+from moclip_jax.metrics import format_table
+from moclip_jax.models.clip import CLIP
+from moclip_jax.models.motion_network import MotionNetwork
+from moclip_jax.pretrained import load_clip
+from moclip_jax.sharding import check_batch_size, make_mesh
+from moclip_jax.train_heads import HEADS, head_config, load_head, train_heads
+from moclip_jax.train_motion import load_motion_network, train_motion
+from moclip_jax.zero_shot import class_embeddings, class_phrases
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+    """Runs the stages that `config.stages` names and returns the results, if evaluated.
+
+    Args:
+      config: the whole configuration, as `configs/common.py` describes it.
+      workdir: the run's folder; what it holds of an earlier start is gone on from.
+
+    Returns:
+      `{"rows": {...}}` as in `workdir/results.json`, or None before the stage `evaluate`.
+
+    Raises:
+      ValueError: a setting cannot work, or differs from the one a stage in `workdir` ran with;
+        raised before any work.
+      FileNotFoundError: a stage needs the result of one that was neither asked for nor done.
+    """
+    check_config(config)
+    recipe = Recipe(config, workdir)
+    return recipe.run()
+
+
+class Recipe:
+    """One run of the recipe in one workdir.
+
+    Args:
+      config: the whole configuration, already checked.
+      workdir: the run's folder.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path):
+        self._config = config
+        self._workdir = workdir.expanduser()
+        self._mesh = make_mesh()
+        for section in ("motion", "features", "fusion"):
+            check_batch_size(self._mesh, f"{section}.batch_size", config[section].batch_size)
+        self._records = {
+            stage: StageRecord(self._workdir, stage, settings)
+            for stage, settings in stage_settings(config).items()
+        }
+
+    def run(self) -> dict[str, Any] | None:
+        """Runs what is asked for and not yet done."""
+        asked = stages_of(self._config)
+        # All records are read before the first stage, so that a mixture is noticed at once.
+        done = {stage: record.is_done() for stage, record in self._records.items()}
+        for position, stage in enumerate(STAGES):
+            if stage not in asked:
+                continue
+            for needed in STAGES[:position]:
+                if not done[needed]:
+                    raise FileNotFoundError(
+                        f"stage '{stage}' needs '{needed}', which is not done in {self._workdir}; "
+                        f"add it to config.stages"
+                    )
+            if done[stage]:
+                say(f"{stage}: done before, skipped ({self._workdir / stage})")
+                continue
+            say(f"{stage}: start")
+            self._records[stage].begin()
+            getattr(self, f"_{stage}")()
+            self._records[stage].finish()
+            done[stage] = True
+        if not done["evaluate"]:
+            return None
+        results = {"rows": self._rows}
+        if jax.process_index() == 0:
+            write_json(self._workdir / "results.json", results)
+            say(format_table(results["rows"]))
+            say(f"results: {self._workdir / 'results.json'}")
+        return results
+
+    @functools.cached_property
+    def _dataset(self) -> PreparedDataset:
+        config = self._config
+        return prepare_dataset(
+            config.dataset.name,
+            data_dir=config.dataset.data_dir or str(self._workdir / "data"),
+            spec=VideoSpec(**config.video.to_dict()),
+            videos=config.dataset.videos,
+            lists=config.dataset.lists,
+            num_workers=config.dataset.num_workers,
+            options=config.dataset.options.to_dict(),
+        )
+
+    @functools.cached_property
+    def _roles(self) -> dict[str, list[str]]:
+        config = self._config
+        return self._dataset.roles(
+            split=config.dataset.split,
+            selection=config.selection.mode,
+            heldout_fraction=config.selection.heldout_fraction,
+            seed=config.seed,
+        )
+
+    @functools.cached_property
+    def _clip_and_tokenizer(self) -> tuple[CLIP, Any]:
+        return load_clip(self._config.clip.source, dtype=jnp.dtype(self._config.clip.dtype))
+
+    @functools.cached_property
+    def _network(self) -> MotionNetwork:
+        return load_motion_network(
+            self._config, len(self._dataset.class_names), self._workdir / "motion"
+        )
+
+    @functools.cached_property
+    def _text(self) -> Any:
+        clip, tokenizer = self._clip_and_tokenizer
+        phrases = class_phrases(self._dataset.class_names, self._config.zero_shot.phrases)
+        return class_embeddings(clip, tokenizer, phrases, self._config.zero_shot.templates)
+
+    @property
+    def _rows(self) -> dict[str, Any]:
+        return json.loads((self._workdir / "evaluate" / "rows.json").read_text())
+
+    @functools.cached_property
+    def _heads(self) -> dict[str, Any]:
+        clip, _ = self._clip_and_tokenizer
+        return {
+            name: load_head(
+                head_config(
+                    self._config.fusion,
+                    motion_features=self._network.backbone.config.num_features * sees_motion,
+                    appearance_features=clip.config.projection_dim,
+                    num_classes=len(self._dataset.class_names),
+                ),
+                self._workdir / "fusion" / name,
+            )
+            for name, sees_motion in HEADS.items()
+        }
+
+    def _prepare(self) -> None:
+        roles = self._roles
+        refused = [entry for entry in self._dataset.index if entry.error]
+        for entry in refused:
+            say(f"prepare: refused {entry.name}: {entry.error}")
+        say(
+            f"prepare: {len(self._dataset.index)} videos of {len(self._dataset.class_names)} "
+            f"classes, {len(refused)} refused; train {len(roles['train'])}, validation "
+            f"{len(roles['validation'])}, test {len(roles['test'])}"
+        )
+
+    def _motion(self) -> None:
+        train_motion(self._config, self._dataset, self._roles, self._mesh, self._workdir / "motion")
+
+    def _features(self) -> None:
+        clip, _ = self._clip_and_tokenizer
+        extract_features(
+            self._config,
+            self._dataset,
+            self._roles,
+            self._network,
+            clip,
+            self._mesh,
+            self._workdir / "features",
+        )
+
+    def _fusion(self) -> None:
+        train, validation = (
+            load_features(self._workdir / "features", role, len(self._roles[role]))
+            for role in ("train", "validation")
+        )
+        train_heads(
+            self._config,
+            train,
+            validation,
+            len(self._dataset.class_names),
+            self._mesh,
+            self._workdir / "fusion",
+        )
+
+    def _evaluate(self) -> None:
+        clip, _ = self._clip_and_tokenizer
+        evaluate(
+            self._config,
+            load_features(self._workdir / "features", "test", len(self._roles["test"])),
+            len(self._roles["refused_test"]),
+            self._text,
+            self._network,
+            clip,
+            self._heads,
+            self._workdir / "evaluate",
+        )
+
+    def _export(self) -> None:
+        clip, tokenizer = self._clip_and_tokenizer
+        export_model(
+            self._config,
+            self._dataset.class_names,
+            self._network,
+            clip,
+            tokenizer,
+            self._heads["fusion"],
+            self._text,
+            self._rows,
+            self._workdir / "export",
+        )
+
+
+def stage_settings(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Returns, for each stage, every setting that its result depends on.
+
+    A stage depends on its own section and on all that the stages before it depend on. Left out is
+    what changes how the work is done and not its result: folders, workers, checkpoint intervals.
+    """
+    sections = config.to_dict()
+    dataset = {name: sections["dataset"][name] for name in ("name", "videos", "lists", "options")}
+    motion = sections["motion"]
+    motion.pop("checkpoint_every_steps")
+    features = {"train_views": sections["features"]["train_views"]}
+    own = {
+        "prepare": {"dataset": dataset, "video": sections["video"]},
+        "motion": {
+            "seed": config.seed,
+            "split": config.dataset.split,
+            "selection": sections["selection"],
+            "motion": motion,
+        },
+        "features": {
+            "clip": sections["clip"],
+            "features": features,
+            "evaluation": sections["evaluation"],
+        },
+        "fusion": {"fusion": sections["fusion"]},
+        "evaluate": {"zero_shot": sections["zero_shot"]},
+        "export": {"predict": sections["predict"]},
+    }
+    settings: dict[str, dict[str, Any]] = {}
+    inherited: dict[str, Any] = {}
+    for stage in STAGES:
+        inherited = inherited | own[stage]
+        settings[stage] = inherited
+    return settings

@@ -1,0 +1,161 @@
+"""Stage `fusion`: train the fusion head, and a head on CLIP alone to compare it with."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from moclip_jax.checkpoints import load_tree, save_tree
+from moclip_jax.extract_features import Features
+from moclip_jax.models.fusion import FusionConfig, FusionHead
+from moclip_jax.optimizers import head_optimizer
+from moclip_jax.train import Batch, Task, train_and_evaluate
+
+# Row of the results table -> whether its head sees motion.
+HEADS = {"clip_head": False, "fusion": True}
+
+
+def head_config(
+    fusion: ConfigDict, *, motion_features: int, appearance_features: int, num_classes: int
+) -> FusionConfig:
+    """Returns the architecture of a head; `motion_features=0` is the one on CLIP alone."""
+    return FusionConfig(
+        motion_features=motion_features,
+        appearance_features=appearance_features,
+        hidden=fusion.hidden,
+        num_classes=num_classes,
+        dropout=fusion.dropout,
+    )
+
+
+def head_logits(head: FusionHead, batch: Batch, train: bool, key: jax.Array | None) -> jax.Array:
+    """Returns `[B, classes]` for `motion [B, Dm]` and `appearance [B, Da]` of a batch."""
+    rngs = nnx.Rngs(dropout=key) if train else None
+    motion = batch["motion"] if head.config.motion_features else None
+    return head(motion, batch["appearance"], rngs=rngs)
+
+
+def feature_batches(
+    features: Features,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Yields this process's rows of each shuffled global batch, one random view of each video.
+
+    The order and the views follow from `(seed, epoch)` alone. The last partial batch is dropped.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    order = rng.permutation(len(features.label))
+    views = rng.integers(features.motion.shape[1], size=len(order))
+    rows = batch_size // process_count
+    for step in range(first_step, len(order) // batch_size):
+        begin = step * batch_size + process_index * rows
+        videos = order[begin : begin + rows]
+        yield {
+            "motion": features.motion[videos, views[videos]],
+            "appearance": features.appearance[videos],
+            "label": features.label[videos],
+        }
+
+
+def padded_batches(
+    features: Features, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """Yields this process's rows of every video, views averaged, padded with `mask` false."""
+    rows = batch_size // process_count
+    for start in range(0, len(features.label), batch_size):
+        begin = start + process_index * rows
+        videos = np.arange(begin, begin + rows)
+        mask = videos < len(features.label)
+        videos = np.where(mask, videos, 0)
+        yield {
+            "motion": features.motion[videos].mean(axis=1),
+            "appearance": features.appearance[videos],
+            "label": features.label[videos],
+            "mask": mask,
+        }
+
+
+def train_heads(
+    config: ConfigDict,
+    train: Features,
+    validation: Features,
+    num_classes: int,
+    mesh: Mesh,
+    directory: Path,
+) -> None:
+    """Trains both heads on cached features and writes each to `directory/NAME/network`.
+
+    Raises:
+      ValueError: there are fewer training videos than one batch.
+    """
+    fusion = config.fusion
+    steps_per_epoch = len(train.label) // fusion.batch_size
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"config.fusion.batch_size={fusion.batch_size} is larger than the training split "
+            f"({len(train.label)} videos); lower it"
+        )
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    for name, sees_motion in HEADS.items():
+        if (directory / name / "network").exists():
+            continue
+        head = FusionHead(
+            head_config(
+                fusion,
+                motion_features=train.motion.shape[-1] if sees_motion else 0,
+                appearance_features=train.appearance.shape[-1],
+                num_classes=num_classes,
+            ),
+            rngs=nnx.Rngs(config.seed),
+        )
+
+        def batches(epoch: int, first_step: int) -> Iterator[Batch]:
+            return feature_batches(
+                train,
+                batch_size=fusion.batch_size,
+                seed=config.seed,
+                epoch=epoch,
+                first_step=first_step,
+                **processes,
+            )
+
+        def validation_batches() -> Iterator[Batch]:
+            return padded_batches(validation, batch_size=fusion.batch_size, **processes)
+
+        trained = train_and_evaluate(
+            Task(
+                name=name,
+                model=head,
+                logits=head_logits,
+                optimizer=lambda params: head_optimizer(
+                    learning_rate=fusion.learning_rate, weight_decay=fusion.weight_decay
+                ),
+                batches=batches,
+                steps_per_epoch=steps_per_epoch,
+                num_epochs=fusion.num_epochs,
+                validation=validation_batches if len(validation.label) else None,
+                eval_every_epochs=fusion.eval_every_epochs,
+                checkpoint_every_steps=steps_per_epoch * fusion.num_epochs,
+                seed=config.seed,
+            ),
+            directory / name,
+            mesh,
+        )
+        save_tree(directory / name / "network", nnx.state(trained))
+
+
+def load_head(config: FusionConfig, directory: Path) -> FusionHead:
+    """Returns the head that `train_heads` wrote to `directory/network`."""
+    head = nnx.eval_shape(lambda: FusionHead(config, rngs=nnx.Rngs(0)))
+    nnx.update(head, load_tree(directory / "network", nnx.state(head)))
+    return head

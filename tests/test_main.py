@@ -1,0 +1,85 @@
+"""The command line of training: mistakes are explained, and a killed run is finished."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def _command(workdir: Path, *arguments: str) -> list[str]:
+    config = REPOSITORY / "configs" / "testing.py"
+    return [
+        sys.executable, "-m", "moclip_jax.main", f"--config={config}", f"--workdir={workdir}",
+        *arguments,
+    ]  # fmt: skip
+
+
+def test_an_unknown_field_is_an_error_that_names_it(tmp_path):
+    run = subprocess.run(
+        _command(tmp_path / "run", "--config.motion.learning_rat=0.1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode != 0
+    assert "learning_rat" in run.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_contradiction_is_a_sentence_without_a_traceback(tmp_path):
+    run = subprocess.run(
+        _command(tmp_path / "run", "--config.evaluation.crops=7"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 1
+    assert "config.evaluation.crops=7 must be 1 or 10" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def _run_until(workdir: Path, line: str, delay: float) -> int:
+    """Starts the run, kills it `delay` seconds after it prints `line`; returns its status."""
+    process = subprocess.Popen(
+        _command(workdir),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for printed in process.stdout:
+        if printed.startswith(line):
+            time.sleep(delay)
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.stdout.close()
+    return process.wait(timeout=600)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_every_stage_ends_as_one_that_was_not(tmp_path, finished_run):
+    for stage in ("prepare", "motion", "features", "fusion", "evaluate", "export"):
+        assert _run_until(tmp_path, f"{stage}: start", 0.5) == -signal.SIGKILL
+    run = subprocess.run(_command(tmp_path), capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    expected = json.loads((finished_run / "results.json").read_text())
+    assert json.loads((tmp_path / "results.json").read_text()) == expected
+
+
+def test_a_run_killed_in_training_is_finished_by_the_same_command(tmp_path, finished_run):
+    assert _run_until(tmp_path, "motion: start", 4.0) == -signal.SIGKILL
+    run = subprocess.run(_command(tmp_path), capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    assert "prepare: done before, skipped" in run.stdout
+    expected = json.loads((finished_run / "results.json").read_text())
+    assert json.loads((tmp_path / "results.json").read_text()) == expected

@@ -1,0 +1,163 @@
+"""The whole recipe on small data: its results, its order, and starting it again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import common, demo, testing, ucf101, video_folder
+from moclip_jax import recipe
+from moclip_jax.check_config import check_config
+from moclip_jax.checkpoints import load_tree
+from moclip_jax.recipe import stage_settings
+
+ROWS = ("zero_shot", "clip_head", "motion", "fusion")
+
+
+def test_a_run_ends_with_the_four_rows_in_the_documented_form(finished_run):
+    results = json.loads((finished_run / "results.json").read_text())
+    assert tuple(results["rows"]) == ROWS
+    for row in results["rows"].values():
+        assert 0 <= row["top1"] <= row["top5"] <= 1
+        assert row["num_examples"] == 36
+        assert row["gflops"] > 0
+        assert isinstance(row["protocol"], str)
+    trained = {name: row["trainable_params"] for name, row in results["rows"].items()}
+    assert trained["zero_shot"] == 0 < trained["clip_head"] < trained["fusion"]
+    gflops = {name: row["gflops"] for name, row in results["rows"].items()}
+    # The head's own cost is the small rest.
+    assert gflops["fusion"] == pytest.approx(gflops["motion"] + gflops["zero_shot"], rel=0.02)
+
+
+def test_a_run_started_again_skips_every_stage_and_says_so(finished_run, capsys):
+    before = json.loads((finished_run / "results.json").read_text())
+    assert recipe.run(testing.get_config(), finished_run) == before
+    printed = capsys.readouterr().out
+    for stage in common.STAGES:
+        assert f"{stage}: done before, skipped" in printed
+
+
+def test_a_changed_setting_is_noticed_before_any_work(finished_run):
+    config = testing.get_config()
+    config.motion.learning_rate = 0.5
+    with pytest.raises(ValueError, match=r"motion.learning_rate: was 0.003, is 0.5"):
+        recipe.run(config, finished_run)
+
+
+def test_a_stage_deleted_from_the_workdir_is_made_again_with_the_same_result(
+    finished_run, tmp_path
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy)
+    before = json.loads((copy / "results.json").read_text())
+    scores = dict(np.load(copy / "evaluate" / "scores.npz"))
+    for stage in ("features", "fusion", "evaluate"):
+        shutil.rmtree(copy / stage)
+    (copy / "results.json").unlink()
+    assert recipe.run(testing.get_config(), copy) == before
+    for name, again in dict(np.load(copy / "evaluate" / "scores.npz")).items():
+        np.testing.assert_array_equal(again, scores[name])
+
+
+def test_a_stage_without_the_one_before_it_is_an_error(tmp_path):
+    config = testing.get_config()
+    config.stages = "fusion"
+    with pytest.raises(FileNotFoundError, match="'fusion' needs 'prepare'"):
+        recipe.run(config, tmp_path)
+
+
+def test_the_frozen_networks_are_bit_identical_after_the_head_was_trained(finished_run):
+    metadata = json.loads((finished_run / "export" / "metadata.json").read_text())
+    assert metadata["class_names"][0] and len(metadata["class_names"]) == 36
+    from flax import nnx
+
+    from moclip_jax.export import load_export
+    from moclip_jax.pretrained import TINY_CLIP, load_clip
+    from moclip_jax.train_motion import load_motion_network
+
+    exported = load_export(finished_run / "export")
+    network = load_motion_network(testing.get_config(), 36, finished_run / "motion")
+    clip, _ = load_clip(TINY_CLIP)
+    for left, right in ((exported.network, network), (exported.clip, clip)):
+        flat = (nnx.to_flat_state(nnx.state(model)) for model in (left, right))
+        for (path, a), (same_path, b) in zip(*flat, strict=True):
+            assert path == same_path
+            np.testing.assert_array_equal(a[...], b[...], err_msg=str(path))
+
+
+@pytest.mark.parametrize("module", [demo, testing])
+def test_the_configs_that_need_nothing_are_valid(module):
+    check_config(module.get_config())
+
+
+@pytest.mark.parametrize("module", [demo, testing, ucf101, video_folder])
+def test_every_config_has_exactly_the_fields_of_the_common_one(module):
+    def fields(section, prefix=""):
+        for name, value in section.items():
+            if hasattr(value, "items") and name != "options":
+                yield from fields(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    assert set(fields(module.get_config())) == set(fields(common.get_config()))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("stages", "prepare,train", "unknown stage 'train'"),
+        ("dataset.name", "kinetics", "config.dataset.name='kinetics'"),
+        ("dataset.videos", "/nowhere", "/nowhere' is not a folder"),
+        ("selection.mode", "best", "config.selection.mode='best'"),
+        ("motion.batch_size", 0, "config.motion.batch_size=0"),
+        ("motion.backbone", "b9", "config.motion.backbone"),
+        ("motion.resize_size", 8, "config.motion.resize_size=8"),
+        ("motion.decay_epochs", (5,), "config.motion.decay_epochs"),
+        ("motion.dtype", "float16", "config.motion.dtype"),
+        ("evaluation.crops", 3, "config.evaluation.crops=3"),
+        ("clip.frame", "last", "config.clip.frame='last'"),
+        ("fusion.dropout", 1.5, "config.fusion.dropout"),
+        ("zero_shot.templates", ("a photo",), "a photo"),
+    ],
+)
+def test_a_contradiction_is_an_error_that_names_the_field(field, value, message, tmp_path):
+    config = testing.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match="cannot work") as error:
+        recipe.run(config, tmp_path)
+    assert message in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_depends_on_its_own_settings_and_those_before_it():
+    def changed_stages(field, value):
+        config = testing.get_config()
+        before = stage_settings(config)
+        config.update_from_flattened_dict({field: value})
+        after = stage_settings(config)
+        return [stage for stage in before if before[stage] != after[stage]]
+
+    stages = list(common.STAGES)
+    assert changed_stages("video.qscale", 2) == stages
+    assert changed_stages("motion.learning_rate", 0.1) == stages[1:]
+    assert changed_stages("clip.frame", "random") == stages[2:]
+    assert changed_stages("fusion.hidden", 8) == stages[3:]
+    assert changed_stages("predict.num_segments", 8) == stages[5:]
+    assert changed_stages("dataset.num_workers", 7) == []
+    assert changed_stages("motion.checkpoint_every_steps", 7) == []
+
+
+def test_the_features_on_disk_are_those_of_every_video(finished_run):
+    for role in ("train", "validation", "test"):
+        index = np.concatenate(
+            [np.load(path)["index"] for path in (finished_run / "features" / role).glob("*.npz")]
+        )
+        np.testing.assert_array_equal(np.sort(index), np.arange(36))
+
+
+def test_the_trained_network_is_the_one_in_the_export(finished_run):
+    assert (finished_run / "motion" / "network").is_dir()
+    assert (finished_run / "fusion" / "fusion" / "network").is_dir()
+    with pytest.raises(FileNotFoundError):
+        load_tree(finished_run / "motion" / "elsewhere", {})

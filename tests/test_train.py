@@ -1,0 +1,137 @@
+"""The training loop: resuming, meshes, selection, frozen parts, divergence."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from moclip_jax import train
+from moclip_jax.models.fusion import FusionConfig, FusionHead
+from moclip_jax.sharding import make_mesh
+
+CLASSES, ROWS, BATCH = 5, 64, 16
+
+
+def _data() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(ROWS, 8)).astype(np.float32)
+    labels = (inputs @ rng.normal(size=(8, CLASSES))).argmax(-1).astype(np.int32)
+    return {"motion": inputs[:, :4], "appearance": inputs[:, 4:], "label": labels}
+
+
+def _logits(model, batch, is_train, key):
+    rngs = nnx.Rngs(dropout=key) if is_train else None
+    return model(batch["motion"], batch["appearance"], rngs=rngs)
+
+
+def _task(num_epochs: int, *, validation: bool = True, **changes) -> train.Task:
+    data = _data()
+
+    def batches(epoch, first_step):
+        order = np.random.default_rng((0, epoch)).permutation(ROWS)
+        for step in range(first_step, ROWS // BATCH):
+            rows = order[step * BATCH : (step + 1) * BATCH]
+            yield {name: value[rows] for name, value in data.items()}
+
+    config = FusionConfig(motion_features=4, appearance_features=4, hidden=32, num_classes=CLASSES)
+    task = train.Task(
+        name="toy",
+        model=FusionHead(config, rngs=nnx.Rngs(0)),
+        logits=_logits,
+        optimizer=lambda params: optax.adam(1e-2),
+        batches=batches,
+        steps_per_epoch=ROWS // BATCH,
+        num_epochs=num_epochs,
+        validation=(lambda: iter([data | {"mask": np.ones(ROWS, bool)}])) if validation else None,
+        checkpoint_every_steps=3,
+    )
+    return dataclasses.replace(task, **changes)
+
+
+def _assert_equal(left: nnx.Module, right: nnx.Module, tolerance: float = 0.0) -> None:
+    for a, b in zip(
+        jax.tree.leaves(nnx.state(left)), jax.tree.leaves(nnx.state(right)), strict=True
+    ):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=tolerance)
+
+
+def test_training_learns_and_writes_a_line_of_history_for_each_epoch(tmp_path):
+    train.train_and_evaluate(_task(12), tmp_path, make_mesh())
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 13))
+    assert lines[-1]["validation_top1"] > 0.8 > lines[0]["validation_top1"]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+class _StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [2, 5, 9])
+def test_a_run_stopped_at_any_step_ends_bit_identical_to_one_that_was_not(tmp_path, stop_at):
+    whole = train.train_and_evaluate(_task(4), tmp_path / "whole", make_mesh())
+
+    task = _task(4)
+
+    def dies(epoch, first_step):
+        for step, batch in enumerate(task.batches(epoch, first_step), start=first_step):
+            if epoch * task.steps_per_epoch + step == stop_at:
+                raise _StoppedError
+            yield batch
+
+    with pytest.raises(_StoppedError):
+        train.train_and_evaluate(
+            dataclasses.replace(task, batches=dies), tmp_path / "stopped", make_mesh()
+        )
+    resumed = train.train_and_evaluate(task, tmp_path / "stopped", make_mesh())
+    _assert_equal(whole, resumed)
+
+
+def test_one_device_and_four_give_the_same_parameters(tmp_path):
+    one = train.train_and_evaluate(_task(3), tmp_path / "one", make_mesh(jax.devices()[:1]))
+    four = train.train_and_evaluate(_task(3), tmp_path / "four", make_mesh())
+    _assert_equal(one, four, tolerance=1e-5)
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path):
+    # The learning rate explodes after the first epoch, so later ones are worse.
+    schedule = optax.piecewise_constant_schedule(1e-2, {ROWS // BATCH * 6: 1e4})
+    model = train.train_and_evaluate(
+        _task(8, optimizer=lambda params: optax.sgd(schedule)), tmp_path, make_mesh()
+    )
+    history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    data = _data()
+    top1 = float((_logits(model, data, False, None).argmax(-1) == data["label"]).mean())
+    assert top1 == pytest.approx(max(line["validation_top1"] for line in history))
+    assert top1 > history[-1]["validation_top1"]
+
+
+def test_without_validation_the_last_epoch_is_kept(tmp_path):
+    shorter = train.train_and_evaluate(_task(2, validation=False), tmp_path / "a", make_mesh())
+    longer = train.train_and_evaluate(_task(3, validation=False), tmp_path / "b", make_mesh())
+    again = train.train_and_evaluate(_task(3, validation=False), tmp_path / "a", make_mesh())
+    _assert_equal(longer, again)
+    with pytest.raises(AssertionError):
+        _assert_equal(longer, shorter)
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_step_and_the_remedy(tmp_path):
+    task = _task(3, optimizer=lambda params: optax.sgd(float("nan")))
+    with pytest.raises(train.TrainingDivergedError, match=r"step \d+.*learning_rate"):
+        train.train_and_evaluate(task, tmp_path, make_mesh())
+
+
+def test_evaluation_counts_only_rows_that_the_mask_admits():
+    task = _task(1)
+    graphdef, params, stats = nnx.split(task.model, nnx.Param, ...)
+    eval_step = train.make_eval_step(graphdef, _logits)
+    data = _data()
+    mask = np.arange(ROWS) % 3 == 0
+    sums = eval_step(params, stats, data | {"mask": mask})
+    right = np.asarray(_logits(task.model, data, False, None).argmax(-1) == data["label"])
+    assert float(sums["count"]) == mask.sum()
+    assert float(sums["correct"]) == (right & mask).sum()
