@@ -106,21 +106,24 @@ def get_config() -> ConfigDict:
     config.clip.dtype = "float32"
 
     config.zero_shot = ConfigDict()
-    # Prompt templates; {} stands for the phrase of a class.
+    # Prompt templates; {} stands for a phrase of the class.
     config.zero_shot.templates = (
-        "a photo of {}.",
+        "a person {}.",
+        "people {}.",
         "a photo of a person {}.",
-        "a photo of a person doing {}.",
-        "a photo of a person during {}.",
-        "a photo of a person practicing {}.",
-        "a video of {}.",
+        "a photo of people {}.",
+        "a photo of someone {}.",
+        "a close-up photo of a person {}.",
+        "a blurry photo of a person {}.",
         "a video of a person {}.",
-        "a video of a person doing {}.",
-        "a video of a person practicing {}.",
-        "an example of {}.",
+        "a still from a video of a person {}.",
         "an example of a person {}.",
-        "a demonstration of {}.",
+        "a demonstration of a person {}.",
+        "a person in a video, {}.",
     )
+    # Phrases of the classes: ucf101 or hmdb51 (moclip_jax/class_phrases.py); empty takes the words
+    # of each class name.
+    config.zero_shot.phrases = ""
 
     config.features = ConfigDict()
     # Augmented motion views of each training video that the head is trained on.

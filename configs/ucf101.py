@@ -59,6 +59,9 @@ def get_config() -> ConfigDict:
     config.clip.source = "openai/clip-vit-base-patch32"
     config.clip.frame = "middle"
 
+    # Zero-shot: 12 templates x our own phrases for the 101 classes.
+    config.zero_shot.phrases = "ucf101"
+
     # Head: 1280 + 512 -> 512 -> ReLU -> dropout -> 101, with AdamW; 969,829 parameters.
     config.fusion.hidden = 512
     config.fusion.dropout = 0.5

