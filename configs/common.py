@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.stages = ",".join(STAGES)
 
     config.dataset = ConfigDict()
-    # ucf101, video_folder or moving_shapes.
+    # ucf101, hmdb51, video_folder or moving_shapes.
     config.dataset.name = ""
     # Where prepared data is kept; empty means WORKDIR/data. Runs may share one folder.
     config.dataset.data_dir = ""
@@ -132,9 +132,12 @@ def get_config() -> ConfigDict:
     config.features.batch_size = 16
 
     config.fusion = ConfigDict()
-    # Width of the hidden layer, and the share of it that is dropped in training.
+    # Width of the hidden layer (0 makes the head linear), and the share of it that is dropped in
+    # training.
     config.fusion.hidden = 512
     config.fusion.dropout = 0.5
+    # True brings the features of each stream to unit length first.
+    config.fusion.normalize = False
     # Videos in a training step, over all devices.
     config.fusion.batch_size = 64
     config.fusion.num_epochs = 100

@@ -172,7 +172,10 @@ def accumulate_motion(
         elif size != (frame.height, frame.width):
             raise VideoError(path, f"the picture changes its size at frame {frame.index}")
         found = found or len(frame.vectors) > 0
-        displacements.append(paint_displacements(frame.vectors, *size))
+        try:
+            displacements.append(paint_displacements(frame.vectors, *size))
+        except ValueError as error:
+            raise VideoError(path, f"frame {frame.index}: {error}") from error
         is_intra.append(frame.picture_type == "I")
     if not found and not all(is_intra):
         raise VideoError(

@@ -113,7 +113,7 @@ def reencode(path: str | os.PathLike, spec: VideoSpec) -> Iterator[bytes]:
       spec: The canonical form.
 
     Yields:
-      One packet a frame, without a container; the first of each GOP carries the stream's headers.
+      One packet a frame. Joined, they are a raw MPEG-4 stream, FFmpeg's format 'm4v'.
 
     Raises:
       VideoError: The file is absent, empty, not a video, cut or damaged.

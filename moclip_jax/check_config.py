@@ -7,10 +7,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs.common import STAGES
+from input_pipeline.prepared import BUILDERS
+from input_pipeline.views import num_images
 from moclip_jax.class_phrases import PHRASES
 from moclip_jax.models.efficientnet import EfficientNetConfig
 
-DATASETS = ("moving_shapes", "ucf101", "video_folder")
 SELECTION_MODES = ("heldout", "test", "last")
 FRAMES = re.compile(r"middle|random|uniform_[1-9]\d*")
 
@@ -34,16 +35,16 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             yield f"config.stages: unknown stage '{stage.strip()}'; there are {', '.join(STAGES)}"
 
     dataset = config.dataset
-    if dataset.name not in DATASETS:
-        yield f"config.dataset.name='{dataset.name}' is unknown; there are {', '.join(DATASETS)}"
-    if dataset.name == "video_folder" and not dataset.videos:
+    if dataset.name not in BUILDERS:
+        yield f"config.dataset.name='{dataset.name}' is unknown; there are {', '.join(BUILDERS)}"
+    if dataset.name in ("video_folder", "hmdb51") and not dataset.videos:
         yield "config.dataset.videos is empty; set it to the folder of class folders"
     for field in ("videos", "lists"):
         folder = dataset[field]
         if folder and not Path(folder).expanduser().is_dir():
             yield f"config.dataset.{field}='{folder}' is not a folder"
-    if dataset.name == "ucf101" and not 1 <= dataset.split <= 3:
-        yield f"config.dataset.split={dataset.split}; UCF101 has splits 1, 2 and 3"
+    if dataset.name in ("ucf101", "hmdb51") and not 1 <= dataset.split <= 3:
+        yield f"config.dataset.split={dataset.split}; {dataset.name} has splits 1, 2 and 3"
 
     if config.selection.mode not in SELECTION_MODES:
         yield (
@@ -67,7 +68,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             "shuffle_buffer",
         ),
         "features": ("train_views", "batch_size"),
-        "fusion": ("hidden", "batch_size", "num_epochs", "learning_rate", "eval_every_epochs"),
+        "fusion": ("batch_size", "num_epochs", "learning_rate", "eval_every_epochs"),
         "evaluation": ("num_segments",),
         "predict": ("num_segments",),
     }
@@ -98,6 +99,8 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             f"config.motion.decay_epochs={motion.decay_epochs} reaches past "
             f"config.motion.num_epochs={motion.num_epochs}; shorten it too"
         )
+    if config.fusion.hidden < 0:
+        yield f"config.fusion.hidden={config.fusion.hidden} must be 0 (a linear head) or more"
     for section, field in (("motion", "flip_probability"), ("fusion", "dropout")):
         if not 0 <= config[section][field] <= 1:
             yield f"config.{section}.{field}={config[section][field]} is not a probability"
@@ -106,6 +109,11 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             yield f"config.{section}.dtype='{config[section].dtype}' must be float32 or bfloat16"
     if not FRAMES.fullmatch(config.clip.frame):
         yield f"config.clip.frame='{config.clip.frame}' must be middle, random or uniform_K"
+    elif num_images(config.clip.frame) > max(1, config.video.clip_frames):
+        yield (
+            f"config.clip.frame='{config.clip.frame}' wants more frames than are kept; raise "
+            f"config.video.clip_frames={config.video.clip_frames}"
+        )
     for template in config.zero_shot.templates:
         if "{}" not in template:
             yield f"config.zero_shot.templates: '{template}' has no {{}} for the phrase"

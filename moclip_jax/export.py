@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from input_pipeline.dataset import MotionViews
 from ml_collections import ConfigDict
 
+from input_pipeline.dataset import MotionViews
 from input_pipeline.video import VideoSpec
 from moclip_jax.checkpoints import load_tree, save_tree, write_json
 from moclip_jax.models.clip import CLIP, CLIPConfig

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from input_pipeline.dataset import PreparedDataset, view_batches
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from input_pipeline.dataset import PreparedDataset, view_batches
 from input_pipeline.progress import Progress, say
 from moclip_jax.models.clip import CLIP, normalize_images
 from moclip_jax.models.motion_network import MotionNetwork

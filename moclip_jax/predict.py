@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 from flax import nnx
-from input_pipeline.dataset import example_from_video, view_of_example
 
+from input_pipeline.dataset import example_from_video, view_of_example
 from input_pipeline.video import VideoError, prepare_video
 from moclip_jax.export import Recognizer, load_export
 from moclip_jax.extract_features import appearance_features, motion_features

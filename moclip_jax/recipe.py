@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from input_pipeline.dataset import PreparedDataset, prepare_dataset
 from ml_collections import ConfigDict
 
 from configs.common import STAGES
+from input_pipeline.prepared import PreparedDataset, prepare_dataset
 from input_pipeline.progress import say
 from input_pipeline.video import VideoSpec
 from moclip_jax.check_config import check_config, stages_of

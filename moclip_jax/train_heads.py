@@ -29,6 +29,7 @@ def head_config(
         hidden=fusion.hidden,
         num_classes=num_classes,
         dropout=fusion.dropout,
+        normalize=fusion.normalize,
     )
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from input_pipeline.dataset import PreparedDataset, train_batches, view_batches
-from input_pipeline.views import MotionViews
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from input_pipeline.dataset import PreparedDataset, train_batches, view_batches
+from input_pipeline.views import MotionViews
 from moclip_jax.checkpoints import load_tree, save_tree
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig

@@ -88,9 +88,8 @@ def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, 
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
 
-    from input_pipeline.views import example_from_video, view_of_example
-
     from input_pipeline.video import prepare_frames
+    from input_pipeline.views import example_from_video, view_of_example
     from moclip_jax.extract_features import appearance_features, motion_features
 
     recognizer = load_export(finished_run / "export")

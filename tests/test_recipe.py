@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import common, demo, testing, ucf101, video_folder
+from configs import common, demo, hmdb51, testing, ucf101, video_folder
 from moclip_jax import recipe
 from moclip_jax.check_config import check_config
 from moclip_jax.checkpoints import load_tree
@@ -91,7 +91,7 @@ def test_the_configs_that_need_nothing_are_valid(module):
     check_config(module.get_config())
 
 
-@pytest.mark.parametrize("module", [demo, testing, ucf101, video_folder])
+@pytest.mark.parametrize("module", [demo, testing, ucf101, hmdb51, video_folder])
 def test_every_config_has_exactly_the_fields_of_the_common_one(module):
     def fields(section, prefix=""):
         for name, value in section.items():

@@ -4,8 +4,10 @@ import abc
 import collections
 import concurrent.futures
 import dataclasses
+import hashlib
 import multiprocessing
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -75,6 +77,26 @@ class PreparationConfig(tfds.core.BuilderConfig):
     num_workers: int = 0
 
 
+def source_digest(*folders: str) -> str:
+    """Return a digest of the names and sizes of all files in some folders.
+
+    Args:
+      *folders: Local folders; '' for none.
+
+    Returns:
+      A hexadecimal digest; '' if any of the folders does not exist (any more).
+    """
+    digest = hashlib.sha256()
+    for folder in folders:
+        if folder and not os.path.isdir(folder):
+            return ""
+        paths = sorted(p for p in pathlib.Path(folder).rglob("*") if p.is_file()) if folder else []
+        for path in paths:
+            line = f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n"
+            digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
 class PreparedVideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Writes each video's displacements and frames as an example, and all videos as an index.
 
@@ -139,6 +161,8 @@ class PreparedVideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tr
         self, class_names: Sequence[str], sources: Sequence[Source]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         index: list[VideoEntry] = []
+        # Of the files as they are before the work, so that a later change shows.
+        digest = source_digest(self.builder_config.videos, self.builder_config.lists)
         progress = Progress(len(sources), f"prepare {self.name}", "videos")
         for source, result in _prepare_all(sources, self.builder_config.num_workers):
             progress.advance()
@@ -168,6 +192,7 @@ class PreparedVideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tr
             class_names=list(class_names),
             spec=dataclasses.asdict(self.builder_config.spec),
             videos=[dataclasses.asdict(entry) for entry in index],
+            source_digest=digest,
         )
 
 

@@ -16,9 +16,10 @@ class FusionConfig:
     Attributes:
         motion_features: length of the motion feature vector; 0 makes a head on CLIP alone.
         appearance_features: length of the CLIP image embedding.
-        hidden: width of the hidden layer.
+        hidden: width of the hidden layer; 0 makes the head linear.
         num_classes: number of action classes.
         dropout: probability of dropping a hidden unit in training.
+        normalize: brings each stream's features to unit length first; the published head does not.
     """
 
     motion_features: int = 1280
@@ -26,17 +27,19 @@ class FusionConfig:
     hidden: int = 512
     num_classes: int = 101
     dropout: float = 0.5
+    normalize: bool = False
 
     def __post_init__(self):
-        for field in ("appearance_features", "hidden", "num_classes"):
+        for field in ("appearance_features", "num_classes"):
             if getattr(self, field) <= 0:
                 raise ValueError(
                     f"FusionConfig.{field} must be positive, got {getattr(self, field)}"
                 )
-        if self.motion_features < 0:
-            raise ValueError(
-                f"FusionConfig.motion_features must be 0 (none) or more, got {self.motion_features}"
-            )
+        for field in ("motion_features", "hidden"):
+            if getattr(self, field) < 0:
+                raise ValueError(
+                    f"FusionConfig.{field} must be 0 (none) or more, got {getattr(self, field)}"
+                )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"FusionConfig.dropout must lie in [0, 1), got {self.dropout}")
 
@@ -46,15 +49,15 @@ class FusionHead(nnx.Module):
 
     Attributes:
         config: its `FusionConfig`.
-        hidden: `nnx.Linear` from the concatenated features.
+        hidden: `nnx.Linear` from the concatenated features; None in a linear head.
         classifier: `nnx.Linear` to the classes.
     """
 
     def __init__(self, config: FusionConfig, *, rngs: nnx.Rngs):
         self.config = config
         in_features = config.motion_features + config.appearance_features
-        self.hidden = torch_linear(in_features, config.hidden, rngs=rngs)
-        self.classifier = torch_linear(config.hidden, config.num_classes, rngs=rngs)
+        self.hidden = torch_linear(in_features, config.hidden, rngs=rngs) if config.hidden else None
+        self.classifier = torch_linear(config.hidden or in_features, config.num_classes, rngs=rngs)
 
     def __call__(
         self, motion: jax.Array | None, appearance: jax.Array, *, rngs: nnx.Rngs | None = None
@@ -84,6 +87,9 @@ class FusionHead(nnx.Module):
             raise ValueError(
                 f"FusionHead with motion_features={config.motion_features} {state} motion features"
             )
+        if config.normalize:
+            appearance = _unit_length(appearance)
+            motion = None if motion is None else _unit_length(motion)
         features = appearance
         if motion is not None:
             if motion.shape[-1] != config.motion_features:
@@ -91,9 +97,15 @@ class FusionHead(nnx.Module):
                     f"FusionHead needs {config.motion_features} motion features, got {motion.shape}"
                 )
             features = jnp.concatenate([motion, appearance], axis=-1)
+        if self.hidden is None:
+            return self.classifier(features)
         hidden = nnx.relu(self.hidden(features))
         if rngs is not None and config.dropout > 0:
             keep = 1.0 - config.dropout
             kept = jax.random.bernoulli(rngs.dropout(), keep, hidden.shape)
             hidden = jnp.where(kept, hidden / keep, 0.0)
         return self.classifier(hidden)
+
+
+def _unit_length(features: jax.Array) -> jax.Array:
+    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)

@@ -1,0 +1,189 @@
+"""Trains the embedded tiny CLIP, or tells how good it is.
+
+    python -m moclip_jax.pretrained.train_tiny_clip             # trains and writes the folder
+    python -m moclip_jax.pretrained.train_tiny_clip --evaluate  # prints the held-out accuracies
+
+Training takes about 10 minutes on two CPU cores and is a function of `--seed` alone (up to the
+rounding of the machine's float32).
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+from flax import nnx
+
+from input_pipeline.shapes import SHAPES
+from moclip_jax.models.clip import CLIP, CLIPConfig, normalize_images
+from moclip_jax.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from moclip_jax.pretrained.clip_vocabulary import learn_tokenizer
+from moclip_jax.pretrained.hf_clip import TINY_CLIP, load_clip, save_clip, tokenize
+from moclip_jax.pretrained.tiny_clip_data import (
+    IMAGE_SIZE,
+    Pictures,
+    corpus,
+    matches,
+    random_caption,
+    training_pictures,
+)
+from moclip_jax.pretrained.tiny_clip_evaluation import evaluate, model_card
+
+_EVALUATE = flags.DEFINE_bool("evaluate", False, "Only measure the folder's model, and print.")
+_FOLDER = flags.DEFINE_string("folder", str(TINY_CLIP), "Where the model is, or is written.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the initial weights, the batches and the captions.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters of the training.
+
+    Attributes:
+        num_clips: drawn once, 4 pictures of each.
+        num_steps: of the optimiser.
+        batch_size: pictures, and as many captions, in a step.
+        learning_rate: the highest, after the warm-up; falls to 0 along a cosine.
+        warmup_steps: in which the learning rate rises from 0.
+        weight_decay: of AdamW, on matrices only.
+        num_merges: of the vocabulary, at most.
+    """
+
+    num_clips: int = 8000
+    num_steps: int = 2500
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
+    num_merges: int = 500
+
+
+def tiny_config(vocab_size: int, eos_token_id: int) -> CLIPConfig:
+    """Returns the sizes of the tiny CLIP."""
+    return CLIPConfig(
+        vision=CLIPVisionConfig(
+            image_size=IMAGE_SIZE,
+            patch_size=8,
+            hidden_size=96,
+            num_layers=4,
+            num_heads=4,
+            mlp_size=384,
+        ),
+        text=CLIPTextConfig(
+            vocab_size=vocab_size,
+            max_length=32,
+            hidden_size=64,
+            num_layers=2,
+            num_heads=2,
+            mlp_size=256,
+            eos_token_id=eos_token_id,
+        ),
+        projection_dim=64,
+    )
+
+
+def contrastive_loss(logits: jax.Array, match: jax.Array) -> jax.Array:
+    """CLIP's symmetric cross-entropy where several captions may be true of a picture.
+
+    The target is uniform over all that match (Yang et al. 2022, UniCL, arXiv 2204.03610): with so
+    few things to say, half of the other captions of a batch would be false negatives.
+
+    Args:
+        logits: float32 [n, n], pictures by captions.
+        match: bool [n, n]; every row and every column has one at least.
+
+    Returns:
+        float32 scalar.
+    """
+    target = match.astype(jnp.float32)
+    by_picture = optax.softmax_cross_entropy(logits, target / target.sum(1, keepdims=True))
+    by_caption = optax.softmax_cross_entropy(logits.T, target.T / target.T.sum(1, keepdims=True))
+    return (by_picture.mean() + by_caption.mean()) / 2
+
+
+def train_batches(
+    pictures: Pictures, tokenizer: Any, max_length: int, recipe: Recipe, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields (images uint8 [n, s, s, 3], tokens int32 [n, L], match bool [n, n]) for each step."""
+    rng = np.random.default_rng(seed)
+    for _ in range(recipe.num_steps):
+        chosen = rng.integers(len(pictures.images), size=recipe.batch_size)
+        shapes = pictures.shapes[chosen]
+        looks = [pictures.looks[index] for index in chosen]
+        captions = [
+            random_caption(rng, SHAPES[shape], look)
+            for shape, look in zip(shapes, looks, strict=True)
+        ]
+        # The eight ways to lay a square picture on itself keep every caption true.
+        images = np.rot90(pictures.images[chosen], rng.integers(4), axes=(1, 2))
+        if rng.random() < 0.5:
+            images = images[:, :, ::-1]
+        tokens = tokenize(tokenizer, [caption.text for caption in captions], max_length)
+        yield np.ascontiguousarray(images), tokens, matches(captions, shapes, looks)
+
+
+def train(recipe: Recipe, seed: int) -> tuple[CLIP, Any]:
+    """Returns the trained CLIP and its tokenizer."""
+    start = time.monotonic()
+    tokenizer = learn_tokenizer(corpus(), num_merges=recipe.num_merges, max_length=32)
+    config = tiny_config(len(tokenizer), tokenizer.eos_token_id)
+    clip = nnx.jit(lambda: CLIP(config, rngs=nnx.Rngs(seed)))()
+    graph, params = nnx.split(clip)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, recipe.learning_rate, recipe.warmup_steps, recipe.num_steps
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(
+            schedule,
+            b2=0.98,  # CLIP's own, steadier than 0.999
+            weight_decay=recipe.weight_decay,
+            mask=jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+        ),
+    )
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def train_step(params, optimizer_state, images, tokens, match):
+        def loss_of(params):
+            clip = nnx.merge(graph, params)
+            return contrastive_loss(clip(normalize_images(images), tokens), match)
+
+        loss, gradients = jax.value_and_grad(loss_of)(params)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+        return optax.apply_updates(params, updates), optimizer_state, loss
+
+    pictures = training_pictures(recipe.num_clips)
+    print(f"{len(pictures.images)} pictures drawn in {time.monotonic() - start:.0f} s", flush=True)
+    optimizer_state = optimizer.init(params)
+    batches = train_batches(pictures, tokenizer, config.text.max_length, recipe, seed)
+    for step, batch in enumerate(batches, start=1):
+        params, optimizer_state, loss = train_step(params, optimizer_state, *batch)
+        if step % 100 == 0 or step == recipe.num_steps:
+            spent = time.monotonic() - start
+            print(f"step {step}/{recipe.num_steps} loss {loss:.4f}, {spent:.0f} s", flush=True)
+    return nnx.merge(graph, params), tokenizer
+
+
+def main(argv: list[str]) -> None:
+    """Trains and writes the folder unless `--evaluate`; then measures what lies in it."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    folder = Path(_FOLDER.value)
+    if not _EVALUATE.value:
+        save_clip(*train(Recipe(), _SEED.value), folder)
+    clip, tokenizer = load_clip(folder)
+    accuracies = evaluate(clip, tokenizer)
+    for name, accuracy in accuracies.items():
+        print(f"{name}: {accuracy:.4f}")
+    if not _EVALUATE.value:
+        (folder / "README.md").write_text(model_card(clip, accuracies))
+
+
+if __name__ == "__main__":
+    app.run(main)

