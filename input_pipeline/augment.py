@@ -110,8 +110,9 @@ def scale_to_uint8(fields: tf.Tensor, bound: float = 20.0) -> tf.Tensor:
       uint8 of the same shape; no motion is 128.
     """
     # Casting to an integer drops the fraction, as Python's int() does. float32 is exact enough:
-    # a quotient that is no whole number lies further from one than its rounding error.
-    scaled = tf.cast(fields, tf.float32) * 127.5 / bound
+    # a quotient that is no whole number lies further from one than its rounding error. That holds
+    # for a division, but not for the multiplication that the graph optimiser makes of `/`.
+    scaled = tf.math.divide_no_nan(tf.cast(fields, tf.float32) * 127.5, bound)
     return tf.cast(tf.clip_by_value(tf.cast(scaled, tf.int32) + 128, 0, 255), tf.uint8)
 
 

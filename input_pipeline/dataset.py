@@ -232,7 +232,7 @@ def _view_function(
     frames: str | None,
     image_size: int,
 ) -> Callable:
-    features = ("label", "num_frames")
+    features: tuple[str, ...] = ("label", "num_frames")
     features += ("displacements", "is_intra") if motion is not None else ()
     features += _FRAME_FEATURES if frames is not None else ()
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import av
+import av.container
 import av.logging
 from av.video.frame import PictureType
 
@@ -57,11 +58,13 @@ class CheckedVideo:
 
 def picture_type(frame: av.VideoFrame) -> str:
     """Return 'I', 'P', 'B', or '?' for any other type FFmpeg knows."""
-    return _PICTURE_TYPES.get(frame.pict_type, "?")
+    return _PICTURE_TYPES.get(PictureType(frame.pict_type), "?")
 
 
 @contextlib.contextmanager
-def open_video(path: str | os.PathLike) -> Iterator[av.VideoStream]:
+def open_video(
+    path: str | os.PathLike,
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a file's first video stream for one-thread decoding.
 
     One thread, because frame-threaded decoding does not export the same motion vectors in every
@@ -71,7 +74,7 @@ def open_video(path: str | os.PathLike) -> Iterator[av.VideoStream]:
       path: A local video file.
 
     Yields:
-      The stream; `stream.container` is the open container.
+      The open container and the stream.
 
     Raises:
       VideoError: The file is absent, empty, not a video, or has no video stream.
@@ -103,7 +106,7 @@ def open_video(path: str | os.PathLike) -> Iterator[av.VideoStream]:
         if stream.codec_context is None:
             raise VideoError(name, "its video codec is unknown to FFmpeg")
         stream.codec_context.thread_count = 1
-        yield stream
+        yield container, stream
 
 
 def check_video(path: str | os.PathLike, max_frames: int | None = None) -> CheckedVideo:
@@ -125,12 +128,12 @@ def check_video(path: str | os.PathLike, max_frames: int | None = None) -> Check
       VideoError: As `open_video`, or the file is cut, damaged, too long or without packets.
     """
     count = shown = 0
-    last_end: Fraction | None = None
-    first = None
-    with open_video(path) as stream:
+    first: int | None = None
+    last_end: int | None = None
+    with open_video(path) as (container, stream):
         rate = stream.average_rate
         try:
-            for packet in stream.container.demux(stream):
+            for packet in container.demux(stream):
                 if not packet.size:
                     continue
                 count += 1
@@ -150,11 +153,12 @@ def check_video(path: str | os.PathLike, max_frames: int | None = None) -> Check
             raise VideoError(path, f"cannot be read to its end ({_short(error)})") from error
         if not shown:
             raise VideoError(path, "its video stream holds no packets; is it cut?")
-        declared = _declared_end(stream)
-        if declared is not None and rate and last_end is not None and first is not None:
-            seconds = last_end * stream.time_base
+        declared = _declared_end(container, stream)
+        time_base = stream.time_base
+        if declared and rate and time_base and last_end is not None and first is not None:
+            seconds = last_end * time_base
             if stream.duration is not None and stream.frames:
-                seconds = max(seconds, (last_end - first) * stream.time_base)
+                seconds = max(seconds, (last_end - first) * time_base)
             if count < (stream.frames or count + 1) and seconds + 3 / (2 * rate) < declared:
                 raise VideoError(
                     path,
@@ -179,11 +183,11 @@ def decode_frames(
     Raises:
       VideoError: As `open_video`, or a packet is cut or damaged, or no frame could be decoded.
     """
-    with open_video(path) as stream:
+    with open_video(path) as (container, stream):
         stream.codec_context.options = options or {}
         number = frames = 0
         try:
-            for packet in stream.container.demux(stream):
+            for packet in container.demux(stream):
                 number += 1
                 if packet.is_corrupt:
                     raise VideoError(path, f"cut or damaged at packet {number} of the video stream")
@@ -196,16 +200,17 @@ def decode_frames(
             raise VideoError(path, "no frame could be decoded")
 
 
-def _declared_end(stream: av.VideoStream) -> Fraction | None:
+def _declared_end(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Fraction | None:
     """Return the end of the video in seconds as its header states it, or None."""
-    container = stream.container
     if container.format.name == "avi":
         # FFmpeg shortens `duration` of a cut AVI; the frame count in the header stays. Time stamps
         # are frame numbers and so also count dropped (empty) frames, which are no packets.
         return stream.frames / stream.average_rate if stream.average_rate else None
     if not container.format.name.startswith(_DECLARING_FORMATS):
         return None
-    if stream.frames and stream.duration is not None:
+    if stream.frames and stream.duration is not None and stream.time_base is not None:
         return stream.duration * stream.time_base
     tag = stream.metadata.get("DURATION", "")
     if tag.count(":") == 2:

@@ -79,7 +79,7 @@ class PreparedDataset:
         """
         if not 1 <= split <= self.num_splits:
             raise ValueError(f"split is {split}, the data set has 1 to {self.num_splits}")
-        subset = {"train": [], "test": []}
+        subset: dict[str, list[VideoEntry]] = {"train": [], "test": []}
         refused = []
         for entry in self.index:
             role = entry.subsets[split - 1]
@@ -161,7 +161,7 @@ def prepare_dataset(
     if name not in BUILDERS:
         raise ValueError(f"unknown data set {name!r}, known are {sorted(BUILDERS)}")
     options = dict(options or {})
-    source = {
+    source: dict[str, Any] = {
         "spec": dataclasses.asdict(spec),
         "videos": os.path.abspath(os.path.expanduser(videos)) if videos else "",
         "lists": os.path.abspath(os.path.expanduser(lists)) if lists else "",

@@ -23,7 +23,7 @@ def training_segments(num_frames: tf.Tensor, num_segments: int, seed: tf.Tensor)
       int32 `[num_segments]`, clipped to the video.
     """
     num_frames = tf.cast(num_frames, tf.int32)
-    size = tf.cast(num_frames - 2, tf.float64) / num_segments
+    size = _divide(num_frames - 2, num_segments)
     bounds = tf.cast(tf.round(size * tf.range(num_segments + 1, dtype=tf.float64)), tf.int32)
     begin = bounds[:-1]
     length = tf.maximum(bounds[1:] - begin, 1)
@@ -46,7 +46,7 @@ def test_segments(num_frames: tf.Tensor, num_segments: int) -> tf.Tensor:
       int32 `[num_segments]`, clipped to the video.
     """
     num_frames = tf.cast(num_frames, tf.int32)
-    size = tf.cast(num_frames - 1, tf.float64) / num_segments
+    size = _divide(num_frames - 1, num_segments)
     centres = tf.round(size * (tf.range(num_segments, dtype=tf.float64) + 0.5))
     return _clip(tf.cast(centres, tf.int32) + 1, num_frames)
 
@@ -69,6 +69,12 @@ def frame_before_intra(indices: tf.Tensor, is_intra: tf.Tensor) -> tf.Tensor:
     """
     before = indices - tf.cast(tf.gather(is_intra, indices), indices.dtype)
     return tf.maximum(before, 0)
+
+
+def _divide(numerator: tf.Tensor, denominator: int) -> tf.Tensor:
+    # Not `/`: TensorFlow's graph optimiser turns a division by a constant into a multiplication by
+    # its inverse, and 7.5 into 7.4999..., which rounds to another frame.
+    return tf.math.divide_no_nan(tf.cast(numerator, tf.float64), denominator)
 
 
 def _clip(indices: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:

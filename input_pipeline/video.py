@@ -252,8 +252,8 @@ def _jpeg(picture: av.VideoFrame, spec: VideoSpec) -> bytes:
     image = Image.fromarray(picture.to_ndarray())
     scale = spec.frame_size / min(image.size)
     if scale < 1:
-        size = tuple(max(1, round(side * scale)) for side in image.size)
-        image = image.resize(size, Image.Resampling.BILINEAR)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=spec.jpeg_quality)
     return buffer.getvalue()

@@ -7,7 +7,10 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
+
+from moclip_jax.sharding import make_mesh
 
 SCORE = "score"
 
@@ -67,11 +70,37 @@ def save_tree(path: Path, tree: Any) -> None:
 
 
 def load_tree(path: Path, like: Any) -> Any:
-    """Reads a tree written by `save_tree`, shaped, typed and placed as the tree `like`."""
+    """Reads a tree written by `save_tree`, on any number of devices.
+
+    Args:
+      path: the checkpoint.
+      like: tree of the same structure with the shapes and dtypes to expect.
+
+    Returns:
+      The tree, on the first device; in a run of several processes, whole on every device.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint at `path`.
+      ValueError: it does not have the structure, shapes or dtypes of `like`.
+    """
     if not path.is_dir():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    sharding: jax.sharding.Sharding
+    if jax.process_count() == 1:
+        sharding = SingleDeviceSharding(jax.devices()[0])
+    else:
+        sharding = NamedSharding(make_mesh(), PartitionSpec())
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like
+    )
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path.absolute(), like)
+        try:
+            return checkpointer.restore(path.absolute(), abstract)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} does not fit the networks that this version builds for its settings; it "
+                f"was damaged, or written by another version: {str(error).splitlines()[0]}"
+            ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -44,6 +44,12 @@ def test_a_missing_tree_is_named(tmp_path):
         load_tree(tmp_path / "nowhere", {"a": jnp.ones(1)})
 
 
+def test_a_tree_of_another_structure_is_explained(tmp_path):
+    save_tree(tmp_path / "tree", {"a": jnp.ones(2)})
+    with pytest.raises(ValueError, match="tree does not fit the networks"):
+        load_tree(tmp_path / "tree", {"a": jnp.ones(2), "b": jnp.ones(2)})
+
+
 def test_json_replaces_the_file_whole(tmp_path):
     path = tmp_path / "deep" / "x.json"
     write_json(path, {"a": 1})

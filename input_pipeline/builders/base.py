@@ -200,7 +200,7 @@ def _prepare_all(
     sources: Sequence[Source], num_workers: int
 ) -> Iterator[tuple[Source, PreparedVideo | VideoError]]:
     """Prepare all videos, in order, with a bounded number of results waiting in memory."""
-    num_workers = min(num_workers or len(os.sched_getaffinity(0)), len(sources))
+    num_workers = min(num_workers or _num_cores(), len(sources))
     if num_workers == 1:
         for source in sources:
             yield source, _prepare(source)
@@ -227,6 +227,13 @@ def _prepare_all(
         finally:
             for _, future in pending:
                 future.cancel()
+
+
+def _num_cores() -> int:
+    # Those that this process may use, where the system can say so (Linux).
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _prepare(source: Source) -> PreparedVideo | VideoError:

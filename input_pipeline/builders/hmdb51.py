@@ -35,7 +35,9 @@ class Hmdb51(PreparedVideoBuilder, skip_registration=True):
         videos = existing_folder(config.videos, "videos")
         lists = existing_folder(config.lists or config.videos, "lists")
         found = {
-            match.groups(): path for path in lists.iterdir() if (match := _LIST.fullmatch(path.name))
+            match.groups(): path
+            for path in lists.iterdir()
+            if (match := _LIST.fullmatch(path.name))
         }
         class_names = sorted({name for name, _ in found})
         splits = sorted({split for _, split in found})

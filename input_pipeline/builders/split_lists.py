@@ -91,7 +91,7 @@ def read_split_lists(folder: pathlib.Path) -> SplitLists:
 def _read_classes(path: pathlib.Path) -> tuple[str, ...]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; it must name the classes, a line '1 Class' each")
-    names = []
+    names: list[str] = []
     for number, line in _lines(path):
         words = line.split(maxsplit=1)
         if len(words) != 2 or words[0] != str(len(names) + 1):

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ def existing_folder(path: str, what: str) -> pathlib.Path:
 
 def listed_sources(
     splits: Sequence[Mapping[str, Iterable[ListedVideo]]],
-    find,
+    find: Callable[[ListedVideo], pathlib.Path | None],
     spec: VideoSpec,
 ) -> list[Source]:
     """Join the lists of all splits into one source a video.

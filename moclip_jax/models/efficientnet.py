@@ -35,7 +35,7 @@ _SQUEEZE_RATIO = 0.25
 # Width and depth multipliers. 'tiny' and 'small' are ours, for motion fields of 64 to 128 pixels on
 # a CPU.
 _MULTIPLIERS = {
-    "tiny": (0.25, 0.3),
+    "tiny": (0.25, 0.25),
     "small": (0.5, 0.5),
     "b0": (1.0, 1.0),
     "b1": (1.0, 1.1),

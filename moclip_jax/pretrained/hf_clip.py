@@ -89,7 +89,7 @@ def save_clip(model: CLIP, tokenizer: Any, folder: str | os.PathLike[str]) -> No
         # An end token that is there already may be the legacy one, which the pooling goes by.
         config["text_config"].setdefault(name, getattr(tokenizer, name))
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    weights = {name: np.ascontiguousarray(value) for name, value in clip_to_hf(model).items()}
+    weights = {name: np.asarray(value, order="C") for name, value in clip_to_hf(model).items()}
     # transformers refuses a file that does not say which framework's layout it has.
     save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
     tokenizer.save_pretrained(folder)

@@ -44,7 +44,9 @@ def test_test_segments_of_an_average_ucf101_video():
 def test_training_segments_stay_in_their_parts_at_every_length(num_segments):
     function = tf.function(lambda n, seed: sampling.training_segments(n, num_segments, seed))
     for num_frames in range(1, 200):
-        indices = function(tf.constant(num_frames, tf.int64), tf.constant([num_frames, 5], tf.int64))
+        indices = function(
+            tf.constant(num_frames, tf.int64), tf.constant([num_frames, 5], tf.int64)
+        )
         for s, index in enumerate(indices.numpy()):
             first, last = training_bounds(num_frames, num_segments, s)
             assert clip(first, num_frames) <= index <= clip(last, num_frames), (num_frames, s)
@@ -53,7 +55,10 @@ def test_training_segments_stay_in_their_parts_at_every_length(num_segments):
 def test_training_segments_reach_every_frame_of_a_part_equally_often():
     num_frames, draws = 20, 4000
     seeds = tf.stack([tf.range(draws), tf.ones([draws], tf.int32)], 1)
-    indices = tf.map_fn(lambda seed: sampling.training_segments(num_frames, 3, seed), seeds).numpy()
+    draw = tf.function(
+        lambda: tf.map_fn(lambda seed: sampling.training_segments(num_frames, 3, seed), seeds)
+    )
+    indices = draw().numpy()
     for s in range(3):
         first, last = training_bounds(num_frames, 3, s)
         counts = collections.Counter(indices[:, s].tolist())

@@ -1,0 +1,117 @@
+"""The embedded tiny CLIP does what its card says, and is trained by code that is right."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from input_pipeline.shapes import MOTIONS, SHAPES, Appearance
+from moclip_jax.pretrained import TINY_CLIP, load_clip
+from moclip_jax.pretrained.clip_vocabulary import learn_tokenizer
+from moclip_jax.pretrained.tiny_clip_data import (
+    Caption,
+    corpus,
+    matches,
+    random_caption,
+    training_pictures,
+)
+from moclip_jax.pretrained.tiny_clip_evaluation import evaluate
+from moclip_jax.pretrained.train_tiny_clip import contrastive_loss
+
+
+def test_folder_is_small_and_complete():
+    files = {path.name: path.stat().st_size for path in TINY_CLIP.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= files.keys()
+    assert sum(files.values()) < 5_000_000
+
+
+def test_zero_shot_finds_the_shape_and_only_luck_finds_the_motion():
+    """On 72 held-out stills and 36 held-out clips that went through the real encoder."""
+    accuracies = evaluate(*load_clip("tiny"), num_stills=72, num_clips=36)
+    assert accuracies["shape, stills"] >= 0.9
+    assert accuracies["shape, middle frames of prepared clips"] >= 0.9
+    assert accuracies["shape, middle frames of MPEG-4 files"] >= 0.9
+    assert accuracies["shape, from the class names"] >= 0.9
+    # One frame for each of 36 classes; 1/6 is 6 of them.
+    assert accuracies["shape and motion, from the class names"] <= 0.45
+
+
+@pytest.mark.slow
+def test_card_states_the_accuracies_that_are_measured():
+    card = (TINY_CLIP / "README.md").read_text()
+    for name, accuracy in evaluate(*load_clip("tiny")).items():
+        stated = re.search(rf"\| {re.escape(name)} \| ([\d.]+) \|", card)
+        assert stated, name
+        assert float(stated[1]) == pytest.approx(accuracy, abs=0.005)
+
+
+def test_contrastive_loss_is_cross_entropy_with_shared_targets():
+    logits = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    match = np.eye(4, dtype=bool)
+    match[0, 2] = match[3, 0] = True
+
+    def one_way(logits, match):
+        total = 0.0
+        for row, true in zip(logits, match, strict=True):
+            log_probabilities = row - np.log(np.exp(row).sum())
+            total -= log_probabilities[true].mean()
+        return total / len(logits)
+
+    expected = (one_way(logits, match) + one_way(logits.T, match.T)) / 2
+    loss = contrastive_loss(jnp.asarray(logits), jnp.asarray(match))
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert jax.grad(lambda x: contrastive_loss(x, jnp.asarray(match)))(logits).shape == (4, 4)
+
+
+def test_captions_are_true_of_their_own_picture_and_say_what_they_claim():
+    rng = np.random.default_rng(1)
+    shapes = rng.integers(len(SHAPES), size=200)
+    looks = [
+        Appearance(str(rng.choice(["red", "blue"])), str(rng.choice(["small", "large", ""])))
+        for _ in shapes
+    ]
+    captions = [random_caption(rng, SHAPES[s], look) for s, look in zip(shapes, looks, strict=True)]
+    true = matches(captions, shapes, looks)
+    assert true.diagonal().all()
+    for i, (shape, look) in enumerate(zip(shapes, looks, strict=True)):
+        for j, caption in enumerate(captions):
+            claims = [caption.shape == SHAPES[shape]]
+            claims += [caption.color == look.color] if caption.color else []
+            claims += [caption.size == look.size] if caption.size else []
+            assert true[i, j] == all(claims)
+    for caption in captions:
+        words = re.findall(r"[a-z]+", caption.text)
+        assert caption.shape in words
+        assert (caption.color is None) == (not {"red", "blue"} & set(words))
+        assert (caption.size is None) == (not {"small", "large"} & set(words))
+    # Motion words come with every shape, without a look at the picture.
+    named = [sum(motion in caption.text for motion in MOTIONS) for caption in captions]
+    assert 0.35 < np.mean(named) < 0.65
+    assert isinstance(captions[0], Caption)
+
+
+def test_training_pictures_are_reproducible_and_labelled():
+    first, again = training_pictures(6), training_pictures(6)
+    assert first.images.shape == (24, 64, 64, 3) and first.images.dtype == np.uint8
+    np.testing.assert_array_equal(first.images, again.images)
+    np.testing.assert_array_equal(first.shapes, np.repeat(np.arange(6), 4))
+    assert len(first.looks) == 24
+
+
+def test_vocabulary_learns_the_most_frequent_pairs():
+    """By hand: "aab" x 3 and "ab": a b</w> occurs 4 times, then a ab</w> 3 times."""
+    tokenizer = learn_tokenizer(["aab aab", "aab ab"], num_merges=10, max_length=8)
+    vocabulary = tokenizer.get_vocab()
+    assert len(vocabulary) == 2 * 256 + 2 + 2
+    assert vocabulary["ab</w>"] == 512 and vocabulary["aab</w>"] == 513
+    assert vocabulary["<|startoftext|>"] == 514 and vocabulary["<|endoftext|>"] == 515
+    assert tokenizer("AAB b")["input_ids"] == [514, 513, vocabulary["b</w>"], 515]
+
+
+def test_every_word_of_the_captions_is_one_token():
+    _, tokenizer = load_clip("tiny")
+    for text in corpus()[::101]:
+        words = re.findall(r"[a-z]+|[^a-z\s]+", text)
+        assert len(tokenizer(text)["input_ids"]) == len(words) + 2
