@@ -13,6 +13,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from moclip_jax.command_line import parse_flags
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of settings.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all variants and of ablations.json.")
 _VARIANTS = flags.DEFINE_list("variants", [], "Run these variants only; empty runs all.")
@@ -88,7 +90,8 @@ def run_ablations(
 
     base = variant_config(config, {}, workdir / "data")
     table: dict[str, dict[str, Any]] = {}
-    for name, changes in ({"base": {}} | variants).items():
+    everything: dict[str, dict[str, Any]] = {"base": {}} | variants
+    for name, changes in everything.items():
         say(f"== {name}")
         changed = variant_config(config, changes, workdir / "data")
         folder = workdir / name.replace(" ", "_")
@@ -127,7 +130,7 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.ERROR)
     chosen = {name: VARIANTS[name] for name in _VARIANTS.value or VARIANTS}
     try:
-        table = run_ablations(_CONFIG.value, Path(_WORKDIR.value).expanduser(), chosen)
+        table = run_ablations(_CONFIG.value, Path(_WORKDIR.value or "").expanduser(), chosen)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -137,4 +140,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

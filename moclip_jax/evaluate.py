@@ -122,7 +122,7 @@ def evaluate(
     }
     if jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
-        np.savez(directory / "scores.npz", label=features.label, **scores)
+        np.savez(directory / "scores.npz", **(scores | {"label": features.label}))  # type: ignore[arg-type]
         write_json(directory / "rows.json", rows)
     return rows
 

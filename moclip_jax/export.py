@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def _fusion_settings(head: FusionHead) -> dict[str, Any]:
 
 def export_model(
     config: ConfigDict,
-    class_names: list[str],
+    class_names: Sequence[str],
     network: MotionNetwork,
     clip: CLIP,
     tokenizer: Any,

@@ -6,6 +6,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from moclip_jax.command_line import parse_flags
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
@@ -29,7 +31,7 @@ def main(argv: list[str]) -> int:
 
     logging.set_verbosity(logging.ERROR)
     try:
-        recipe.run(_CONFIG.value, Path(_WORKDIR.value))
+        recipe.run(_CONFIG.value, Path(_WORKDIR.value or ""))
     except (ValueError, OSError, TrainingDivergedError) as error:
         if _TRACEBACK.value:
             raise
@@ -42,4 +44,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

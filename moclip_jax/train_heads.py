@@ -35,7 +35,7 @@ def head_config(
 
 def head_logits(head: FusionHead, batch: Batch, train: bool, key: jax.Array | None) -> jax.Array:
     """Returns `[B, classes]` for `motion [B, Dm]` and `appearance [B, Da]` of a batch."""
-    rngs = nnx.Rngs(dropout=key) if train else None
+    rngs = nnx.Rngs(dropout=key) if key is not None else None
     motion = batch["motion"] if head.config.motion_features else None
     return head(motion, batch["appearance"], rngs=rngs)
 

@@ -67,8 +67,7 @@ def class_embeddings(
     embeds = np.concatenate(
         [np.asarray(encode(state, padded[i : i + chunk])) for i in range(0, len(padded), chunk)]
     )[: len(tokens)]
-    owners = np.asarray(owners)
-    means = np.stack([embeds[owners == c].mean(axis=0) for c in range(len(phrases))])
+    means = np.stack([embeds[np.equal(owners, c)].mean(axis=0) for c in range(len(phrases))])
     return means / np.linalg.norm(means, axis=-1, keepdims=True)
 
 

@@ -28,8 +28,9 @@ def test_an_unknown_field_is_an_error_that_names_it(tmp_path):
         text=True,
         timeout=120,
     )
-    assert run.returncode != 0
-    assert "learning_rat" in run.stderr
+    assert run.returncode == 2
+    assert 'Did you mean "learning_rate" instead of "learning_rat"?' in run.stderr
+    assert "Traceback" not in run.stderr
     assert not (tmp_path / "run").exists()
 
 

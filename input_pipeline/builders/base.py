@@ -97,7 +97,9 @@ def source_digest(*folders: str) -> str:
     return digest.hexdigest()
 
 
-class PreparedVideoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class PreparedVideoBuilder(  # type: ignore[call-arg]
+    tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
     """Writes each video's displacements and frames as an example, and all videos as an index.
 
     TFDS holds one split, `SPLIT`; which video belongs to which published split is in the index, so
