@@ -27,12 +27,16 @@ def get_config() -> ConfigDict:
 
     config.motion.backbone = "tiny"
     config.motion.pretrained = ""
-    config.motion.image_size = 96
-    config.motion.resize_size = 108
-    config.motion.batch_size = 24
-    config.motion.num_epochs = 60
+    config.motion.image_size = 64
+    config.motion.resize_size = 72
+    # More of each video in a step steadies a network that starts from nothing.
+    config.motion.num_segments = 8
+    # The mirror image of one class may be another (forehand, backhand); raise it where it is not.
+    config.motion.flip_probability = 0.0
+    config.motion.batch_size = 16
+    config.motion.num_epochs = 40
     config.motion.learning_rate = 0.003
-    config.motion.decay_epochs = (40, 52)
+    config.motion.decay_epochs = (28, 36)
     config.motion.stem_multiplier = 1.0
     config.motion.rest_multiplier = 1.0
     # A small set needs all of its training videos: keep the last epoch, hold nothing out.
@@ -45,4 +49,5 @@ def get_config() -> ConfigDict:
 
     config.evaluation.num_segments = 25
     config.evaluation.crops = 1
+    config.predict.num_segments = 25
     return config

@@ -33,15 +33,15 @@ COLORS = {
 }
 
 # Fractions of the shorter side of the picture.
-_TILE_RADIUS = (0.17, 0.22)
-_TRAVEL = (0.42, 0.50)  # over the whole clip
+_TILE_RADIUS = (0.20, 0.24)
+_TRAVEL = (0.40, 0.46)  # over the whole clip
 _DRIFT = 0.05  # of the camera over the whole clip, at most
 
 _ZOOM = (1.55, 1.70)  # the size at either end of the clip against that at the middle
 _TURN = (2.2, 3.0)  # radians over the whole clip
 
 _SPRITE = 80  # pixels a side of the stored tile, which spans -1..1 in tile coordinates
-_TEXTURE = 50.0  # amplitude of each octave of the tile's texture, in grey levels
+_TEXTURE = 42.0  # amplitude of each octave of the tile's texture, in grey levels
 _NOISE = 3.0  # standard deviation of the frames' noise, in grey levels
 
 
@@ -95,7 +95,7 @@ def render_clip(
     """Draws one clip.
 
     The distance travelled, the turn and the zoom are those of the whole clip, so the shape stays
-    inside the picture for any number of frames (24 frames of 128 x 128: 2.2 to 2.7 pixels a frame).
+    inside the picture for any number of frames (24 frames of 128 x 128: 2.1 to 2.5 pixels a frame).
 
     Args:
         shape: one of `SHAPES`.

@@ -48,12 +48,12 @@ def _count_equation(equation: JaxprEqn) -> int:
     name = equation.primitive.name
     if name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
-        inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-        return math.prod(equation.outvars[0].aval.shape) * inner
+        left = _shape(equation.invars[0])
+        return math.prod(_shape(equation.outvars[0])) * math.prod(left[a] for a in contracted)
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
+        kernel = _shape(equation.invars[1])
         output_channels = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-        return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // output_channels
+        return math.prod(_shape(equation.outvars[0])) * math.prod(kernel) // output_channels
     if name in _OPAQUE:
         raise ValueError(f"multiply_adds cannot look into {name}: count a plain JAX version of it")
     parts = [_count(jaxpr) for jaxpr in _sub_jaxprs(equation)]
@@ -67,6 +67,10 @@ def _count_equation(equation: JaxprEqn) -> int:
             "use lax.scan or lax.fori_loop with fixed bounds"
         )
     return sum(parts)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
 
 
 def _sub_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:

@@ -107,7 +107,7 @@ def head_optimizer(
     return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
 
 
-def parameter_group(path: Sequence[Any]) -> str:
+def parameter_group(path: tuple[Any, ...]) -> str:
     """The learning-rate group of the parameter of a `MotionNetwork` that stands at a key path.
 
     Args:

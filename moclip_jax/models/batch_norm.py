@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 
@@ -25,10 +26,12 @@ class BatchNorm(nnx.Module):
     def __init__(self, num_channels: int, *, momentum: float = 0.1, eps: float = 1e-5):
         self.momentum = momentum
         self.eps = eps
-        self.scale = nnx.Param(jnp.ones(num_channels, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(num_channels, jnp.float32))
-        self.mean = nnx.BatchStat(jnp.zeros(num_channels, jnp.float32))
-        self.var = nnx.BatchStat(jnp.ones(num_channels, jnp.float32))
+        # Through numpy, so that no shape needs a compilation.
+        zeros, ones = np.zeros(num_channels, np.float32), np.ones(num_channels, np.float32)
+        self.scale = nnx.Param(jnp.array(ones))
+        self.bias = nnx.Param(jnp.array(zeros))
+        self.mean = nnx.BatchStat(jnp.array(zeros))
+        self.var = nnx.BatchStat(jnp.array(ones))
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises x over all axes but the last.
@@ -52,9 +55,13 @@ class BatchNorm(nnx.Module):
         values = x.astype(jnp.float32)
         mean, var = self._batch_statistics(values) if train else (self.mean[...], self.var[...])
         scale = self.scale[...] * jax.lax.rsqrt(var + self.eps)
-        shift = self.bias[...] - mean * scale
-        ones = (1,) * (x.ndim - 1)
-        return (values * scale.reshape(*ones, -1) + shift.reshape(*ones, -1)).astype(x.dtype)
+
+        def broadcast(vector: jax.Array) -> jax.Array:
+            return vector.reshape((1,) * (x.ndim - 1) + (-1,))
+
+        # The mean goes first: folded into the bias it would cancel where it is large.
+        y = (values - broadcast(mean)) * broadcast(scale) + broadcast(self.bias[...])
+        return y.astype(x.dtype)
 
     def _batch_statistics(self, values: jax.Array) -> tuple[jax.Array, jax.Array]:
         count = values.size // values.shape[-1]

@@ -93,11 +93,11 @@ def _shifted(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     size = kernel.shape[0]
     height, width = _output_size(x.shape[1], stride), _output_size(x.shape[2], stride)
     padded = _pad(x, size // 2)
-    total = None
+    total = jnp.zeros((x.shape[0], height, width, x.shape[3]), x.dtype)
     for i in range(size):
         for j in range(size):
-            term = _window(padded, i, j, height, width, stride) * kernel[i, j][None, None, None]
-            total = term if total is None else total + term
+            window = _window(padded, i, j, height, width, stride)
+            total += window * kernel[i, j][None, None, None]
     return total
 
 

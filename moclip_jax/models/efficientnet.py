@@ -16,6 +16,7 @@ from jax import lax
 
 from moclip_jax.models.batch_norm import BatchNorm
 from moclip_jax.models.depthwise import depthwise_conv
+from moclip_jax.models.initializers import Initializer, normal, symmetric_uniform
 
 # Per stage of B0: expansion of the inner channels, output channels, blocks, kernel size, stride of
 # the first block.
@@ -256,11 +257,11 @@ class Block(nnx.Module):
     def __init__(self, config: BlockConfig, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
         inner = config.inner_channels
         self.has_skip = config.stride == 1 and config.in_channels == config.out_channels
-        if inner != config.in_channels:
-            self.expand = PointwiseConv(config.in_channels, inner, dtype=dtype, rngs=rngs)
-            self.expand_norm = BatchNorm(inner)
-        else:
-            self.expand = self.expand_norm = None
+        expands = inner != config.in_channels
+        self.expand = (
+            PointwiseConv(config.in_channels, inner, dtype=dtype, rngs=rngs) if expands else None
+        )
+        self.expand_norm = BatchNorm(inner) if expands else None
         self.depthwise = DepthwiseConv(
             inner, config.kernel_size, config.stride, dtype=dtype, rngs=rngs
         )
@@ -272,7 +273,7 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[N, H, W, in] -> [N, H', W', out], H' = (H - 1) // stride + 1."""
         y = x
-        if self.expand is not None:
+        if self.expand is not None and self.expand_norm is not None:
             y = nnx.silu(self.expand_norm(self.expand(y), train=train))
         y = nnx.silu(self.depthwise_norm(self.depthwise(y), train=train))
         y = self.squeeze_excite(y)
@@ -304,8 +305,12 @@ class EfficientNet(nnx.Module):
         last_channels = config.stages[-1][-1].out_channels
         self.head = PointwiseConv(last_channels, config.num_features, dtype=dtype, rngs=rngs)
         self.head_norm = BatchNorm(config.num_features)
+        # timm's initial values: the bound comes from the fan out, and the bias is zero.
         self.classifier = nnx.Linear(
-            config.num_features, config.num_classes, kernel_init=_classifier_uniform, rngs=rngs
+            config.num_features,
+            config.num_classes,
+            kernel_init=symmetric_uniform(config.num_classes**-0.5),
+            rngs=rngs,
         )
 
     def features(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -352,18 +357,6 @@ def _round_channels(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
-def _fan_out_normal(fan_out: int) -> nnx.Initializer:
+def _fan_out_normal(fan_out: int) -> Initializer:
     """N(0, 2 / fan_out), timm's initial values for convolutions."""
-
-    def init(key: jax.Array, shape, dtype=jnp.float32, out_sharding=None) -> jax.Array:
-        del out_sharding
-        return jax.random.normal(key, shape, dtype) * math.sqrt(2.0 / fan_out)
-
-    return init
-
-
-def _classifier_uniform(key: jax.Array, shape, dtype=jnp.float32, out_sharding=None) -> jax.Array:
-    """U(-b, b) with b = 1 / sqrt(classes), timm's initial values for the classifier."""
-    del out_sharding
-    bound = shape[1] ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return normal(math.sqrt(2.0 / fan_out))

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moclip_jax.models.initializers import symmetric_uniform
+
 
 def torch_linear(
     in_features: int,
@@ -26,11 +28,7 @@ def torch_linear(
     Returns:
         A layer with `kernel` [in_features, out_features] and `bias` [out_features].
     """
-    bound = in_features**-0.5
-
-    def uniform(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
+    init = symmetric_uniform(in_features**-0.5)
     return nnx.Linear(
-        in_features, out_features, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs
+        in_features, out_features, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs
     )

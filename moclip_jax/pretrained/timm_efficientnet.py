@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import jax
@@ -97,10 +97,10 @@ def load_efficientnet(
     arrays = _adapt_classifier(arrays, config, rngs)
 
     graph, state = nnx.split(nnx.eval_shape(lambda: EfficientNet(config, rngs=nnx.Rngs(0))))
-    leaves = dict(nnx.to_flat_state(state))
+    leaves: dict[_LeafPath, Any] = dict(nnx.to_flat_state(state))
     entries = list(_entries(config))
     _check_bijection(arrays, leaves, entries)
-    filled = {}
+    filled: dict[Any, Any] = {}
     for entry in entries:
         value = entry.layout.from_torch(arrays[entry.name])
         filled[entry.path] = leaves[entry.path].replace(jnp.asarray(value, jnp.float32))
@@ -120,14 +120,18 @@ def save_efficientnet(model: EfficientNet, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: save_efficientnet writes .safetensors files; name it so")
-    leaves = dict(nnx.to_flat_state(nnx.state(model)))
-    arrays = {
+    safetensors.numpy.save_file(timm_arrays(model), path, metadata={"format": "pt"})
+
+
+def timm_arrays(model: EfficientNet) -> dict[str, np.ndarray]:
+    """The parameters and statistics of a model under timm's names, float32, in torch's layouts."""
+    leaves: dict[_LeafPath, Any] = dict(nnx.to_flat_state(nnx.state(model)))
+    return {
         entry.name: np.ascontiguousarray(
             entry.layout.to_torch(np.asarray(leaves[entry.path][...], np.float32))
         )
         for entry in _entries(model.config)
     }
-    safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
 
 
 def _entries(config: EfficientNetConfig) -> Iterator[_Entry]:
@@ -189,8 +193,8 @@ def _adapt_stem(arrays: dict[str, np.ndarray], in_channels: int) -> dict[str, np
         return arrays
     if kernel.shape[1] != 3:
         raise ValueError(
-            f"conv_stem.weight {kernel.shape} takes {kernel.shape[1]} channels and cannot be adapted "
-            f"to {in_channels}: only a stem for RGB can"
+            f"conv_stem.weight {kernel.shape} takes {kernel.shape[1]} channels and cannot be "
+            f"adapted to {in_channels}: only a stem for RGB can"
         )
     mean = kernel.astype(np.float32).mean(1, keepdims=True)
     return arrays | {"conv_stem.weight": np.repeat(mean, in_channels, axis=1)}
@@ -212,9 +216,10 @@ def _adapt_classifier(
         # not fit.
         return arrays
     fresh = torch_linear(config.num_features, config.num_classes, rngs=rngs)
+    values = dict(nnx.to_flat_state(nnx.state(fresh, nnx.Param)))
     return arrays | {
-        "classifier.weight": np.asarray(fresh.kernel[...]).T,
-        "classifier.bias": np.asarray(fresh.bias[...]),
+        "classifier.weight": np.asarray(values["kernel",][...]).T,
+        "classifier.bias": np.asarray(values["bias",][...]),
     }
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from input_pipeline.shapes import COLORS, MOTIONS, SHAPES, Appearance, appearance, render_clip
 
-IMAGE_SIZE = 64
+IMAGE_SIZE = 48
 _RENDERED_SIZE = 128  # that of the embedded data set
 
 # Far from the groups of any data set, and from each other.
@@ -64,8 +64,8 @@ def random_caption(rng: np.random.Generator, shape: str, look: Appearance) -> Ca
     Half of the captions name a motion, drawn without a look at the picture: class names of the
     data set do so, too, and the text tower must find the shape in them nevertheless.
     """
-    color = look.color if rng.random() < 0.4 else None
-    size = look.size if look.size and rng.random() < 0.25 else None
+    color = look.color if rng.random() < 0.25 else None
+    size = look.size if look.size and rng.random() < 0.15 else None
     motion = str(rng.choice(MOTIONS)) if rng.random() < 0.5 else None
     words = " ".join(word for word in (size, color, shape, motion) if word)
     return Caption(str(rng.choice(TEMPLATES)).format(words), shape, color, size)

@@ -88,6 +88,26 @@ def tiny_config(vocab_size: int, eos_token_id: int) -> CLIPConfig:
     )
 
 
+def planar_positions(config: CLIPVisionConfig) -> jax.Array:
+    """Returns where to start the position embeddings: float32 [patches + 1, hidden_size].
+
+    Sines and cosines of the patch's row and column, which are trained on like the rest. From random
+    numbers the tower must first find out which patches are neighbours, and takes several times as
+    many steps (Beyer et al. 2022, arXiv 2205.01580, start from them for the same reason).
+    """
+    side = config.image_size // config.patch_size
+    bands = config.hidden_size // 4
+    # From two patches a period, the finest there is, to four times the picture.
+    frequencies = np.pi * np.geomspace(1, 1 / (2 * side), bands)
+    waves = np.arange(side)[:, None] * frequencies
+    axis = np.concatenate([np.sin(waves), np.cos(waves)], axis=-1)  # [side, hidden / 2]
+    rows = np.broadcast_to(axis[:, None], (side, side, 2 * bands))
+    columns = np.broadcast_to(axis[None], (side, side, 2 * bands))
+    patches = np.concatenate([rows, columns], axis=-1).reshape(side * side, -1)
+    first = np.zeros((1, config.hidden_size))
+    return jnp.asarray(0.3 * np.concatenate([first, patches]), jnp.float32)
+
+
 def contrastive_loss(logits: jax.Array, match: jax.Array) -> jax.Array:
     """CLIP's symmetric cross-entropy where several captions may be true of a picture.
 
@@ -134,6 +154,7 @@ def train(recipe: Recipe, seed: int) -> tuple[CLIP, Any]:
     tokenizer = learn_tokenizer(corpus(), num_merges=recipe.num_merges, max_length=32)
     config = tiny_config(len(tokenizer), tokenizer.eos_token_id)
     clip = nnx.jit(lambda: CLIP(config, rngs=nnx.Rngs(seed)))()
+    clip.vision.position_embedding[...] = planar_positions(config.vision)
     graph, params = nnx.split(clip)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, recipe.learning_rate, recipe.warmup_steps, recipe.num_steps

@@ -34,8 +34,8 @@ def projections(name: str, array: np.ndarray) -> np.ndarray:
 def scale(projected: np.ndarray) -> np.ndarray:
     """What an error in rows of `projections` is to be measured by: [n, 3] -> [n, 1].
 
-    The norm, but not less than a thousandth of the largest: some gradients are zero by nature
+    The norm, but not less than a hundredth of the largest: some gradients are zero by nature
     (of a shift that the next BatchNorm takes away) and consist of rounding errors only.
     """
     norms = projected[:, :1]
-    return np.maximum(norms, 1e-3 * norms.max())
+    return np.maximum(norms, 1e-2 * norms.max())

@@ -13,6 +13,7 @@ Everything is computed twice, in float32 and in float64. The float64 numbers are
 them how far torch's own float32 is from them: the noise that no implementation can get below.
 """
 
+import json
 import sys
 
 import numpy as np
@@ -25,7 +26,7 @@ from timm.models.efficientnet import _gen_efficientnet
 # name: width, depth, input channels, classes, input shape [N, H, W].
 MODELS = {
     "b0_rgb": (1.0, 1.0, 3, 1000, (2, 64, 64)),
-    "b0_motion": (1.0, 1.0, 2, 101, (4, 64, 64)),
+    "b0_motion": (1.0, 1.0, 2, 101, (4, 128, 128)),
     "tiny_motion": (0.25, 0.25, 2, 7, (4, 45, 70)),
 }
 DEPTHWISE = [(k, s, size) for k in (1, 3, 5) for s in (1, 2) for size in ((8, 8), (7, 10), (1, 3))]
@@ -56,20 +57,21 @@ def run_model(name, dtype):
     with torch.no_grad():
         results["eval_features"] = model.forward_head(model.forward_features(x), pre_logits=True)
         results["eval_logits"] = model(x)
-    model.train()
-    logits = model(x)
-    results["train_logits"] = logits.detach()
-    F.cross_entropy(logits, labels).backward()
-    results = {key: value.numpy() for key, value in results.items()}
-    statistics = {k: v.numpy() for k, v in model.state_dict().items() if "running" in k}
-    results["statistics"] = np.stack([projections(k, v) for k, v in statistics.items()])
-    results["gradients"] = np.stack(
-        [projections(key, value.grad.numpy()) for key, value in model.named_parameters()]
+    if in_channels == 2:
+        model.train()
+        results["train_logits"] = model(x)
+        F.cross_entropy(results["train_logits"], labels).backward()
+        statistics = {key: v for key, v in model.state_dict().items() if "running" in key}
+        gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
+        for group, arrays in (("statistics", statistics), ("gradients", gradients)):
+            results[group] = torch.tensor(
+                np.stack([projections(key, value.numpy()) for key, value in arrays.items()])
+            )
+    results = {key: value.detach().numpy() for key, value in results.items()}
+    results["shapes"] = np.array(json.dumps({key: list(state[key].shape) for key in keys}))
+    results["checksum"] = np.float64(
+        sum(np.abs(weight(key, tuple(state[key].shape))).sum() for key in keys)
     )
-    results["classifier_bias_gradient"] = model.classifier.bias.grad.numpy()
-    results["statistics_names"] = np.array(list(statistics))
-    results["gradients_names"] = np.array([key for key, _ in model.named_parameters()])
-    results["checksum"] = np.float64(sum(np.abs(weight(k, tuple(state[k].shape))).sum() for k in keys))
     return results
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moclip_jax.models.depthwise import depthwise_conv, depthwise_implementation
+from tests.golden.efficientnet_recipe import normal
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "efficientnet.npz"
 # (batch, height, width), kernel size, stride: square and not, odd and even, smaller than the
@@ -58,6 +59,30 @@ def test_shifted_sum_and_its_gradients_equal_the_grouped_convolution(size, kerne
     assert ours[0].shape == gradient.shape
     for a, b in zip(ours, xla, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_equals_torch_at_even_and_odd_sizes():
+    """Golden file: tests/golden/make_efficientnet.py, in float64 (torch; version inside)."""
+    with np.load(GOLDEN) as file:
+        golden = {
+            key.removeprefix("depthwise/"): file[key] for key in file if key.startswith("depth")
+        }
+    cases = sorted({key.split("/")[0] for key in golden})
+    assert len(cases) == 18
+    for case in cases:
+        size, stride, shape = case.split("_")
+        height, width = map(int, shape.split("x"))
+        kernel = normal(f"{case}/w", (3, 1, int(size[1:]), int(size[1:])))
+        y, gx, gw = (golden[f"{case}/{name}"] for name in ("y", "gx", "gw"))
+        ours = with_gradients(
+            normal(f"{case}/x", (2, 3, height, width)).transpose(0, 2, 3, 1),
+            kernel[:, 0].transpose(1, 2, 0),
+            normal(f"{case}/g", y.shape).transpose(0, 2, 3, 1),
+            int(stride[1:]),
+        )
+        expected = (y.transpose(0, 2, 3, 1), gx.transpose(0, 2, 3, 1), gw[:, 0].transpose(1, 2, 0))
+        for a, b in zip(ours, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=case)
 
 
 def test_bfloat16_keeps_its_dtype_and_sums_the_kernel_gradient_in_float32():

@@ -1,0 +1,73 @@
+"""The motion network: scaling, segments, statistics, and that it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moclip_jax.models.efficientnet import EfficientNetConfig
+from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
+
+CONFIG = MotionNetworkConfig(EfficientNetConfig.named("tiny", in_channels=2, num_classes=5))
+
+
+@pytest.fixture(scope="module")
+def network():
+    return MotionNetwork(CONFIG, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def fields():
+    return jax.random.randint(jax.random.key(0), (3, 2, 32, 40, 2), 0, 256).astype(jnp.uint8)
+
+
+@jax.jit
+def outputs(network, fields):
+    return network.features(fields), network(fields)
+
+
+def test_bytes_are_scaled_and_floats_are_not(network, fields):
+    features, logits = outputs(network, fields)
+    scaled = jnp.asarray(np.asarray(fields) / np.float32(255) - np.float32(0.5))
+    same_features, same_logits = outputs(network, scaled)
+    np.testing.assert_allclose(same_features, features, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(same_logits, logits, rtol=1e-5, atol=1e-6)
+
+
+def test_every_segment_goes_through_the_same_network_and_logits_are_averaged(network, fields):
+    features, logits = outputs(network, fields)
+    assert features.shape == (3, 2, CONFIG.num_features)
+    assert logits.shape == (3, CONFIG.num_classes)
+    flat = jnp.asarray(fields.reshape(6, 32, 40, 2), jnp.float32) / 255 - 0.5
+    backbone = jax.jit(lambda n, x: n.backbone(n.input_norm(x, train=False)))
+    np.testing.assert_allclose(
+        backbone(network, flat).reshape(3, 2, -1).mean(1), logits, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_training_updates_statistics_and_inference_does_not(network, fields):
+    forward = jax.jit(
+        lambda n, x, train: (n(x, train=train), nnx.state(n, nnx.BatchStat)), static_argnums=2
+    )
+    before = nnx.to_flat_state(nnx.state(network, nnx.BatchStat))
+    _, frozen = forward(network, fields, False)
+    _, moved = forward(network, fields, True)
+    for (path, old), (_, same), (_, new) in zip(
+        before, nnx.to_flat_state(frozen), nnx.to_flat_state(moved), strict=True
+    ):
+        assert np.array_equal(old[...], same[...]), path
+        assert not np.array_equal(old[...], new[...]), path
+    values = np.asarray(fields) / 255 - 0.5
+    np.testing.assert_allclose(
+        moved["input_norm"]["mean"][...], 0.1 * values.mean((0, 1, 2, 3)), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_wrong_fields_and_configurations_are_refused(network):
+    with pytest.raises(ValueError, match=r"needs fields \[B, S, H, W, 2\]"):
+        network(jnp.zeros((3, 32, 32, 2)))
+    with pytest.raises(ValueError, match="uint8 or floating"):
+        network(jnp.zeros((1, 1, 32, 32, 2), jnp.int32))
+    with pytest.raises(ValueError, match="in_channels must be 2"):
+        MotionNetworkConfig(EfficientNetConfig.named("tiny"))
