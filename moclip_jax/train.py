@@ -148,7 +148,7 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
       TrainingDivergedError: the loss is not a number; the checkpoints stay as they were.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    graphdef, params, stats = nnx.split(task.model, nnx.Param, nnx.Not(nnx.Param))
+    graphdef, params, stats = nnx.split(task.model, nnx.Param, ...)  # type: ignore[misc]
     optimizer = task.optimizer(params)
     state = replicate(
         TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params)), mesh

@@ -50,7 +50,8 @@ def learn_tokenizer(texts: Iterable[str], *, num_merges: int, max_length: int) -
 
 def _tokenizer(tokens: list[str], merges: list[tuple[str, str]], max_length: int) -> Any:
     vocabulary = {token: index for index, token in enumerate([*tokens, _START, _END])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
+    # Pairs are what its tokenizers library takes; the annotation knows only lines of text.
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)  # type: ignore[arg-type]
 
 
 def _count_words(texts: Iterable[str], tokenizer: Any) -> collections.Counter[tuple[str, ...]]:

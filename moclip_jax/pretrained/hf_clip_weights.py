@@ -33,7 +33,7 @@ def clip_from_hf(config: CLIPConfig, weights: Mapping[str, Any]) -> CLIP:
     """
     graph, state = nnx.split(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
     leaves = dict(nnx.to_flat_state(state))
-    rules = {rule.path: rule for rule in _rules(config)}
+    rules: dict[tuple[Any, ...], _Rule] = {rule.path: rule for rule in _rules(config)}
     if rules.keys() != leaves.keys():
         raise AssertionError(f"no rule, or no leaf, for {sorted(rules.keys() ^ leaves.keys())}")
 

@@ -97,7 +97,7 @@ def load_efficientnet(
     arrays = _adapt_classifier(arrays, config, rngs)
 
     graph, state = nnx.split(nnx.eval_shape(lambda: EfficientNet(config, rngs=nnx.Rngs(0))))
-    leaves: dict[_LeafPath, Any] = dict(nnx.to_flat_state(state))
+    leaves: dict[Any, Any] = dict(nnx.to_flat_state(state))
     entries = list(_entries(config))
     _check_bijection(arrays, leaves, entries)
     filled: dict[Any, Any] = {}
@@ -125,7 +125,7 @@ def save_efficientnet(model: EfficientNet, path: str | Path) -> None:
 
 def timm_arrays(model: EfficientNet) -> dict[str, np.ndarray]:
     """The parameters and statistics of a model under timm's names, float32, in torch's layouts."""
-    leaves: dict[_LeafPath, Any] = dict(nnx.to_flat_state(nnx.state(model)))
+    leaves: dict[Any, Any] = dict(nnx.to_flat_state(nnx.state(model)))
     return {
         entry.name: np.ascontiguousarray(
             entry.layout.to_torch(np.asarray(leaves[entry.path][...], np.float32))

@@ -6,10 +6,10 @@ import io
 import numpy as np
 from PIL import Image
 
-from input_pipeline.shapes import COLORS, MOTIONS, SHAPES, Appearance, appearance, render_clip
+from input_pipeline.shapes import COLORS, MOTIONS, SHAPES, Appearance, appearance, render_still
 
 IMAGE_SIZE = 48
-_RENDERED_SIZE = 128  # that of the embedded data set
+RENDERED_SIZE = 128  # that of the embedded data set
 
 # Far from the groups of any data set, and from each other.
 TRAIN_GROUPS = 2**60
@@ -50,7 +50,7 @@ class Pictures:
     Attributes:
         images: uint8 [n, IMAGE_SIZE, IMAGE_SIZE, 3].
         shapes: int32 [n], indices into `SHAPES`.
-        looks: n colours and sizes; an empty size where no word fits.
+        looks: n colours and sizes.
     """
 
     images: np.ndarray
@@ -65,7 +65,7 @@ def random_caption(rng: np.random.Generator, shape: str, look: Appearance) -> Ca
     data set do so, too, and the text tower must find the shape in them nevertheless.
     """
     color = look.color if rng.random() < 0.25 else None
-    size = look.size if look.size and rng.random() < 0.15 else None
+    size = look.size if rng.random() < 0.15 else None
     motion = str(rng.choice(MOTIONS)) if rng.random() < 0.5 else None
     words = " ".join(word for word in (size, color, shape, motion) if word)
     return Caption(str(rng.choice(TEMPLATES)).format(words), shape, color, size)
@@ -94,39 +94,24 @@ def corpus() -> list[str]:
     return [template.format(noun) for template in TEMPLATES for noun in sized]
 
 
-def training_pictures(num_clips: int) -> Pictures:
-    """Draws 4 frames of each of `num_clips` clips, half of them with the marks of JPEG.
-
-    A clip's frames differ in place, angle or size; all but the middle one go beyond what stills
-    show, so that the CLIP also knows frames from elsewhere in a video.
-    """
-    images, shapes, looks = [], [], []
-    for clip in range(num_clips):
-        rng = np.random.default_rng((TRAIN_GROUPS, clip))
-        shape = clip % len(SHAPES)
-        motion = str(rng.choice(MOTIONS))
-        frames = render_clip(
-            SHAPES[shape],
-            motion,
-            group_seed=TRAIN_GROUPS + clip,
-            clip_seed=0,
-            num_frames=4,
-            height=_RENDERED_SIZE,
-            width=_RENDERED_SIZE,
+def training_pictures(num_pictures: int) -> Pictures:
+    """Draws stills, shapes in turn, each from a group of its own, half with the marks of JPEG."""
+    images, looks = [], []
+    for index in range(num_pictures):
+        seeds = {"group_seed": TRAIN_GROUPS + index, "clip_seed": 0}
+        still = render_still(
+            SHAPES[index % len(SHAPES)], **seeds, height=RENDERED_SIZE, width=RENDERED_SIZE
         )
-        look = appearance(group_seed=TRAIN_GROUPS + clip, clip_seed=0)
-        if motion in ("growing", "shrinking"):
-            look = dataclasses.replace(look, size="")  # true of the middle frame only
-        for frame in frames:
-            picture = Image.fromarray(frame)
-            if rng.random() < 0.5:
-                coded = io.BytesIO()
-                picture.save(coded, "JPEG", quality=int(rng.integers(60, 96)))
-                picture = Image.open(coded)
-            images.append(shrink(picture))
-            shapes.append(shape)
-            looks.append(look)
-    return Pictures(np.stack(images), np.array(shapes, np.int32), looks)
+        picture = Image.fromarray(still)
+        rng = np.random.default_rng((TRAIN_GROUPS, index))
+        if rng.random() < 0.5:
+            coded = io.BytesIO()
+            picture.save(coded, "JPEG", quality=int(rng.integers(60, 96)))
+            picture = Image.open(coded)
+        images.append(shrink(picture))
+        looks.append(appearance(**seeds))
+    shapes = np.arange(num_pictures, dtype=np.int32) % len(SHAPES)
+    return Pictures(np.stack(images), shapes, looks)
 
 
 def shrink(picture: Image.Image) -> np.ndarray:

@@ -18,10 +18,11 @@ from input_pipeline.shapes import MOTIONS, SHAPES, render_clip, render_still
 from input_pipeline.video import VideoSpec, prepare_frames, prepare_video
 from moclip_jax.models.clip import CLIP, normalize_images
 from moclip_jax.pretrained.hf_clip import tokenize
-from moclip_jax.pretrained.tiny_clip_data import TEST_GROUPS, shrink
+from moclip_jax.pretrained.tiny_clip_data import RENDERED_SIZE, TEST_GROUPS, shrink
 
-_SIDE = 128
-_SPEC = VideoSpec(width=_SIDE, height=_SIDE, clip_frames=4, frame_size=_SIDE)
+_SPEC = VideoSpec(
+    width=RENDERED_SIZE, height=RENDERED_SIZE, clip_frames=4, frame_size=RENDERED_SIZE
+)
 _PROMPTS = ("a photo of a {}.", "a picture of a {}.", "a {}.")
 
 
@@ -53,15 +54,17 @@ def evaluate(
                         SHAPES[index % len(SHAPES)],
                         group_seed=TEST_GROUPS + index,
                         clip_seed=0,
-                        height=_SIDE,
-                        width=_SIDE,
+                        height=RENDERED_SIZE,
+                        width=RENDERED_SIZE,
                     )
                 )
             )
             for index in range(num_stills)
         ]
     )
-    middles, everywhere, decoded = [], [], []
+    middles: list[np.ndarray] = []
+    everywhere: list[np.ndarray] = []
+    decoded: list[np.ndarray] = []
     for index in range(num_clips):
         frames = _class_clip(index)
         prepared = prepare_frames(frames, _SPEC, fps=25.0)
@@ -164,8 +167,8 @@ def _class_clip(index: int) -> np.ndarray:
         group_seed=TEST_GROUPS + index,
         clip_seed=1,
         num_frames=24,
-        height=_SIDE,
-        width=_SIDE,
+        height=RENDERED_SIZE,
+        width=RENDERED_SIZE,
     )
 
 

@@ -46,7 +46,7 @@ class Recipe:
     """Hyperparameters of the training.
 
     Attributes:
-        num_clips: drawn once, 4 pictures of each.
+        num_pictures: drawn once.
         num_steps: of the optimiser.
         batch_size: pictures, and as many captions, in a step.
         learning_rate: the highest, after the warm-up; falls to 0 along a cosine.
@@ -55,10 +55,10 @@ class Recipe:
         num_merges: of the vocabulary, at most.
     """
 
-    num_clips: int = 8000
-    num_steps: int = 2500
-    batch_size: int = 128
-    learning_rate: float = 1e-3
+    num_pictures: int = 24000
+    num_steps: int = 5000
+    batch_size: int = 64
+    learning_rate: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 0.05
     num_merges: int = 500
@@ -70,10 +70,10 @@ def tiny_config(vocab_size: int, eos_token_id: int) -> CLIPConfig:
         vision=CLIPVisionConfig(
             image_size=IMAGE_SIZE,
             patch_size=8,
-            hidden_size=96,
-            num_layers=4,
-            num_heads=4,
-            mlp_size=384,
+            hidden_size=64,
+            num_layers=3,
+            num_heads=2,
+            mlp_size=256,
         ),
         text=CLIPTextConfig(
             vocab_size=vocab_size,
@@ -141,7 +141,7 @@ def train_batches(
             for shape, look in zip(shapes, looks, strict=True)
         ]
         # The eight ways to lay a square picture on itself keep every caption true.
-        images = np.rot90(pictures.images[chosen], rng.integers(4), axes=(1, 2))
+        images = np.rot90(pictures.images[chosen], int(rng.integers(4)), axes=(1, 2))
         if rng.random() < 0.5:
             images = images[:, :, ::-1]
         tokens = tokenize(tokenizer, [caption.text for caption in captions], max_length)
@@ -179,7 +179,7 @@ def train(recipe: Recipe, seed: int) -> tuple[CLIP, Any]:
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
         return optax.apply_updates(params, updates), optimizer_state, loss
 
-    pictures = training_pictures(recipe.num_clips)
+    pictures = training_pictures(recipe.num_pictures)
     print(f"{len(pictures.images)} pictures drawn in {time.monotonic() - start:.0f} s", flush=True)
     optimizer_state = optimizer.init(params)
     batches = train_batches(pictures, tokenizer, config.text.max_length, recipe, seed)

@@ -68,7 +68,7 @@ def test_a_missing_file_or_list_and_a_wrong_line_are_named(hmdb51, tmp_path):
     with pytest.raises(ValueError, match=r"ride_bike_test_split2.txt:\d"):
         _prepare(videos, lists, tmp_path / "data")
     wrong.unlink()
-    with pytest.raises(ValueError, match="ride_bike_test_split2.txt: no such list"):
+    with pytest.raises(ValueError, match=r"ride_bike_test_split2\.txt: no such list"):
         _prepare(videos, lists, tmp_path / "data")
     wrong.write_text(text)
     absent = videos / "ride_bike" / _file("Movie_a", "ride_bike")

@@ -1,0 +1,117 @@
+"""The motion network once more, in torch, written from the method and not from our JAX code.
+
+For comparisons outside the project (torch is no dependency of it and no test imports this file):
+
+    python -m venv /tmp/timmenv
+    /tmp/timmenv/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31
+    /tmp/timmenv/bin/python tests/reference/motion_network_torch.py
+
+compares its backbone with timm's `efficientnet_b0`, parameter by parameter in order.
+"""
+
+import torch
+from torch import nn
+
+# Expansion, output channels, blocks, kernel size, stride of the first block (B0).
+STAGES = (
+    (1, 16, 1, 3, 1),
+    (6, 24, 2, 3, 2),
+    (6, 40, 2, 5, 2),
+    (6, 80, 3, 3, 2),
+    (6, 112, 3, 5, 1),
+    (6, 192, 4, 5, 2),
+    (6, 320, 1, 3, 1),
+)
+
+
+def conv_norm(inputs, outputs, size=1, stride=1, groups=1, activation=True):
+    """Convolution without bias, BatchNorm and, if asked for, SiLU."""
+    layers = [
+        nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+    return nn.Sequential(*layers, *([nn.SiLU()] if activation else []))
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gate; the bottleneck is a quarter of the block's input."""
+
+    def __init__(self, channels, squeezed):
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, squeezed, 1),
+            nn.SiLU(),
+            nn.Conv2d(squeezed, channels, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x):
+        """[N, C, H, W] -> [N, C, H, W]."""
+        return x * self.gate(x)
+
+
+class Block(nn.Module):
+    """Inverted residual."""
+
+    def __init__(self, inputs, outputs, expansion, size, stride):
+        super().__init__()
+        inner = inputs * expansion
+        layers = [conv_norm(inputs, inner)] if expansion > 1 else []
+        layers += [
+            conv_norm(inner, inner, size, stride, groups=inner),
+            SqueezeExcite(inner, inputs // 4),
+            conv_norm(inner, outputs, activation=False),
+        ]
+        self.layers = nn.Sequential(*layers)
+        self.skip = stride == 1 and inputs == outputs
+
+    def forward(self, x):
+        """[N, inputs, H, W] -> [N, outputs, H', W']."""
+        return self.layers(x) + x if self.skip else self.layers(x)
+
+
+class MotionNetworkTorch(nn.Module):
+    """BatchNorm of the input, EfficientNet-B0, logits averaged over the segments."""
+
+    def __init__(self, num_classes, in_channels=2):
+        super().__init__()
+        self.input_norm = nn.BatchNorm2d(in_channels)
+        layers, channels = [conv_norm(in_channels, 32, 3, 2)], 32
+        for expansion, outputs, blocks, size, stride in STAGES:
+            for index in range(blocks):
+                layers.append(Block(channels, outputs, expansion, size, stride if not index else 1))
+                channels = outputs
+        layers += [conv_norm(channels, 1280), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        self.backbone = nn.Sequential(*layers)
+        self.classifier = nn.Linear(1280, num_classes)
+
+    def forward(self, fields):
+        """Returns logits [B, classes] of float fields [B, S, 2, H, W], scaled to [-0.5, 0.5]."""
+        batch, segments = fields.shape[:2]
+        features = self.backbone(self.input_norm(fields.flatten(0, 1)))
+        return self.classifier(features).view(batch, segments, -1).mean(1)
+
+
+def main():
+    """Copies timm's weights in order and compares the logits."""
+    import timm
+
+    torch.manual_seed(0)
+    theirs = timm.create_model("efficientnet_b0", in_chans=2, num_classes=7).eval()
+    ours = MotionNetworkTorch(7).eval()
+    target = {k: v for k, v in ours.state_dict().items() if not k.startswith("input_norm")}
+    source = theirs.state_dict()
+    assert [v.shape for v in target.values()] == [v.shape for v in source.values()]
+    named = dict(zip(target, source.values(), strict=True))
+    ours.load_state_dict(named, strict=False)
+    fields = torch.rand(2, 3, 2, 96, 96) - 0.5
+    with torch.no_grad():
+        normalised = ours.input_norm(fields.flatten(0, 1))
+        expected = theirs(normalised).view(2, 3, -1).mean(1)
+        print("largest difference from timm:", (ours(fields) - expected).abs().max().item())
+        print("largest logit:", expected.abs().max().item())
+
+
+if __name__ == "__main__":
+    main()
