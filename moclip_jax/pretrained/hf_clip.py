@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from transformers import CLIPTokenizer
 
 from moclip_jax.models.clip import CLIP
@@ -91,7 +91,8 @@ def save_clip(model: CLIP, tokenizer: Any, folder: str | os.PathLike[str]) -> No
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     weights = {name: np.asarray(value, order="C") for name, value in clip_to_hf(model).items()}
     # transformers refuses a file that does not say which framework's layout it has.
-    save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+    # Through bytes: save_file would make it readable for its owner only.
+    (folder / _WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
     tokenizer.save_pretrained(folder)
 
 
