@@ -99,8 +99,9 @@ def get_config() -> ConfigDict:
     config.motion.shuffle_buffer = 2048
 
     config.clip = ConfigDict()
-    # Hugging Face CLIP: a hub id or a local folder; tiny is the one that comes with us.
-    config.clip.source = "openai/clip-vit-base-patch32"
+    # Hugging Face CLIP: a hub id (with @REVISION: this one holds safetensors, its main branch a
+    # pickle), or a local folder; tiny is the one that comes with us.
+    config.clip.source = "openai/clip-vit-base-patch32@refs/pr/15"
     # Which RGB frame CLIP sees: middle, random, or uniform_K for K evenly spaced ones.
     config.clip.frame = "middle"
     config.clip.dtype = "float32"

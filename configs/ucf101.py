@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     config.motion.rest_multiplier = 0.01
 
     # Appearance: the middle frame (the published code draws one at random, also in testing).
-    config.clip.source = "openai/clip-vit-base-patch32"
+    config.clip.source = "openai/clip-vit-base-patch32@refs/pr/15"
     config.clip.frame = "middle"
 
     # Zero-shot: 12 templates x our own phrases for the 101 classes.

@@ -9,7 +9,7 @@ in the folder or in `--config.dataset.lists`; otherwise one video in four is kep
 The settings train a small motion network from random weights on a CPU. With a GPU and the hub at
 hand, start from ImageNet: --config.motion.backbone=b0 --config.motion.image_size=224
 --config.motion.resize_size=256 --config.motion.pretrained=timm/efficientnet_b0.ra_in1k
---config.clip.source=openai/clip-vit-base-patch32.
+--config.clip.source=openai/clip-vit-base-patch32@refs/pr/15.
 """
 
 from ml_collections import ConfigDict

@@ -98,6 +98,10 @@ class Recipe:
             say(f"results: {self._workdir / 'results.json'}")
         return results
 
+    def data(self) -> tuple[PreparedDataset, dict[str, list[str]]]:
+        """Returns the prepared videos and the names of each role, preparing them if need be."""
+        return self._dataset, self._roles
+
     @functools.cached_property
     def _dataset(self) -> PreparedDataset:
         config = self._config

@@ -127,6 +127,50 @@ def draw_results(workdir: Path, out: Path) -> list[Path]:
     return [out / "rows.png", out / "confusion.png"]
 
 
+def draw_examples(workdir: Path, out: Path, *, columns: int = 8) -> Path:
+    """Draws test videos as both networks saw them, with what each row of results made of them."""
+    from ml_collections import ConfigDict
+
+    from input_pipeline.dataset import view_batches
+    from moclip_jax.recipe import Recipe
+    from moclip_jax.train_motion import motion_views
+
+    metadata = json.loads((workdir / "export" / "metadata.json").read_text())
+    config = ConfigDict(metadata["config"])
+    class_names = metadata["class_names"]
+    dataset, roles = Recipe(config, workdir).data()
+    chosen = np.unique(np.linspace(0, len(roles["test"]) - 1, columns).astype(int))
+    (batch,) = view_batches(
+        dataset,
+        [roles["test"][position] for position in chosen],
+        motion=motion_views(config.motion, num_segments=1),
+        frames="middle",
+        image_size=128,
+        batch_size=len(chosen),
+    ).as_numpy_iterator()
+    scores = np.load(workdir / "evaluate" / "scores.npz")
+    figure, axes = plt.subplots(
+        2, len(chosen), figsize=(2.0 * len(chosen), 5.2), squeeze=False, layout="constrained"
+    )
+    for row, index in enumerate(batch["index"]):
+        position, column = chosen[index], row
+        field = (batch["motion"][row, 0, 0].astype(np.float32) - 128) * config.motion.bound / 127.5
+        axes[0, column].imshow(batch["images"][row, 0])
+        axes[0, column].set_title(class_names[batch["label"][row]], fontsize=9)
+        axes[1, column].imshow(field_to_rgb(field))
+        guesses = [
+            f"{name}: {class_names[scores[name][position].argmax()]}"
+            for name in ("zero_shot", "motion", "fusion")
+        ]
+        axes[1, column].set_title("\n".join(guesses), fontsize=7)
+        for axis in axes[:, column]:
+            axis.set_axis_off()
+    target = out / "examples.png"
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+    return target
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Draws what was asked for and prints the paths; returns 1 if a video failed."""
     parser = argparse.ArgumentParser(
@@ -154,7 +198,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (workdir / "results.json").exists():
             print(f"error: no results.json in {workdir}; finish its run first", file=sys.stderr)
             return 1
-        for path in (draw_curves(workdir, out), *draw_results(workdir, out)):
+        drawn = (
+            draw_curves(workdir, out),
+            *draw_results(workdir, out),
+            draw_examples(workdir, out),
+        )
+        for path in drawn:
             print(path)
     return int(failed)
 
