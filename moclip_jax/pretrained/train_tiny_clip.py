@@ -41,6 +41,11 @@ _FOLDER = flags.DEFINE_string("folder", str(TINY_CLIP), "Where the model is, or 
 _SEED = flags.DEFINE_integer("seed", 0, "Of the initial weights, the batches and the captions.")
 
 
+# Training captions are short, and attention over padding costs time; CLIP's own length is kept.
+_TRAINED_LENGTH = 32
+_MAX_LENGTH = 77
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """Hyperparameters of the training.
@@ -77,7 +82,7 @@ def tiny_config(vocab_size: int, eos_token_id: int) -> CLIPConfig:
         ),
         text=CLIPTextConfig(
             vocab_size=vocab_size,
-            max_length=32,
+            max_length=_TRAINED_LENGTH,
             hidden_size=64,
             num_layers=2,
             num_heads=2,
@@ -148,10 +153,28 @@ def train_batches(
         yield np.ascontiguousarray(images), tokens, matches(captions, shapes, looks)
 
 
+def lengthen(clip: CLIP, tokenizer: Any, max_length: int) -> tuple[CLIP, Any]:
+    """Returns the same CLIP and tokenizer for texts of up to `max_length` tokens.
+
+    The added positions repeat the last trained one: what a longer text means is not learnt, but it
+    is read instead of refused. Texts of the trained lengths keep their features, bit for bit.
+    """
+    config = dataclasses.replace(
+        clip.config, text=dataclasses.replace(clip.config.text, max_length=max_length)
+    )
+    graph, _ = nnx.split(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
+    state = nnx.state(clip)
+    positions = state["text"]["position_embedding"][...]
+    added = jnp.repeat(positions[-1:], max_length - len(positions), axis=0)
+    state["text"]["position_embedding"].set_value(jnp.concatenate([positions, added]))
+    tokenizer.model_max_length = max_length
+    return nnx.merge(graph, state), tokenizer
+
+
 def train(recipe: Recipe, seed: int) -> tuple[CLIP, Any]:
     """Returns the trained CLIP and its tokenizer."""
     start = time.monotonic()
-    tokenizer = learn_tokenizer(corpus(), num_merges=recipe.num_merges, max_length=32)
+    tokenizer = learn_tokenizer(corpus(), num_merges=recipe.num_merges, max_length=_TRAINED_LENGTH)
     config = tiny_config(len(tokenizer), tokenizer.eos_token_id)
     clip = nnx.jit(lambda: CLIP(config, rngs=nnx.Rngs(seed)))()
     clip.vision.position_embedding[...] = planar_positions(config.vision)
@@ -188,7 +211,7 @@ def train(recipe: Recipe, seed: int) -> tuple[CLIP, Any]:
         if step % 100 == 0 or step == recipe.num_steps:
             spent = time.monotonic() - start
             print(f"step {step}/{recipe.num_steps} loss {loss:.4f}, {spent:.0f} s", flush=True)
-    return nnx.merge(graph, params), tokenizer
+    return lengthen(nnx.merge(graph, params), tokenizer, _MAX_LENGTH)
 
 
 def main(argv: list[str]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.shapes import MOTIONS, SHAPES, Appearance
-from moclip_jax.pretrained import TINY_CLIP, load_clip
+from moclip_jax.pretrained import TINY_CLIP, load_clip, tokenize
 from moclip_jax.pretrained.clip_vocabulary import learn_tokenizer
 from moclip_jax.pretrained.tiny_clip_data import (
     IMAGE_SIZE,
@@ -19,7 +19,7 @@ from moclip_jax.pretrained.tiny_clip_data import (
     training_pictures,
 )
 from moclip_jax.pretrained.tiny_clip_evaluation import evaluate
-from moclip_jax.pretrained.train_tiny_clip import contrastive_loss
+from moclip_jax.pretrained.train_tiny_clip import contrastive_loss, lengthen
 
 
 def test_folder_is_small_and_complete():
@@ -99,6 +99,16 @@ def test_training_pictures_are_reproducible_and_labelled():
     np.testing.assert_array_equal(first.images, again.images)
     np.testing.assert_array_equal(first.shapes, np.tile(np.arange(6), 2))
     assert len(first.looks) == 12
+
+
+def test_a_lengthened_clip_gives_short_texts_the_same_features_and_reads_long_ones():
+    clip, tokenizer = load_clip("tiny")
+    before = np.asarray(clip.encode_text(tokenize(tokenizer, ["a star"], 77)))
+    longer, tokenizer = lengthen(clip, tokenizer, 90)
+    tokens = tokenize(tokenizer, ["a star", "w" * 85], 90)
+    after = np.asarray(longer.encode_text(tokens))
+    np.testing.assert_allclose(after[:1], before, atol=1e-6)
+    assert np.isfinite(after).all()
 
 
 def test_vocabulary_learns_the_most_frequent_pairs():
