@@ -6,17 +6,14 @@ leaves as they are is not run again: its folder is linked.
 """
 
 import copy
-import sys
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
-from moclip_jax.command_line import parse_flags
+from moclip_jax import command_line
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File of settings.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all variants and of ablations.json.")
 _VARIANTS = flags.DEFINE_list("variants", [], "Run these variants only; empty runs all.")
 
 # Name -> the fields it changes.
@@ -120,24 +117,14 @@ def format_ablations(table: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> int:
+def main(config: ConfigDict, workdir: Path) -> None:
     """Runs the ablations and prints their table."""
-    del argv
-    unknown = set(_VARIANTS.value) - VARIANTS.keys()
+    unknown = sorted(set(_VARIANTS.value) - VARIANTS.keys())
     if unknown:
-        print(f"error: unknown variants {sorted(unknown)}; there are {', '.join(VARIANTS)}")
-        return 1
-    logging.set_verbosity(logging.ERROR)
+        raise ValueError(f"unknown variants {unknown}; there are {', '.join(VARIANTS)}")
     chosen = {name: VARIANTS[name] for name in _VARIANTS.value or VARIANTS}
-    try:
-        table = run_ablations(_CONFIG.value, Path(_WORKDIR.value or "").expanduser(), chosen)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(format_ablations(table))
-    return 0
+    print(format_ablations(run_ablations(config, workdir, chosen)))
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parse_flags)
+    command_line.start(main)
