@@ -162,13 +162,15 @@ def lengthen(clip: CLIP, tokenizer: Any, max_length: int) -> tuple[CLIP, Any]:
     config = dataclasses.replace(
         clip.config, text=dataclasses.replace(clip.config.text, max_length=max_length)
     )
-    graph, _ = nnx.split(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
-    state = nnx.state(clip)
-    positions = state["text"]["position_embedding"][...]
+    longer = CLIP(config, rngs=nnx.Rngs(0))
+    table = clip.text.position_embedding
+    positions = table[...]
     added = jnp.repeat(positions[-1:], max_length - len(positions), axis=0)
-    state["text"]["position_embedding"].set_value(jnp.concatenate([positions, added]))
+    table.set_value(jnp.concatenate([positions, added]))
+    nnx.update(longer, nnx.state(clip))
+    table.set_value(positions)
     tokenizer.model_max_length = max_length
-    return nnx.merge(graph, state), tokenizer
+    return longer, tokenizer
 
 
 def train(recipe: Recipe, seed: int) -> tuple[CLIP, Any]:
