@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
-# matplotlib and absl must not look for a screen, and no command here may reach the hub.
+# No command here looks for a screen or reaches for the hub.
 export MPLBACKEND := Agg
+export HF_HUB_OFFLINE := 1
 
 .PHONY: venv demo test slow lint format bench clean
 

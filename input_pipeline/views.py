@@ -217,8 +217,7 @@ def _fields(
     example: Mapping[str, tf.Tensor], indices: tf.Tensor, views: MotionViews, spec: VideoSpec
 ) -> tf.Tensor:
     """Return uint8 `[S, height, width, 2]`."""
-    if views.accumulated:
-        indices = sampling.frame_before_intra(indices, example["is_intra"])
+    indices = sampling.frame_before_intra(indices, example["is_intra"])
 
     def some(indices: tf.Tensor) -> tf.Tensor:
         fields = augment.accumulate_tf(

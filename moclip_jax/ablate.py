@@ -53,8 +53,9 @@ def link_stages(config: ConfigDict, base: ConfigDict, workdir: Path, base_workdi
     own, theirs = stage_settings(config), stage_settings(base)
     workdir.mkdir(parents=True, exist_ok=True)
     for stage in own:
-        if own[stage] == theirs[stage] and not (workdir / stage).exists():
-            (workdir / stage).symlink_to((base_workdir / stage).absolute())
+        source, link = base_workdir / stage, workdir / stage
+        if own[stage] == theirs[stage] and source.exists() and not link.exists():
+            link.symlink_to(source.absolute())
     # Training and validation features know nothing of the test protocol.
     without = [
         {k: v for k, v in settings["features"].items() if k != "evaluation"}

@@ -92,7 +92,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         )
     if not motion.scales or not all(0 < scale <= 1 for scale in motion.scales):
         yield f"config.motion.scales={motion.scales} must lie in (0, 1]"
-    if list(motion.decay_epochs) != sorted(motion.decay_epochs):
+    if list(motion.decay_epochs) != sorted(set(motion.decay_epochs)):
         yield f"config.motion.decay_epochs={motion.decay_epochs} must rise"
     if motion.decay_epochs and motion.decay_epochs[-1] >= motion.num_epochs:
         yield (
@@ -101,14 +101,17 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         )
     if config.fusion.hidden < 0:
         yield f"config.fusion.hidden={config.fusion.hidden} must be 0 (a linear head) or more"
-    for section, field in (("motion", "flip_probability"), ("fusion", "dropout")):
-        if not 0 <= config[section][field] <= 1:
-            yield f"config.{section}.{field}={config[section][field]} is not a probability"
+    if not 0 <= motion.flip_probability <= 1:
+        yield f"config.motion.flip_probability={motion.flip_probability} is not a probability"
+    if not 0 <= config.fusion.dropout < 1:
+        yield f"config.fusion.dropout={config.fusion.dropout} must be at least 0 and below 1"
     for section in ("motion", "clip"):
         if config[section].dtype not in ("float32", "bfloat16"):
             yield f"config.{section}.dtype='{config[section].dtype}' must be float32 or bfloat16"
     if not FRAMES.fullmatch(config.clip.frame):
         yield f"config.clip.frame='{config.clip.frame}' must be middle, random or uniform_K"
+    elif config.clip.frame == "random" and config.video.clip_frames < 2:
+        yield "config.clip.frame='random' needs config.video.clip_frames of at least 2 to draw from"
     elif num_images(config.clip.frame) > max(1, config.video.clip_frames):
         yield (
             f"config.clip.frame='{config.clip.frame}' wants more frames than are kept; raise "

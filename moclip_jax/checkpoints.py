@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,17 @@ class StageRecord:
       workdir: the run's folder.
       stage: its name.
       settings: everything the stage's result depends on, as nested JSON values.
+      previous: the record of the stage before it, whose result it is made from; None for the first.
     """
 
-    def __init__(self, workdir: Path, stage: str, settings: dict[str, Any]):
+    def __init__(
+        self,
+        workdir: Path,
+        stage: str,
+        settings: dict[str, Any],
+        previous: "StageRecord | None" = None,
+    ):
+        self._previous = previous
         self._path = workdir / stage / "stage.json"
         self._stage = stage
         # Through JSON once, so that tuples compare equal to the lists read back.
@@ -130,7 +139,8 @@ class StageRecord:
         """Tells whether the stage ended with these settings.
 
         Raises:
-          ValueError: it was begun or ended with others; the message names each that differs.
+          ValueError: it was begun or ended with others (the message names each that differs), or it
+            was made from a result of the stage before that was since made again or deleted.
         """
         if not self._path.exists():
             return False
@@ -148,15 +158,39 @@ class StageRecord:
                 + "\nUse another --workdir, take the change back, or delete that folder (and those "
                 "of the stages after it) to have it made again."
             )
+        if record.get("made_from") != self._source():
+            raise ValueError(
+                f"stage '{self._stage}' was made from a result of the stage before it that is no "
+                f"longer there; delete {self._path.parent} (and the stages after it) to make it "
+                "again"
+            )
         return record["done"]
 
     def begin(self) -> None:
         """Notes that the stage runs with these settings."""
-        write_json(self._path, {"done": False, "settings": self._settings})
+        self._write(done=False)
 
     def finish(self) -> None:
         """Notes that the stage's result is complete."""
-        write_json(self._path, {"done": True, "settings": self._settings})
+        self._write(done=True)
+
+    def result(self) -> str:
+        """Returns a name of this very result, another each time the stage is made; '' if none."""
+        if not self._path.exists():
+            return ""
+        return json.loads(self._path.read_text()).get("result", "")
+
+    def _source(self) -> str:
+        return "" if self._previous is None else self._previous.result()
+
+    def _write(self, done: bool) -> None:
+        record = {
+            "done": done,
+            "result": uuid.uuid4().hex if done else "",
+            "made_from": self._source(),
+            "settings": self._settings,
+        }
+        write_json(self._path, record)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

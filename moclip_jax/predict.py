@@ -17,7 +17,10 @@ from input_pipeline.dataset import example_from_video, view_of_example
 from input_pipeline.video import VideoError, prepare_video
 from moclip_jax.export import Recognizer, load_export
 from moclip_jax.extract_features import appearance_features, motion_features
-from moclip_jax.zero_shot import class_embeddings, class_phrases
+from moclip_jax.zero_shot import class_embeddings
+
+# Prompts around the user's own words, which may be a thing, a person or a whole scene.
+WORD_TEMPLATES = ("{}", "a photo of {}.", "a video of {}.")
 
 
 def make_classifier(
@@ -35,7 +38,7 @@ def make_classifier(
     """
     if classes:
         text = class_embeddings(
-            recognizer.clip, recognizer.tokenizer, class_phrases(classes), recognizer.templates
+            recognizer.clip, recognizer.tokenizer, [[name] for name in classes], WORD_TEMPLATES
         )
     else:
         text = recognizer.text
@@ -104,11 +107,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workdir", required=True, help="folder of a finished run, or its export")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--topk", type=int, default=5, help="labels to give for each video")
-    parser.add_argument(
-        "--classes", default="", help="your own labels, 'a dog running,a person juggling'"
-    )
+    parser.add_argument("--classes", help="your own labels, 'a dog running,a person juggling'")
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="any file FFmpeg can read")
     arguments = parser.parse_args(argv)
+    if arguments.classes is not None:
+        arguments.classes = [word.strip() for word in arguments.classes.split(",") if word.strip()]
+        if len(arguments.classes) < 2:
+            parser.error("--classes needs at least two labels, separated by commas")
     if arguments.topk < 1:
         parser.error(f"--topk={arguments.topk} must be at least 1")
     return arguments
@@ -125,10 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    classes = [name.strip() for name in arguments.classes.split(",") if name.strip()]
     failed = False
     for result in predict_videos(
-        recognizer, arguments.videos, topk=arguments.topk, classes=classes
+        recognizer, arguments.videos, topk=arguments.topk, classes=arguments.classes or ()
     ):
         failed |= "error" in result
         if arguments.json:

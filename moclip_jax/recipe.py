@@ -24,7 +24,7 @@ from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import load_clip
 from moclip_jax.sharding import check_batch_size, make_mesh
 from moclip_jax.train_heads import HEADS, head_config, load_head, train_heads
-from moclip_jax.train_motion import load_motion_network, train_motion
+from moclip_jax.train_motion import initial_motion_network, load_motion_network, train_motion
 from moclip_jax.zero_shot import class_embeddings, class_phrases
 
 
@@ -62,10 +62,11 @@ class Recipe:
         self._mesh = make_mesh()
         for section in ("motion", "features", "fusion"):
             check_batch_size(self._mesh, f"{section}.batch_size", config[section].batch_size)
-        self._records = {
-            stage: StageRecord(self._workdir, stage, settings)
-            for stage, settings in stage_settings(config).items()
-        }
+        self._records: dict[str, StageRecord] = {}
+        previous = None
+        for stage, settings in stage_settings(config).items():
+            previous = StageRecord(self._workdir, stage, settings, previous)
+            self._records[stage] = previous
 
     def run(self) -> dict[str, Any] | None:
         """Runs what is asked for and not yet done."""
@@ -73,14 +74,19 @@ class Recipe:
         # All records are read before the first stage, so that a mixture is noticed at once.
         done = {stage: record.is_done() for stage, record in self._records.items()}
         for position, stage in enumerate(STAGES):
-            if stage not in asked:
-                continue
-            for needed in STAGES[:position]:
-                if not done[needed]:
-                    raise FileNotFoundError(
-                        f"stage '{stage}' needs '{needed}', which is not done in {self._workdir}; "
-                        f"add it to config.stages"
-                    )
+            missing = [s for s in STAGES[:position] if s not in asked and not done[s]]
+            if stage in asked and missing:
+                raise FileNotFoundError(
+                    f"stage '{stage}' needs '{missing[0]}', which is not done in {self._workdir}; "
+                    "add it to config.stages"
+                )
+        pending = {stage for stage in asked if not done[stage]}
+        # Weights that cannot be had stop the run now, not after hours of training.
+        if "motion" in pending and self._config.motion.pretrained:
+            initial_motion_network(self._config, num_classes=2)
+        if pending & {"features", "fusion", "evaluate", "export"}:
+            _ = self._clip_and_tokenizer
+        for stage in asked:
             if done[stage]:
                 say(f"{stage}: done before, skipped ({self._workdir / stage})")
                 continue
@@ -163,6 +169,13 @@ class Recipe:
 
     def _prepare(self) -> None:
         roles = self._roles
+        for section in ("motion", "fusion"):
+            batch_size = self._config[section].batch_size
+            if len(roles["train"]) < batch_size:
+                raise ValueError(
+                    f"config.{section}.batch_size={batch_size} is larger than the training split "
+                    f"({len(roles['train'])} videos); lower it"
+                )
         refused = [entry for entry in self._dataset.index if entry.error]
         for entry in refused:
             say(f"prepare: refused {entry.name}: {entry.error}")
@@ -239,7 +252,6 @@ def stage_settings(config: ConfigDict) -> dict[str, dict[str, Any]]:
     dataset = {name: sections["dataset"][name] for name in ("name", "videos", "lists", "options")}
     motion = sections["motion"]
     motion.pop("checkpoint_every_steps")
-    features = {"train_views": sections["features"]["train_views"]}
     own = {
         "prepare": {"dataset": dataset, "video": sections["video"]},
         "motion": {
@@ -250,7 +262,7 @@ def stage_settings(config: ConfigDict) -> dict[str, dict[str, Any]]:
         },
         "features": {
             "clip": sections["clip"],
-            "features": features,
+            "features": sections["features"],
             "evaluation": sections["evaluation"],
         },
         "fusion": {"fusion": sections["fusion"]},

@@ -168,6 +168,7 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
     if step:
         state = checkpoints.restore(step, state)
         say(f"{task.name}: going on from step {step} of {last_step}")
+    _forget_history_after(directory, step)
     progress = Progress(last_step, f"{task.name}: training", "steps", done_before=step)
     try:
         while step < last_step:
@@ -205,6 +206,8 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
                     metrics |= {f"validation_{name}": value for name, value in means.items()}
                     score = means["top1"]
                 checkpoints.save(step, state, score=score)
+            elif step % task.checkpoint_every_steps == 0:
+                checkpoints.save(step, state, score=-1.0)
             _record(directory, writer, step, epoch, metrics)
             if task.num_epochs <= _EPOCHS_TO_SAY or (epoch + 1) % 10 == 0 or is_last:
                 told = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
@@ -239,9 +242,18 @@ def _check_finite(name: str, step: int, sums: list[dict[str, jax.Array]]) -> dic
     if not np.isfinite(means["loss"]):
         raise TrainingDivergedError(
             f"{name}: the loss became {means['loss']} before step {step}. Lower "
-            "learning_rate in its section of the config; earlier checkpoints are kept."
+            "learning_rate in its section of the config and use another --workdir, or delete the "
+            "stage's folder; earlier checkpoints are kept until then."
         )
     return means
+
+
+def _forget_history_after(directory: Path, step: int) -> None:
+    """Drops lines of epochs that a stopped run had done after its last checkpoint."""
+    path = directory / "history.jsonl"
+    if path.exists() and jax.process_index() == 0:
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
 def _record(directory: Path, writer: Any, step: int, epoch: int, metrics: dict[str, float]) -> None:

@@ -62,7 +62,7 @@ def draw_video(path: str, out: Path, *, columns: int = 6) -> Path:
     for axis in axes.flat:
         axis.set_axis_off()
     figure.suptitle(f"{Path(path).name}: frames, and motion since the last I-frame")
-    target = out / f"{Path(path).stem}_motion.png"
+    target = out / f"{Path(path).name}_motion.png"
     figure.savefig(target, dpi=110)
     plt.close(figure)
     return target
@@ -195,9 +195,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
     if arguments.workdir:
         workdir = Path(arguments.workdir).expanduser()
-        if not (workdir / "results.json").exists():
-            print(f"error: no results.json in {workdir}; finish its run first", file=sys.stderr)
-            return 1
+        for needed in ("results.json", "export/metadata.json"):
+            if not (workdir / needed).exists():
+                print(f"error: no {needed} in {workdir}; finish its run first", file=sys.stderr)
+                return 1
         drawn = (
             draw_curves(workdir, out),
             *draw_results(workdir, out),

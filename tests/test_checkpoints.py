@@ -31,6 +31,19 @@ def test_changed_settings_are_named_and_refused(tmp_path, finished):
         assert part in str(error.value)
 
 
+def test_a_stage_made_from_a_result_that_is_no_longer_there_is_refused(tmp_path):
+    first = StageRecord(tmp_path, "motion", {})
+    second = StageRecord(tmp_path, "features", {}, first)
+    for record in (first, second):
+        record.begin()
+        record.finish()
+    assert second.is_done()
+    first.begin()
+    first.finish()
+    with pytest.raises(ValueError, match=r"'features' was made from a result.*delete"):
+        second.is_done()
+
+
 def test_a_tree_comes_back_as_it_was(tmp_path):
     tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": {"c": jnp.ones((), jnp.int32)}}
     save_tree(tmp_path / "tree", tree)

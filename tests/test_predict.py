@@ -64,6 +64,13 @@ def test_the_users_own_words_are_the_labels(finished_run, real_videos, capsys):
     assert sum(guess["probability"] for guess in line["predictions"]) == pytest.approx(1, abs=1e-4)
 
 
+def test_a_single_label_is_no_choice(finished_run, capsys):
+    with pytest.raises(SystemExit) as error:
+        predict.main(["--workdir", str(finished_run), "--classes=,", "x.mp4"])
+    assert error.value.code == 2
+    assert "at least two labels" in capsys.readouterr().err
+
+
 def test_a_workdir_without_an_export_is_explained(tmp_path, capsys):
     assert predict.main(["--workdir", str(tmp_path), "x.mp4"]) == 1
     assert "moclip_jax.main" in capsys.readouterr().err

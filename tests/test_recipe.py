@@ -53,7 +53,7 @@ def test_a_stage_deleted_from_the_workdir_is_made_again_with_the_same_result(
     shutil.copytree(finished_run, copy)
     before = json.loads((copy / "results.json").read_text())
     scores = dict(np.load(copy / "evaluate" / "scores.npz"))
-    for stage in ("features", "fusion", "evaluate"):
+    for stage in ("features", "fusion", "evaluate", "export"):
         shutil.rmtree(copy / stage)
     (copy / "results.json").unlink()
     assert recipe.run(testing.get_config(), copy) == before
@@ -147,6 +147,18 @@ def test_a_stage_depends_on_its_own_settings_and_those_before_it():
     assert changed_stages("predict.num_segments", 8) == stages[5:]
     assert changed_stages("dataset.num_workers", 7) == []
     assert changed_stages("motion.checkpoint_every_steps", 7) == []
+
+
+def test_weights_that_cannot_be_had_stop_the_run_before_any_work(tmp_path):
+    config = testing.get_config()
+    config.clip.source = str(tmp_path / "no_clip")
+    with pytest.raises((OSError, ValueError), match="no_clip"):
+        recipe.run(config, tmp_path / "run")
+    config = testing.get_config()
+    config.motion.pretrained = str(tmp_path / "none.safetensors")
+    with pytest.raises((OSError, ValueError), match=r"none\.safetensors"):
+        recipe.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "data").exists()
 
 
 def test_the_features_on_disk_are_those_of_every_video(finished_run):

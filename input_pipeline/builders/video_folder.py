@@ -148,10 +148,22 @@ def _split_by_seed(
             raise ValueError(
                 f"{class_folder}: needs at least two videos, one to train, one to test"
             )
-        num_test = min(max(round(options.test_fraction * len(videos)), 1), len(videos) - 1)
-        test = set(rng.permutation(len(videos))[:num_test].tolist())
-        for position, path in enumerate(videos):
-            subset = "test" if position in test else "train"
+        groups: dict[str, list[pathlib.Path]] = {}
+        for path in videos:
+            groups.setdefault(_group(path, str(path)), []).append(path)
+        if len(groups) < 2:
+            raise ValueError(
+                f"{class_folder}: all videos are of one group ({next(iter(groups))}), which must "
+                "not be on both sides of the split; give lists, or rename them"
+            )
+        # Whole groups, until the share is reached; one at least is left to train on.
+        wanted = max(round(options.test_fraction * len(videos)), 1)
+        test: set[pathlib.Path] = set()
+        for number in rng.permutation(len(groups))[:-1]:
+            if len(test) < wanted:
+                test.update(groups[list(groups)[number]])
+        for path in videos:
+            subset = "test" if path in test else "train"
             name = path.relative_to(folder).as_posix()
             sources.append(_source(path, name, label, (subset,), spec))
     return [p.name for p in folders], sources
@@ -160,10 +172,14 @@ def _split_by_seed(
 def _source(
     path: pathlib.Path, name: str, label: int, subsets: tuple[str, ...], spec: VideoSpec
 ) -> Source:
-    match = _GROUP.search(path.stem)
-    # Without a published group every video is its own.
-    entry = VideoEntry(name, label, match.group(1) if match else name, subsets)
+    entry = VideoEntry(name, label, _group(path, name), subsets)
     return Source(entry, functools.partial(prepare_video, str(path), spec))
+
+
+def _group(path: pathlib.Path, name: str) -> str:
+    """Return UCF101's mark `_gNN_` in the file's name; without it every video is its own group."""
+    match = _GROUP.search(path.stem)
+    return match.group(1) if match else name
 
 
 def _options(options: Mapping[str, Any]) -> VideoFolderOptions:
