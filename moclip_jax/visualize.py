@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
+from absl import logging
 from matplotlib import pyplot as plt
 from matplotlib.colors import hsv_to_rgb
 from PIL import Image
@@ -194,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed = True
             print(f"error: {error}", file=sys.stderr)
     if arguments.workdir:
+        # TensorFlow Datasets warns about its own internals.
+        logging.set_verbosity(logging.ERROR)
         workdir = Path(arguments.workdir).expanduser()
         for needed in ("results.json", "export/metadata.json"):
             if not (workdir / needed).exists():
