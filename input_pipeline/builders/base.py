@@ -10,7 +10,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -22,6 +22,9 @@ from input_pipeline.video import PreparedVideo, VideoError, VideoSpec
 
 SPLIT = "videos"
 """The only TFDS split; its name for everything, 'all', is reserved there."""
+
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +98,19 @@ def source_digest(*folders: str) -> str:
             line = f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n"
             digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def read_options(kind: type[_T], data_set: str, options: Mapping[str, Any]) -> _T:
+    """Return a data set's options as the dataclass that describes them.
+
+    Raises:
+      ValueError: An option is unknown, or has a value that the dataclass refuses.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(f"{data_set}: unknown options {unknown}; known are {sorted(known)}")
+    return kind(**options)
 
 
 class PreparedVideoBuilder(  # type: ignore[call-arg]

@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
-from input_pipeline.builders.base import PreparedVideoBuilder, Source, VideoEntry
+from input_pipeline.builders.base import PreparedVideoBuilder, Source, VideoEntry, read_options
 from input_pipeline.shapes import MOTIONS, SHAPES, render_clip
 from input_pipeline.video import PreparedVideo, VideoSpec, prepare_frames
 
@@ -63,7 +62,7 @@ class MovingShapes(PreparedVideoBuilder, skip_registration=True):  # type: ignor
     ) -> tuple[Sequence[str], Sequence[Source]]:
         """Return the class names '<shape> <motion>' and every clip, still to be rendered."""
         del dl_manager  # Nothing to download.
-        options = _options(self.builder_config.options)
+        options = read_options(MovingShapesOptions, self.name, self.builder_config.options)
         spec = self.builder_config.spec
         if (options.height, options.width) != (spec.height, spec.width):
             raise ValueError(
@@ -93,14 +92,6 @@ class MovingShapes(PreparedVideoBuilder, skip_registration=True):  # type: ignor
                     )
                     sources.append(Source(entry, prepare))
         return [f"{shape} {motion}" for shape, motion in classes], sources
-
-
-def _options(options: Mapping[str, Any]) -> MovingShapesOptions:
-    known = {field.name for field in dataclasses.fields(MovingShapesOptions)}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise ValueError(f"moving_shapes: unknown options {unknown}; known are {sorted(known)}")
-    return MovingShapesOptions(**options)
 
 
 def _render_and_prepare(

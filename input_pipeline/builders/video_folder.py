@@ -5,13 +5,12 @@ import functools
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from input_pipeline.builders.base import PreparedVideoBuilder, Source, VideoEntry
+from input_pipeline.builders.base import PreparedVideoBuilder, Source, VideoEntry, read_options
 from input_pipeline.builders.split_lists import ListedVideo, has_lists, read_split_lists
 from input_pipeline.video import VideoSpec, prepare_video
 
@@ -57,7 +56,7 @@ class VideoFolder(PreparedVideoBuilder, skip_registration=True):  # type: ignore
         del dl_manager  # Nothing to download.
         config = self.builder_config
         folder = existing_folder(config.videos, "videos")
-        options = _options(config.options)
+        options = read_options(VideoFolderOptions, self.name, config.options)
         if config.lists:
             lists_folder = existing_folder(config.lists, "lists")
         elif has_lists(folder):
@@ -180,11 +179,3 @@ def _group(path: pathlib.Path, name: str) -> str:
     """Return UCF101's mark `_gNN_` in the file's name; without it every video is its own group."""
     match = _GROUP.search(path.stem)
     return match.group(1) if match else name
-
-
-def _options(options: Mapping[str, Any]) -> VideoFolderOptions:
-    known = {field.name for field in dataclasses.fields(VideoFolderOptions)}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise ValueError(f"video_folder: unknown options {unknown}; known are {sorted(known)}")
-    return VideoFolderOptions(**options)
