@@ -1,13 +1,14 @@
 # Everything happens in .venv; a target that finds its work done does nothing.
 PYTHON ?= python3
 VENV := .venv
+PARITY := .venv-parity
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 # No command here looks for a screen or reaches for the hub.
 export MPLBACKEND := Agg
 export HF_HUB_OFFLINE := 1
 
-.PHONY: venv demo test slow lint format bench clean
+.PHONY: venv demo test slow parity lint format bench clean
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -32,6 +33,23 @@ test: $(VENV)/.installed-dev
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# Reads .venv's packages through a path file, so that only torch and its company are installed twice.
+$(PARITY)/.installed: $(VENV)/.installed-dev requirements-parity.txt
+	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	  > $$($(PARITY)/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth
+	$(PARITY)/bin/pip install --quiet --disable-pip-version-check -r requirements-parity.txt
+	$(PARITY)/bin/pip install --quiet --disable-pip-version-check --no-deps \
+	  open_clip_torch==3.3.0 timm==1.0.31 torchvision==0.28.0
+	@$(PARITY)/bin/python -c 'import torchvision' 2> /dev/null || { \
+	  echo "torchvision does not load beside this build of torch: comparisons with timm are left out," \
+	    "those with tests/reference/ and the golden files are not"; \
+	  $(PARITY)/bin/pip uninstall --quiet --yes torchvision; }
+	touch $@
+
+parity: $(PARITY)/.installed
+	$(PARITY)/bin/python -m pytest -rA --show-capture=stdout tests/parity
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -205,9 +205,13 @@ def clip_image(jpeg: tf.Tensor, size: int) -> tf.Tensor:
     shape = tf.shape(image)[:2]
     shorter = tf.reduce_min(shape)
     target = shape * size // shorter
-    resized = tf.image.resize(image, target, "bilinear", antialias=True)
+    # Columns first, then rows, each rounded to bytes, halves up: so does Pillow, which CLIP was
+    # trained with.
+    for sides in ([shape[0], target[1]], target):
+        resized = tf.image.resize(image, sides, "bilinear", antialias=True)
+        image = tf.cast(tf.floor(resized + 0.5), tf.uint8)
     top, left = (target[0] - size) // 2, (target[1] - size) // 2
-    crop = _to_uint8(resized[top : top + size, left : left + size])
+    crop = image[top : top + size, left : left + size]
     return tf.ensure_shape(crop, [size, size, 3])
 
 

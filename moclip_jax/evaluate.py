@@ -34,23 +34,30 @@ def fused_logits(head: FusionHead, features: Features) -> np.ndarray:
     return np.asarray(head(motion, jnp.asarray(features.appearance)))
 
 
-def cost_of_views(config: ConfigDict, network: MotionNetwork, clip: CLIP) -> dict[str, int]:
-    """Returns multiply-adds a video of `motion` and `appearance` under the test protocol."""
-    motion, evaluation = config.motion, config.evaluation
+def cost_of_one_view(config: ConfigDict, network: MotionNetwork, clip: CLIP) -> dict[str, int]:
+    """Returns multiply-adds of one motion field (`motion`) and one picture (`appearance`)."""
     motion_graph, motion_state = nnx.split(network)
     clip_graph, clip_state = nnx.split(clip)
-    field = jax.ShapeDtypeStruct((1, 1, motion.image_size, motion.image_size, 2), jnp.float32)
+    side = config.motion.image_size
+    field = jax.ShapeDtypeStruct((1, 1, side, side, 2), jnp.float32)
     side = clip.config.vision.image_size
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    one_field = multiply_adds(
-        lambda state, x: nnx.merge(motion_graph, state)(x), motion_state, field
-    )
-    one_image = multiply_adds(
-        lambda state, x: nnx.merge(clip_graph, state).encode_image(x), clip_state, image
-    )
     return {
-        "motion": one_field * evaluation.num_segments * evaluation.crops,
-        "appearance": one_image * num_images(config.clip.frame),
+        "motion": multiply_adds(
+            lambda state, x: nnx.merge(motion_graph, state)(x), motion_state, field
+        ),
+        "appearance": multiply_adds(
+            lambda state, x: nnx.merge(clip_graph, state).encode_image(x), clip_state, image
+        ),
+    }
+
+
+def cost_of_views(config: ConfigDict, one_view: dict[str, int]) -> dict[str, int]:
+    """Returns multiply-adds a video of `motion` and `appearance` under the test protocol."""
+    evaluation = config.evaluation
+    return {
+        "motion": one_view["motion"] * evaluation.num_segments * evaluation.crops,
+        "appearance": one_view["appearance"] * num_images(config.clip.frame),
     }
 
 
@@ -79,7 +86,8 @@ def evaluate(
     Returns:
       The rows `zero_shot`, `clip_head`, `motion`, `fusion`, each with `top1`, `top5` (0 to 1),
       `num_examples`, `protocol`, `gflops` (10^9 multiply-adds a video, of the views the accuracy
-      was measured with) and `trainable_params` (trained for this row, beside frozen parts).
+      was measured with), `gflops_per_view` (of one motion field, one picture), `params` (of all
+      that a video goes through) and `trainable_params` (trained for this row, beside frozen parts).
     """
     scores = {
         "zero_shot": zero_shot_logits(features.appearance, text),
@@ -87,7 +95,8 @@ def evaluate(
         "motion": motion_logits(network, features.motion),
         "fusion": fused_logits(heads["fusion"], features),
     }
-    cost = cost_of_views(config, network, clip)
+    one_view = cost_of_one_view(config, network, clip)
+    cost = cost_of_views(config, one_view)
     # The text features are computed once for all videos, so they cost a video nothing.
     macs = {
         "zero_shot": cost["appearance"],
@@ -95,11 +104,21 @@ def evaluate(
         "motion": cost["motion"],
         "fusion": cost["motion"] + cost["appearance"] + count_weights(heads["fusion"]),
     }
-    trained = {
-        "zero_shot": 0,
-        "clip_head": count_parameters(heads["clip_head"]),
-        "motion": count_parameters(network),
-        "fusion": count_parameters(heads["fusion"]),
+    size = {name: count_parameters(head) for name, head in heads.items()}
+    size |= {"motion": count_parameters(network), "tower": count_parameters(clip.vision)}
+    trained = {"zero_shot": 0} | {name: size[name] for name in ("clip_head", "motion", "fusion")}
+    # Of all that a video goes through, frozen or not.
+    total = {
+        "zero_shot": size["tower"],
+        "clip_head": size["tower"] + size["clip_head"],
+        "motion": size["motion"],
+        "fusion": size["tower"] + size["motion"] + size["fusion"],
+    }
+    streams = {
+        "zero_shot": ("appearance",),
+        "clip_head": ("appearance",),
+        "motion": ("motion",),
+        "fusion": ("motion", "appearance"),
     }
     frames = f"{config.clip.frame} frame" if "_" not in config.clip.frame else config.clip.frame
     views = f"{config.evaluation.num_segments} segments x {config.evaluation.crops} crops"
@@ -116,6 +135,8 @@ def evaluate(
             "num_examples": len(features.label) + refused,
             "protocol": protocol[name],
             "gflops": macs[name] / 1e9,
+            "gflops_per_view": {stream: one_view[stream] / 1e9 for stream in streams[name]},
+            "params": total[name],
             "trainable_params": trained[name],
         }
         for name in scores

@@ -28,7 +28,7 @@ def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int, refused: int =
 
 def format_table(rows: dict[str, dict[str, Any]]) -> str:
     """Returns the rows of results as one table of fixed-width text."""
-    header = ("row", "top-1", "top-5", "videos", "GMACs/video", "trained", "protocol")
+    header = ("row", "top-1", "top-5", "videos", "GMACs/video", "params", "trained", "protocol")
     lines = [header]
     for name, row in rows.items():
         lines.append(
@@ -38,6 +38,7 @@ def format_table(rows: dict[str, dict[str, Any]]) -> str:
                 f"{100 * row['top5']:.1f}",
                 f"{row['num_examples']}",
                 f"{row['gflops']:.3g}",
+                f"{row['params']:,}",
                 f"{row['trainable_params']:,}",
                 row["protocol"],
             )

@@ -7,7 +7,13 @@ from flax import nnx
 
 from configs import ucf101
 from moclip_jax.cost import count_parameters
-from moclip_jax.evaluate import cost_of_views, count_weights, fused_logits, motion_logits
+from moclip_jax.evaluate import (
+    cost_of_one_view,
+    cost_of_views,
+    count_weights,
+    fused_logits,
+    motion_logits,
+)
 from moclip_jax.extract_features import Features
 from moclip_jax.models.clip import CLIP, CLIPConfig
 from moclip_jax.models.fusion import FusionConfig, FusionHead
@@ -34,8 +40,7 @@ def _clip_b32_by_hand() -> int:
 
 
 def test_one_clip_image_costs_what_counting_by_hand_gives(full_size):
-    config = ucf101.get_config()
-    cost = cost_of_views(config, *full_size)
+    cost = cost_of_one_view(ucf101.get_config(), *full_size)
     assert cost["appearance"] == _clip_b32_by_hand()
     assert cost["appearance"] / 1e9 == pytest.approx(4.41, abs=0.01)
 
@@ -48,7 +53,7 @@ def test_a_video_costs_what_the_paper_says_for_the_views_it_is_measured_with(
 ):
     config = ucf101.get_config()
     config.evaluation.num_segments, config.evaluation.crops = segments, crops
-    cost = cost_of_views(config, *full_size)
+    cost = cost_of_views(config, cost_of_one_view(config, *full_size))
     head = nnx.eval_shape(lambda: FusionHead(FusionConfig(), rngs=nnx.Rngs(0)))
     total = cost["motion"] + cost["appearance"] + count_weights(head)
     # The paper rounds B0 to 0.39 G, which 32 or 250 views add up.
@@ -57,9 +62,9 @@ def test_a_video_costs_what_the_paper_says_for_the_views_it_is_measured_with(
 
 def test_more_frames_cost_more(full_size):
     config = ucf101.get_config()
-    one = cost_of_views(config, *full_size)["appearance"]
+    one = cost_of_one_view(config, *full_size)
     config.clip.frame = "uniform_8"
-    assert cost_of_views(config, *full_size)["appearance"] == 8 * one
+    assert cost_of_views(config, one)["appearance"] == 8 * one["appearance"]
 
 
 def test_the_published_head_has_969829_parameters():

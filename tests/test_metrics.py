@@ -40,8 +40,10 @@ def test_the_table_shows_every_row_with_its_numbers():
         "num_examples": 3783,
         "protocol": "25 segments x 10 crops",
         "gflops": 101.9,
+        "params": 92_954_134,
         "trainable_params": 969829,
     }
     text = format_table({"fusion": row})
-    for shown in ("fusion", "89.2", "97.0", "3783", "102", "969,829", "25 segments x 10 crops"):
+    numbers = ("89.2", "97.0", "3783", "102", "92,954,134", "969,829")
+    for shown in ("fusion", *numbers, "25 segments x 10 crops"):
         assert shown in text

@@ -53,7 +53,7 @@ def check_trajectory(name, optimizer, params, tolerance):
 def test_motion_optimizer_follows_torch_adam_with_groups_and_steps():
     params = nested({path: initial_value(path) for path in PARAMETERS})
     optimizer = motion_optimizer(params, boundaries=BOUNDARIES, **ADAM)
-    check_trajectory("adam", optimizer, params, 2e-6)
+    check_trajectory("adam", optimizer, params, 1e-6)
 
 
 def test_head_optimizer_follows_torch_adamw():

@@ -26,6 +26,15 @@ def test_a_run_ends_with_the_four_rows_in_the_documented_form(finished_run):
     trained = {name: row["trainable_params"] for name, row in results["rows"].items()}
     assert trained["zero_shot"] == 0 < trained["clip_head"] < trained["fusion"]
     gflops = {name: row["gflops"] for name, row in results["rows"].items()}
+    params = {name: row["params"] for name, row in results["rows"].items()}
+    assert params["motion"] == trained["motion"]
+    assert params["fusion"] == params["motion"] + params["zero_shot"] + trained["fusion"]
+    assert params["clip_head"] == params["zero_shot"] + trained["clip_head"]
+    views = results["rows"]["fusion"]["gflops_per_view"]
+    assert views["appearance"] == pytest.approx(gflops["zero_shot"])
+    assert gflops["motion"] == pytest.approx(
+        views["motion"] * testing.get_config().evaluation.num_segments
+    )
     # The rest is the head's: a multiply-add for each weight that is no bias.
     head = trained["fusion"] - (512 + 36)
     assert gflops["fusion"] == pytest.approx(gflops["motion"] + gflops["zero_shot"] + head / 1e9)

@@ -2,6 +2,7 @@
 
 import io
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +10,8 @@ from PIL import Image
 
 from input_pipeline import augment
 from input_pipeline.motion_vectors import accumulate
+from input_pipeline.video import VideoSpec, prepare_video
+from tests.input_pipeline import real_clips
 
 
 def random_motion(
@@ -170,23 +173,52 @@ def test_random_views_are_a_function_of_the_seed():
     np.testing.assert_array_equal(one, two)
 
 
+def pillow_clip_image(jpeg: bytes, size: int) -> np.ndarray:
+    """Resize and centre crop as CLIP's preprocessing does them, by Pillow."""
+    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
+    shorter, longer = min(image.size), max(image.size)
+    other = int(size * longer / shorter)
+    target = (size, other) if image.width <= image.height else (other, size)
+    resized = image.resize(target, Image.Resampling.BILINEAR)
+    left, top = (target[0] - size) // 2, (target[1] - size) // 2
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def check_clip_image(jpeg: bytes, size: int) -> None:
+    result = augment.clip_image(tf.constant(jpeg), size)
+    assert result.dtype == tf.uint8
+    assert result.shape == (size, size, 3)
+    difference = np.abs(result.numpy().astype(int) - pillow_clip_image(jpeg, size))
+    assert difference.max() <= 1
+    assert difference.mean() < 0.05
+
+
 @pytest.mark.parametrize("size", [(80, 60), (60, 80), (64, 64), (101, 57), (40, 30)])
 def test_clip_image_equals_pillow(size):
     rng = np.random.default_rng(size[0])
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
     buffer = io.BytesIO()
     coarse.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
-    image = Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
-    shorter, longer = min(size), max(size)
-    other = int(32 * longer / shorter)
-    target = (32, other) if size[0] <= size[1] else (other, 32)
-    resized = image.resize(target, Image.Resampling.BILINEAR)
-    left, top = (target[0] - 32) // 2, (target[1] - 32) // 2
-    expected = np.asarray(resized.crop((left, top, left + 32, top + 32)))
-    result = augment.clip_image(tf.constant(buffer.getvalue()), 32)
-    assert result.dtype == tf.uint8
-    assert result.shape == (32, 32, 3)
-    # Pillow rounds to bytes after each of its two passes.
-    difference = np.abs(result.numpy().astype(int) - expected)
-    assert difference.max() <= 2
-    assert difference.mean() < 0.5
+    check_clip_image(buffer.getvalue(), 32)
+
+
+@pytest.mark.parametrize("name", real_clips.NAMES)
+def test_clip_image_of_real_frames_equals_pillow(name):
+    """Frames as the pipeline stores them, at CLIP's own size."""
+    spec = VideoSpec(width=64, height=48, clip_frames=3, frame_size=256)
+    for jpeg in prepare_video(real_clips.path(name), spec).frames:
+        check_clip_image(jpeg, 224)
+
+
+@pytest.mark.parametrize("name", real_clips.NAMES)
+@pytest.mark.parametrize("side", [224, 256, 299])
+def test_resize_of_real_fields_equals_opencv(name, side):
+    """At the sides of the recipe: 224 and 299 in training, 256 in testing."""
+    spec = VideoSpec(max_frames=1000)
+    prepared = prepare_video(real_clips.path(name), spec)
+    motion = accumulate(prepared.displacements, prepared.is_intra, spec.height, spec.width, [11])
+    field = augment.scale_to_uint8(tf.constant(motion))
+    assert np.ptp(field) > 20
+    ours = augment.center_crop(field, side, side)[0].numpy().astype(int)
+    theirs = cv2.resize(field[0].numpy(), (side, side), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(ours - theirs).max() <= 1

@@ -18,6 +18,7 @@ from moclip_jax.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD, CLIPConfig, norm
 from moclip_jax.models.clip_config import LEGACY_EOS_TOKEN_ID, CLIPTextConfig, CLIPVisionConfig
 from moclip_jax.pretrained.hf_clip_weights import clip_from_hf
 from tests.golden.clip_recipe import CONFIGS, make_images, make_tokens, make_weight
+from tests.hidden_states import hidden_states
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "clip.npz"
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -67,22 +68,11 @@ def case(request) -> Case:
     return Case(golden, clip, jnp.asarray(images.transpose(0, 2, 3, 1)), jnp.asarray(tokens))
 
 
-def _hidden_states(tower, inputs):
-    """What enters the first block and what leaves each, block by block, without the scan."""
-    graph, stacked = nnx.split(tower.encoder.layers)
-    run_block = jax.jit(lambda layer, x: nnx.merge(graph, layer)(x))
-    states = [jax.jit(tower.embed)(inputs)]
-    for index in range(tower.config.num_layers):
-        layer = jax.tree.map(lambda leaf, i=index: leaf[i], stacked)
-        states.append(run_block(layer, states[-1]))
-    return states
-
-
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_hidden_states_agree_with_torch_layer_by_layer(case, tower):
     inputs = case.images if tower == "vision" else case.tokens
     expected = case.golden[f"{tower}_states"]
-    states = _hidden_states(getattr(case.clip, tower), inputs)
+    states = hidden_states(getattr(case.clip, tower), inputs)
     assert len(states) == len(expected)
     for state, golden in zip(states, expected, strict=True):
         np.testing.assert_allclose(state, golden, **CLOSE)

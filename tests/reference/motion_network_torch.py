@@ -1,12 +1,6 @@
 """The motion network once more, in torch, written from the method and not from our JAX code.
 
-For comparisons outside the project (torch is no dependency of it and no test imports this file):
-
-    python -m venv /tmp/timmenv
-    /tmp/timmenv/bin/pip install torch==2.14.1 torchvision==0.29.1 timm==1.0.31
-    /tmp/timmenv/bin/python tests/reference/motion_network_torch.py
-
-compares its backbone with timm's `efficientnet_b0`, parameter by parameter in order.
+Used by `make parity` only: torch is no dependency of the project.
 """
 
 import torch
@@ -93,25 +87,18 @@ class MotionNetworkTorch(nn.Module):
         return self.classifier(features).view(batch, segments, -1).mean(1)
 
 
-def main():
-    """Copies timm's weights in order and compares the logits."""
-    import timm
+def arrays_in_order(module: nn.Module) -> list:
+    """Weights and statistics in the order of the modules, without torch's counters of batches.
 
-    torch.manual_seed(0)
-    theirs = timm.create_model("efficientnet_b0", in_chans=2, num_classes=7).eval()
-    ours = MotionNetworkTorch(7).eval()
-    target = {k: v for k, v in ours.state_dict().items() if not k.startswith("input_norm")}
-    source = theirs.state_dict()
-    assert [v.shape for v in target.values()] == [v.shape for v in source.values()]
-    named = dict(zip(target, source.values(), strict=True))
-    ours.load_state_dict(named, strict=False)
-    fields = torch.rand(2, 3, 2, 96, 96) - 0.5
+    That is timm's own order for its EfficientNets (`tests/parity/test_motion_network.py`).
+    """
+    state = module.state_dict()
+    return [value for name, value in state.items() if not name.endswith("num_batches_tracked")]
+
+
+def set_arrays_in_order(module: nn.Module, arrays) -> None:
+    """Copies arrays in the order of `arrays_in_order` into a module."""
     with torch.no_grad():
-        normalised = ours.input_norm(fields.flatten(0, 1))
-        expected = theirs(normalised).view(2, 3, -1).mean(1)
-        print("largest difference from timm:", (ours(fields) - expected).abs().max().item())
-        print("largest logit:", expected.abs().max().item())
-
-
-if __name__ == "__main__":
-    main()
+        for target, source in zip(arrays_in_order(module), arrays, strict=True):
+            assert target.shape == source.shape
+            target.copy_(torch.tensor(source))

@@ -1,0 +1,1 @@
+"""Live comparisons with torch, transformers, timm and others: `make parity`."""

@@ -1,0 +1,31 @@
+"""CLIP's preprocessing of real frames against Hugging Face's own processor."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+from input_pipeline import augment
+from input_pipeline.video import VideoSpec, prepare_video
+from moclip_jax.models.clip import normalize_images
+from tests.input_pipeline import real_clips
+from tests.parity.noise import tell
+
+
+@pytest.mark.parametrize("name", real_clips.NAMES)
+def test_pixel_values_of_real_frames(name):
+    """Bilinear, as the published code resizes (the processor's own default is bicubic)."""
+    processor = CLIPImageProcessorPil(resample=Image.Resampling.BILINEAR)
+    spec = VideoSpec(width=64, height=48, clip_frames=3, frame_size=256)
+    worst = 0.0
+    for jpeg in prepare_video(real_clips.path(name), spec).frames:
+        image = Image.open(io.BytesIO(jpeg)).convert("RGB")
+        expected = processor(images=image, return_tensors="np")["pixel_values"][0]
+        ours = np.asarray(normalize_images(augment.clip_image(tf.constant(jpeg), 224).numpy()))
+        worst = max(worst, np.abs(ours.transpose(2, 0, 1) - expected).max())
+    tell(f"pixel values of {name}", largest=worst)
+    # One grey level, divided by the smallest of CLIP's standard deviations.
+    assert worst <= 1 / 255 / 0.2613 + 1e-6
