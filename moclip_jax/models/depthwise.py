@@ -7,13 +7,13 @@ hand-written derivative, live here and nowhere else.
 
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-Implementation = Literal["shifted", "convolution"]
+Implementation = Literal["shifted", "convolution", "by_platform"]
 
 # Rows of the gradient summed in one expression: more of them compile slowly, fewer leave the cache.
 _MAX_ROWS = 32
@@ -32,13 +32,17 @@ def depthwise_implementation(name: Implementation) -> AbstractContextManager[Non
     The choice is part of JAX's trace cache key, so a function already jitted is traced anew.
 
     Args:
-        name: 'shifted' (sum of shifted slices) or 'convolution' (`lax.conv_general_dilated`).
+        name: 'shifted' (sum of shifted slices), 'convolution' (`lax.conv_general_dilated`), or
+            'by_platform' (both, and the choice is made where the program runs: for programs that
+            are exported for several platforms).
 
     Raises:
-        ValueError: the name is neither.
+        ValueError: the name is none of these.
     """
-    if name not in ("shifted", "convolution"):
-        raise ValueError(f"depthwise implementation {name!r}: use 'shifted' or 'convolution'")
+    if name not in get_args(Implementation):
+        raise ValueError(
+            f"depthwise implementation {name!r}: use one of {', '.join(get_args(Implementation))}"
+        )
     return _FORCED(name)
 
 
@@ -71,6 +75,13 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Arra
     implementation = _FORCED.value or (
         "shifted" if jax.default_backend() == "cpu" else "convolution"
     )
+    if implementation == "by_platform":
+        return lax.platform_dependent(
+            x,
+            kernel,
+            cpu=partial(_shifted, stride=stride),
+            default=partial(_convolution, stride=stride),
+        )
     if implementation == "shifted":
         return _shifted(x, kernel, stride)
     return _convolution(x, kernel, stride)
