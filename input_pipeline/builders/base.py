@@ -165,6 +165,13 @@ class PreparedVideoBuilder(  # type: ignore[call-arg]
             supervised_keys=None,
         )
 
+    # TFDS announces preparation on standard output in words of its own; our lines say more.
+    def _log_download_bytes(self) -> None:
+        pass
+
+    def _log_download_done(self) -> None:
+        pass
+
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         class_names, sources = self.sources(dl_manager)
         names = collections.Counter(source.entry.name for source in sources)
