@@ -197,7 +197,8 @@ def _parse_flags(argv: list[str]) -> ConfigDict:
     if file and not file.is_file():
         others = sorted(path.as_posix() for path in file.parent.glob("[a-z]*.py"))
         raise _UsageError(
-            f"--config={file}: no such file" + (f"; there are {', '.join(others)}" if others else "")
+            f"--config={file}: no such file"
+            + (f"; there are {', '.join(others)}" if others else "")
         )
     try:
         rest = flags.FLAGS(argv)[1:]

@@ -13,14 +13,7 @@ from absl import logging
 from input_pipeline.builders.base import PreparedVideoBuilder, Source, VideoEntry, read_options
 from input_pipeline.builders.split_lists import ListedVideo, has_lists, read_split_lists
 from input_pipeline.video import VideoSpec, prepare_video
-
-# fmt: off
-VIDEO_SUFFIXES = frozenset({
-    ".3gp", ".asf", ".avi", ".divx", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov",
-    ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv",
-})
-# fmt: on
-"""Files in a class folder that are taken for videos where no list names them."""
+from input_pipeline.video_files import VIDEO_SUFFIXES
 
 _GROUP = re.compile(r"_(g\d+)_")
 
