@@ -1,8 +1,8 @@
 """What all commands share: help that fits a screen, and mistakes told in a sentence.
 
 `start` serves the commands that run the recipe (absl flags, `--config`); `CommandParser` and `run`
-serve the others. Nothing heavy is imported here: help and mistakes on the command line come at once,
-and worker processes import a command's main module again.
+serve the others. Nothing heavy is imported here: help and mistakes come at once, and
+worker processes import a command's main module again.
 """
 
 import _thread

@@ -26,6 +26,7 @@ if __name__ == "__main__":
             "--config=configs/demo.py --workdir=runs/demo",
             "--config=configs/video_folder.py --workdir=runs/mine \\\n"
             "      --config.dataset.videos=/data/my_videos --config.motion.num_epochs=60",
-            "--config=configs/demo.py --workdir=runs/demo \\\n      --config.stages=evaluate,export",
+            "--config=configs/demo.py --workdir=runs/demo \\\n"
+            "      --config.stages=evaluate,export",
         ),
     )

@@ -162,10 +162,10 @@ def word_probabilities(zero_shot: np.ndarray, logits: np.ndarray, owners: np.nda
     """Combines zero-shot CLIP and the trained head over words.
 
     How likely the words that name trained classes are together, against all others, only zero-shot
-    CLIP can say: the head was trained on nothing else than its classes. How this share divides among
-    them the head says, which saw motion and picture in training. Several words for one class divide
-    its part as zero-shot CLIP does. So words that name no class leave zero-shot as it is, and the
-    names of all classes give the trained head's own probabilities.
+    CLIP can say: the head was trained on nothing else than its classes. How this share divides
+    among them the head says, which saw motion and picture in training. Several words for one class
+    divide its part as zero-shot CLIP does. So words that name no class leave zero-shot as it is,
+    and the names of all classes give the trained head's own probabilities.
 
     Args:
       zero_shot: probabilities `[words]`.
