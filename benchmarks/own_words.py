@@ -14,7 +14,7 @@ import numpy as np
 from moclip_jax.command_line import CommandParser, run
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Prints one line a number of named shapes."""
     parser = CommandParser(
         "benchmarks.own_words",
@@ -22,7 +22,7 @@ def main() -> int:
         ("--workdir=runs/demo",),
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="a finished demo")
-    workdir = Path(parser.parse().workdir).expanduser()
+    workdir = Path(parser.parse(argv).workdir).expanduser()
     return run(lambda: _measure(workdir))
 
 

@@ -10,6 +10,7 @@ import argparse
 import difflib
 import os
 import re
+import signal
 import sys
 import textwrap
 import threading
@@ -124,9 +125,18 @@ def run(
 def _again_if_interrupted(unraisable: Any) -> None:
     # Ctrl-C in the middle of a callback (JAX has one in the garbage collector) would be lost.
     if unraisable.exc_type is KeyboardInterrupt:
-        threading.Timer(0.05, _thread.interrupt_main).start()
+        threading.Timer(0.05, _interrupt_main_thread).start()
     else:
         sys.__unraisablehook__(unraisable)
+
+
+def _interrupt_main_thread() -> None:
+    # A true signal where there is one: it ends a wait, which `interrupt_main` does not.
+    main_thread = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main_thread is not None:
+        signal.pthread_kill(main_thread, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 def _sentence(error: Exception) -> str:

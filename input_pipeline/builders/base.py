@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from input_pipeline.interrupts import start_deaf_to_ctrl_c
 from input_pipeline.motion_vectors import BLOCK
 from input_pipeline.progress import Progress
 from input_pipeline.video import PreparedVideo, VideoError, VideoSpec
@@ -237,7 +238,8 @@ def _prepare_all(
         pending: collections.deque = collections.deque()
         try:
             for source in remaining:
-                pending.append((source, pool.submit(_prepare, source)))
+                with start_deaf_to_ctrl_c():
+                    pending.append((source, pool.submit(_prepare, source)))
                 if len(pending) >= 4 * num_workers:
                     source, future = pending.popleft()
                     yield source, future.result()
