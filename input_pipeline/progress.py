@@ -1,11 +1,16 @@
 """What a run says on the screen: plain lines, and progress with an estimate for long work."""
 
 import time
+from typing import TextIO
 
 
-def say(line: str) -> None:
-    """Print a line of the run's own story to standard output, at once."""
-    print(line, flush=True)
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print a line of the run's own story, at once; to standard output unless another is given."""
+    print(line, flush=True, file=file)
+
+
+# To the beginning of the terminal's line, and what stands there away.
+_CLEAR = "\r\x1b[K"
 
 
 class Progress:
@@ -15,7 +20,14 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, what: str, unit: str, *, done_before: int = 0, interval_s: float = 10.0
+        self,
+        total: int,
+        what: str,
+        unit: str,
+        *,
+        done_before: int = 0,
+        interval_s: float = 10.0,
+        file: TextIO | None = None,
     ):
         """Start the clock.
 
@@ -25,8 +37,14 @@ class Progress:
           unit: What is counted, for example 'videos'.
           done_before: Units that an earlier run has done; they do not count for the rate.
           interval_s: Least number of seconds between two lines.
+          file: Where to say it, standard output if None. If given and a terminal, there is a single
+            line that is written again twice a second; `clear` makes room for other output.
         """
         self._total, self._what, self._unit, self._interval = total, what, unit, interval_s
+        self._file = file
+        self._rewrites = file is not None and file.isatty()
+        if self._rewrites:
+            self._interval = 0.5
         self._start = self._last = time.monotonic()
         self._before = self._count = done_before
         # The first unit also pays for compilation and start-up, so the rate is that of the others.
@@ -42,16 +60,26 @@ class Progress:
             self._last = now
             rate = (self._count - self._first_count) / (now - self._first_end)
             remaining = (self._total - self._count) / rate
-            say(
+            line = (
                 f"{self._what}: {self._count}/{self._total} {self._unit}, "
                 f"{rate:.1f} {self._unit}/s, {_duration(remaining)} left"
             )
+            if self._rewrites:
+                print(f"{_CLEAR}{line}", end="", flush=True, file=self._file)
+            else:
+                say(line, self._file)
+
+    def clear(self) -> None:
+        """Take the line off a terminal; elsewhere lines stay."""
+        if self._rewrites:
+            print(_CLEAR, end="", flush=True, file=self._file)
 
     def done(self) -> None:
         """Say how much was done in what time."""
+        self.clear()
         seconds = time.monotonic() - self._start
         count = self._count - self._before
-        say(f"{self._what}: {count} {self._unit} in {_duration(seconds)}")
+        say(f"{self._what}: {count} {self._unit} in {_duration(seconds)}", self._file)
 
 
 def _duration(seconds: float) -> str:

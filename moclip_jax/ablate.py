@@ -1,8 +1,7 @@
-"""Command line of ablations: what each choice of the recipe is worth, in one table.
+"""Measure what each choice of the recipe is worth, in one table.
 
-`python -m moclip_jax.ablate --config=configs/X.py --workdir=DIR` runs the recipe once as configured
-and once for each variant below, each in a folder of its own. A stage whose settings a variant
-leaves as they are is not run again: its folder is linked.
+The recipe is run once as configured and once for each variant, each in a folder of its own. A stage
+whose settings a variant leaves as they are is not run again: its folder is linked.
 """
 
 import copy
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 
 from moclip_jax import command_line
 
-_VARIANTS = flags.DEFINE_list("variants", [], "Run these variants only; empty runs all.")
+_VARIANTS = flags.DEFINE_list("variants", [], "run these only, separated by commas; else all")
 
 # Name -> the fields it changes.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -122,10 +121,17 @@ def main(config: ConfigDict, workdir: Path) -> None:
     """Runs the ablations and prints their table."""
     unknown = sorted(set(_VARIANTS.value) - VARIANTS.keys())
     if unknown:
-        raise ValueError(f"unknown variants {unknown}; there are {', '.join(VARIANTS)}")
+        raise ValueError(f"--variants: unknown {unknown}; there are {', '.join(VARIANTS)}")
     chosen = {name: VARIANTS[name] for name in _VARIANTS.value or VARIANTS}
     print(format_ablations(run_ablations(config, workdir, chosen)))
 
 
 if __name__ == "__main__":
-    command_line.start(main)
+    command_line.start(
+        main,
+        (
+            "--config=configs/demo.py --workdir=runs/ablations",
+            "--config=configs/demo.py --workdir=runs/ablations \\\n"
+            "      --variants='linear heads,8 segments'",
+        ),
+    )

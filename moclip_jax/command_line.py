@@ -1,65 +1,248 @@
-"""What the commands that run the recipe share: their flags, and mistakes told in a sentence."""
+"""What all commands share: help that fits a screen, and mistakes told in a sentence.
 
+`start` serves the commands that run the recipe (absl flags, `--config`); `CommandParser` and `run`
+serve the others. Nothing heavy is imported here: help and mistakes come at once, and
+worker processes import a command's main module again.
+"""
+
+import _thread
+import argparse
+import difflib
+import os
+import re
+import signal
 import sys
-from collections.abc import Callable
+import textwrap
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+STATUS_OK, STATUS_ERROR, STATUS_USAGE, STATUS_STOPPED = 0, 1, 2, 130
+STATUSES = (
+    "exit status: 0 all is done; 1 an error, told in a sentence; 2 a mistake on the\n"
+    "command line; 130 stopped by Ctrl-C"
+)
+
+_WIDTH = 80
+
 _CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "File of settings; --config.SECTION.FIELD=VALUE changes one.",
-    lock_config=True,
+    "config", None, "file of settings, such as configs/demo.py", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for everything that is made; the same command goes on in it."
+    "workdir", None, "folder for everything that is made; the same command goes on in it"
 )
-_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error was raised")
 
 
-def start(work: Callable[[ConfigDict, Path], None]) -> None:
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser with this project's manners.
+
+    An unknown option is answered with the near one; options and files may come in any order; help
+    ends with examples and the exit statuses.
+
+    Args:
+      module: the command, as in `python -m MODULE`.
+      description: what it does.
+      examples: command lines to show, without `python -m MODULE`.
+      usage: the usage line after `python -m MODULE`; None for argparse's own.
+    """
+
+    def __init__(
+        self, module: str, description: str, examples: Iterable[str] = (), usage: str | None = None
+    ):
+        shown = "".join(f"  python -m {module} {example}\n" for example in examples)
+        super().__init__(
+            prog=f"python -m {module}",
+            usage=usage and f"python -m {module} {usage}",
+            description="\n\n".join(
+                textwrap.fill(" ".join(part.split()), _WIDTH) for part in description.split("\n\n")
+            ),
+            epilog=(f"examples:\n{shown}\n" if shown else "") + STATUSES,
+            formatter_class=_help_formatter,
+            allow_abbrev=False,
+        )
+
+    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Returns the values; exits with status 2 and a sentence where they are wrong."""
+        argv = sys.argv[1:] if argv is None else list(argv)
+        for argument in argv[: argv.index("--")] if "--" in argv else argv:
+            name = argument.partition("=")[0]
+            if re.fullmatch(r"--\w[\w-]*", name) and name not in self._option_string_actions:
+                self.error(unknown_option(name, self._option_string_actions))
+        return self.parse_intermixed_args(argv)
+
+    def error(self, message: str) -> Any:
+        """Tells a mistake and exits with status 2."""
+        self.exit(STATUS_USAGE, f"error: {message}\n{self.prog} --help shows what there is\n")
+
+
+def _help_formatter(prog: str) -> argparse.HelpFormatter:
+    # A fixed width: help is also read in logs, and tests count its lines.
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=_WIDTH)
+
+
+def unknown_option(name: str, known: Iterable[str]) -> str:
+    """Returns a sentence about an option that does not exist, with the near one if there is one."""
+    # What follows a dot is the name of a setting.
+    first, dot, setting = name.partition(".")
+    near = difflib.get_close_matches(first, list(known), n=1)
+    return f"unknown option {name}" + (f"; did you mean {near[0]}{dot}{setting}?" if near else "")
+
+
+def run(
+    work: Callable[[], int | None], *, stopped: str = "stopped", traceback: bool = False
+) -> int:
+    """Calls `work` and returns the exit status; tells what a user can cause in a sentence.
+
+    Args:
+      work: the command; what it returns is the status, None is 0.
+      stopped: what to say after Ctrl-C.
+      traceback: lets errors through.
+    """
+    logging.set_verbosity(logging.ERROR)
+    sys.unraisablehook = _again_if_interrupted
+    try:
+        return work() or STATUS_OK
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return STATUS_STOPPED
+    except BrokenPipeError:
+        # Whoever read our output has had enough (`| head`); nothing can be printed any more, also
+        # not what Python still holds back.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STATUS_ERROR
+    except (ValueError, OSError, RuntimeError) as error:
+        if traceback:
+            raise
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return STATUS_ERROR
+
+
+def _again_if_interrupted(unraisable: Any) -> None:
+    # Ctrl-C in the middle of a callback (JAX has one in the garbage collector) would be lost.
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, _interrupt_main_thread).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _interrupt_main_thread() -> None:
+    # A true signal where there is one: it ends a wait, which `interrupt_main` does not.
+    main_thread = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main_thread is not None:
+        signal.pthread_kill(main_thread, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return str(error) or type(error).__name__
+
+
+def start(work: Callable[[ConfigDict, Path], None], examples: Sequence[str] = ()) -> None:
     """Parses the command line, calls `work(config, workdir)` and ends the program.
 
     The exit status is 0; 1 after an error that is explained in a sentence, 2 after one on the
-    command line, 130 after Ctrl-C.
+    command line, 130 after Ctrl-C. Help begins with the docstring of the command's module.
     """
+    module = sys.modules["__main__"]
+    name = module.__spec__.name if module.__spec__ else Path(sys.argv[0]).stem
 
-    def main(argv: list[str]) -> int:
-        if len(argv) > 1:
-            raise app.UsageError(
-                f"unknown argument '{argv[1]}'; settings look like --config.SECTION.FIELD=VALUE"
+    def parsed() -> int:
+        if {"-h", "--help", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
+            print(_flags_help(name, module.__doc__ or "", examples), end="")
+            return STATUS_OK
+        try:
+            config = _parse_flags(sys.argv)
+        except _UsageError as error:
+            print(f"error: {error}\npython -m {name} --help shows what there is", file=sys.stderr)
+            return STATUS_USAGE
+        workdir = Path(_WORKDIR.value).expanduser()
+        return run(
+            lambda: work(config, workdir),
+            stopped="stopped; the same command goes on from here",
+            traceback=_TRACEBACK.value,
+        )
+
+    sys.exit(run(parsed, traceback=True))
+
+
+class _UsageError(Exception):
+    """A mistake on the command line."""
+
+
+def _flags_help(name: str, docstring: str, examples: Sequence[str]) -> str:
+    parser = CommandParser(
+        name,
+        docstring.strip(),
+        examples,
+        usage="--config=FILE --workdir=DIR [OPTION ...]",
+    )
+    values = flags.FLAGS
+    own = values.get_key_flags_for_module(sys.argv[0])
+    shared = {flag.name: flag for flag in (values["config"], values["workdir"])}
+    others = {flag.name: flag for flag in (*own, values["traceback"]) if flag.name not in shared}
+    for flag in (*shared.values(), *others.values()):
+        metavar = {"config": "FILE", "workdir": "DIR"}.get(flag.name, "VALUE")
+        kind: dict[str, Any] = {"action": "store_true"} if flag.boolean else {"metavar": metavar}
+        default = "" if flag.value in (None, False, []) else f" (default: {flag.value})"
+        parser.add_argument(f"--{flag.name}", help=(flag.help or "") + default, **kind)
+        if flag.name == "config":
+            parser.add_argument(
+                "--config.SECTION.FIELD",
+                metavar="VALUE",
+                help="another value for a setting; configs/common.py explains each",
             )
-        return _explained(lambda: work(_CONFIG.value, Path(_WORKDIR.value or "").expanduser()))
-
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=_parse_flags)
+    return parser.format_help()
 
 
-def _explained(work: Callable[[], None]) -> int:
-    # Imported late: worker processes import the main module again and need none of it.
-    from moclip_jax.train import TrainingDivergedError
-
-    logging.set_verbosity(logging.ERROR)
+def _parse_flags(argv: list[str]) -> ConfigDict:
+    file = _config_file(argv[1:])
+    if file and not file.is_file():
+        others = sorted(path.as_posix() for path in file.parent.glob("[a-z]*.py"))
+        raise _UsageError(
+            f"--config={file}: no such file"
+            + (f"; there are {', '.join(others)}" if others else "")
+        )
     try:
-        work()
-    except (ValueError, OSError, TrainingDivergedError) as error:
-        if _TRACEBACK.value:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+        rest = flags.FLAGS(argv)[1:]
+        if rest:
+            raise _UsageError(
+                f"unknown argument '{rest[0]}'; settings look like --config.SECTION.FIELD=VALUE"
+            )
+        for name, example in (("config", "configs/demo.py"), ("workdir", "runs/demo")):
+            if flags.FLAGS[name].value is None:
+                raise _UsageError(f"--{name} is missing; for example --{name}={example}")
+        return _CONFIG.value
+    except flags.UnrecognizedFlagError as error:
+        raise _UsageError(
+            unknown_option(f"--{error.flagname}", (f"--{known}" for known in flags.FLAGS))
+        ) from error
+    except flags.Error as error:
+        raise _UsageError(str(error)) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ConfigDict wraps its message in quotes of its own, once for each level.
         lines = str(error).replace("\\n", "\n").replace("\\'", "'").splitlines()
-        print("error: " + "\n".join(line.strip("'") for line in lines), file=sys.stderr)
-        sys.exit(2)
+        told = ". ".join(line.strip("'") for line in lines)
+        unknown = isinstance(error, AttributeError | KeyError)
+        raise _UsageError(f"there is no setting {told}" if unknown else told) from error
+    except (ImportError, OSError, SyntaxError) as error:
+        raise _UsageError(
+            f"--config={file} cannot be run as a file of settings: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _config_file(arguments: Sequence[str]) -> Path | None:
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            value = value if equals else "".join(arguments[position + 1 : position + 2])
+            # What follows a colon is an argument to the file's get_config.
+            return Path(value.partition(":")[0])
+    return None

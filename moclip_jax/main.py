@@ -1,4 +1,8 @@
-"""Command line of training: `python -m moclip_jax.main --config=configs/X.py --workdir=DIR`."""
+"""Train, evaluate and export a model; a run that was stopped goes on where it was.
+
+The stages are prepare, motion, features, fusion, evaluate and export. A stage whose result is in
+the workdir is skipped.
+"""
 
 from pathlib import Path
 
@@ -16,4 +20,13 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    command_line.start(main)
+    command_line.start(
+        main,
+        (
+            "--config=configs/demo.py --workdir=runs/demo",
+            "--config=configs/video_folder.py --workdir=runs/mine \\\n"
+            "      --config.dataset.videos=/data/my_videos --config.motion.num_epochs=60",
+            "--config=configs/demo.py --workdir=runs/demo \\\n"
+            "      --config.stages=evaluate,export",
+        ),
+    )

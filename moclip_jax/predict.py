@@ -1,154 +1,158 @@
 """Command line of recognition: videos in, labels out."""
 
 import argparse
+import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import tensorflow as tf
-from flax import nnx
+from moclip_jax.command_line import STATUS_ERROR, STATUS_OK, CommandParser, run
 
-from input_pipeline.dataset import example_from_video, view_of_example
-from input_pipeline.video import VideoError, prepare_video
-from moclip_jax.export import Recognizer, load_export
-from moclip_jax.extract_features import appearance_features, motion_features
-from moclip_jax.zero_shot import class_embeddings
-
-# Prompts around the user's own words, which may be a thing, a person or a whole scene.
-WORD_TEMPLATES = ("{}", "a photo of {}.", "a video of {}.")
-
-
-def make_classifier(
-    recognizer: Recognizer, classes: Sequence[str] = ()
-) -> Callable[[str], np.ndarray]:
-    """Returns a function from a video file to probabilities `[classes]` that sum to 1.
-
-    Args:
-      recognizer: an exported model.
-      classes: words of the user's own to choose from, recognised from the picture alone
-        (zero-shot); none means the classes the model was trained on, with motion.
-
-    Raises (the returned function):
-      VideoError: the file cannot be read; the message names it and the reason.
-    """
-    if classes:
-        text = class_embeddings(
-            recognizer.clip, recognizer.tokenizer, [[name] for name in classes], WORD_TEMPLATES
-        )
-    else:
-        text = recognizer.text
-    graphdef, state = nnx.split((recognizer.network, recognizer.clip, recognizer.head))
-
-    @jax.jit
-    def probabilities(state: Any, fields: jax.Array, images: jax.Array) -> jax.Array:
-        network, clip, head = nnx.merge(graphdef, state)
-        appearance = appearance_features(clip, images)
-        if classes:
-            appearance = appearance / jnp.linalg.norm(appearance, axis=-1, keepdims=True)
-            logits = jnp.exp(clip.logit_scale[...]) * (appearance @ text.T)
-        else:
-            logits = head(motion_features(network, fields).mean(axis=1), appearance)
-        return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[0]
-
-    def classify(path: str) -> np.ndarray:
-        example = example_from_video(prepare_video(path, recognizer.video))
-        view = view_of_example(
-            example,
-            recognizer.video,
-            motion=recognizer.views,
-            frames=recognizer.frame,
-            image_size=recognizer.clip.config.vision.image_size,
-            # Only a random frame needs it; the same file always gets the same label.
-            seed=tf.zeros([2], tf.int64),
-        )
-        fields, images = (np.asarray(view[name])[None] for name in ("motion", "images"))
-        return np.asarray(probabilities(state, fields, images))
-
-    return classify
-
-
-def predict_videos(
-    recognizer: Recognizer, videos: Sequence[str], *, topk: int = 5, classes: Sequence[str] = ()
-) -> Iterator[dict[str, Any]]:
-    """Yields one result a video, in order.
-
-    A result holds `video` and either `predictions`, a list of `label` and `probability` (0 to 1),
-    most likely first, or `error`, a sentence; one bad video does not stop the others.
-    """
-    names = tuple(classes) or recognizer.class_names
-    classify = make_classifier(recognizer, classes)
-    for video in videos:
-        try:
-            scores = classify(video)
-        except VideoError as error:
-            yield {"video": video, "error": str(error)}
-            continue
-        best = np.argsort(-scores, kind="stable")[:topk]
-        yield {
-            "video": video,
-            "predictions": [
-                {"label": names[i], "probability": round(float(scores[i]), 6)} for i in best
-            ],
-        }
+CSV_FIELDS = ("video", "start", "end", "rank", "label", "probability", "trained_as", "error")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the command line's values; exits with status 2 where it is not of the right form."""
-    parser = argparse.ArgumentParser(
-        prog="python -m moclip_jax.predict",
-        description="Label videos with a trained model.",
-        epilog="example: python -m moclip_jax.predict --workdir=runs/demo --topk=3 *.mp4",
+    parser = CommandParser(
+        "moclip_jax.predict",
+        "Label videos with a trained model: files, folders, patterns, or - for a list of them on "
+        "standard input, one a line. A file that cannot be used is named with the reason, and the "
+        "others go on.",
+        (
+            "--workdir=runs/demo clip.mp4",
+            "--workdir=runs/demo --csv --topk=1 videos/ > labels.csv",
+            "--workdir=runs/demo --classes='a dog running, a star' *.mp4",
+            "--workdir=runs/demo --timeline=2 --json long.mkv",
+        ),
+        usage="--workdir=DIR [OPTION ...] VIDEO ...",
     )
-    parser.add_argument("--workdir", required=True, help="folder of a finished run, or its export")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--topk", type=int, default=5, help="labels to give for each video")
-    parser.add_argument("--classes", help="your own labels, 'a dog running,a person juggling'")
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="any file FFmpeg can read")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="anything FFmpeg can read")
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="folder of a finished run, or its export"
+    )
+    parser.add_argument("--topk", type=int, default=5, metavar="K", help="labels to give (5)")
+    parser.add_argument(
+        "--classes",
+        metavar="WORDS",
+        help="your own labels, separated by commas; seen in the picture, and in the motion too "
+        "where they name trained classes",
+    )
+    parser.add_argument(
+        "--timeline",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="labels of each S seconds too, to see when what happens",
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object a video and line")
+    form.add_argument("--csv", action="store_true", help="a table with a line for each label")
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    arguments = parser.parse(argv)
+    arguments.words = ()
     if arguments.classes is not None:
-        arguments.classes = [word.strip() for word in arguments.classes.split(",") if word.strip()]
-        if len(arguments.classes) < 2:
+        words = [word.strip() for word in arguments.classes.split(",") if word.strip()]
+        # A word given twice would share its probability with itself.
+        arguments.words = tuple(dict.fromkeys(words))
+        if len(arguments.words) < 2:
             parser.error("--classes needs at least two labels, separated by commas")
     if arguments.topk < 1:
         parser.error(f"--topk={arguments.topk} must be at least 1")
+    if not 0 <= arguments.timeline < float("inf"):
+        parser.error(f"--timeline={arguments.timeline} must be a number of seconds above 0")
     return arguments
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a result for each video; returns 1 if any failed."""
-    arguments = parse_arguments(argv)
-    workdir = Path(arguments.workdir).expanduser()
-    try:
-        recognizer = load_export(
-            workdir if (workdir / "metadata.json").exists() else workdir / "export"
-        )
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    failed = False
-    for result in predict_videos(
-        recognizer, arguments.videos, topk=arguments.topk, classes=arguments.classes or ()
-    ):
-        failed |= "error" in result
-        if arguments.json:
-            print(json.dumps(result), flush=True)
-        elif "error" in result:
-            print(f"{result['video']}: error: {result['error']}", flush=True)
+def names_given(arguments: Sequence[str]) -> Iterator[str]:
+    """Yields the command line's names, with those of standard input in place of '-'."""
+    for name in arguments:
+        if name == "-":
+            yield from (line.strip() for line in sys.stdin if line.strip())
         else:
-            print(result["video"])
-            for guess in result["predictions"]:
-                print(f"  {guess['probability']:6.1%}  {guess['label']}", flush=True)
-    return int(failed)
+            yield name
+
+
+def text_lines(result: dict[str, Any]) -> Iterator[str]:
+    """Yields what is printed of a result for people."""
+    if "error" in result:
+        yield f"error: {result['error']}"
+        return
+    yield result["video"]
+    for guess in result["predictions"]:
+        note = "  (trained class)" if "trained_as" in guess else ""
+        yield f"  {guess['probability']:6.1%}  {guess['label']}{note}"
+    for window in result.get("timeline", ()):
+        guesses = [f"{g['probability']:6.1%}  {g['label']}" for g in window["predictions"]]
+        yield f"  {window['start']:8.2f} s to {window['end']:8.2f} s {'  '.join(guesses)}"
+
+
+def csv_rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the table's rows of a result; those of the whole video have no start and end."""
+    if "error" in result:
+        yield result
+    parts = ({"predictions": result.get("predictions", ())}, *result.get("timeline", ()))
+    for part in parts:
+        place = {name: part[name] for name in ("start", "end") if name in part}
+        for rank, guess in enumerate(part["predictions"], start=1):
+            yield {"video": result["video"], "rank": rank} | place | guess
+
+
+def make_printer(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], None]:
+    """Returns what prints a result in the form that was asked for."""
+    if arguments.json:
+        return lambda result: print(json.dumps(result), flush=True)
+    if arguments.csv:
+        table = csv.DictWriter(sys.stdout, CSV_FIELDS, lineterminator="\n")
+        table.writeheader()
+
+        def write(result: dict[str, Any]) -> None:
+            table.writerows(csv_rows(result))
+            sys.stdout.flush()
+
+        return write
+    return lambda result: print("\n".join(text_lines(result)), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a result for each video; returns the exit status, 1 if any video failed."""
+    arguments = parse_arguments(argv)
+    return run(lambda: _predict(arguments), traceback=arguments.traceback)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    # Imported late, so that help and mistakes come at once.
+    from input_pipeline.progress import Progress
+    from input_pipeline.video_files import find_videos
+    from moclip_jax.export import load_export
+    from moclip_jax.recognize import predict_videos
+
+    workdir = Path(arguments.workdir).expanduser()
+    recognizer = load_export(
+        workdir if (workdir / "metadata.json").exists() else workdir / "export"
+    )
+    videos = list(find_videos(names_given(arguments.videos)))
+    if not videos:
+        raise ValueError("standard input (-) names no video")
+    show = make_printer(arguments)
+    progress = Progress(len(videos), "predict", "videos", file=sys.stderr)
+    status = STATUS_OK
+    for result in predict_videos(
+        recognizer,
+        videos,
+        topk=arguments.topk,
+        classes=arguments.words,
+        window_s=arguments.timeline,
+    ):
+        if "error" in result:
+            status = STATUS_ERROR
+        progress.clear()
+        show(result)
+        progress.advance()
+    progress.clear()
+    return status
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(main())

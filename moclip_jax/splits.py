@@ -1,7 +1,7 @@
-"""Command line of the published splits: one run for each, then mean and spread in one table.
+"""Run every published split of a data set, then give mean and spread in one table.
 
-`python -m moclip_jax.splits --config=configs/ucf101.py --workdir=DIR` runs `DIR/split1`,
-`DIR/split2` and so on over the same prepared videos; what is there already is not run again.
+The runs are DIR/split1, DIR/split2 and so on, over the same prepared videos; what is there already
+is not run again.
 """
 
 import copy
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from moclip_jax import command_line
 
-_SPLITS = flags.DEFINE_integer("num_splits", 3, "How many splits the data set has.", lower_bound=2)
+_SPLITS = flags.DEFINE_integer("num_splits", 3, "how many splits the data set has", lower_bound=2)
 
 
 def run_splits(config: ConfigDict, workdir: Path, num_splits: int) -> dict[str, Any]:
@@ -69,4 +69,4 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    command_line.start(main)
+    command_line.start(main, ("--config=configs/ucf101.py --workdir=runs/ucf101",))

@@ -1,72 +1,25 @@
-"""Pictures: motion fields of a video; curves, confusion and examples of a finished run."""
+"""Command line of pictures: the motion of videos; curves and examples of a finished run."""
 
 import argparse
-import io
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from absl import logging
 from matplotlib import pyplot as plt
-from matplotlib.colors import hsv_to_rgb
-from PIL import Image
 
-from input_pipeline.motion_vectors import accumulate
-from input_pipeline.video import VideoError, VideoSpec, prepare_video
+from input_pipeline.progress import Progress
+from input_pipeline.video import PreparedVideo, VideoError, VideoSpec, prepare_video
+from input_pipeline.video_files import find_videos
+from moclip_jax.command_line import STATUS_ERROR, STATUS_OK, CommandParser, run
+from moclip_jax.motion_pictures import draw_motion, field_to_rgb, write_annotated_video
 
-
-def field_to_rgb(field: np.ndarray, bound: float | None = None) -> np.ndarray:
-    """Returns a motion field as colours: hue is the direction, brightness the length.
-
-    Args:
-      field: `[H, W, 2]` (x, y) in pixels.
-      bound: length in pixels drawn fully bright; None takes the field's 99th percentile.
-
-    Returns:
-      float32 `[H, W, 3]`, 0 to 1. No motion is black; red points right, and hues go clockwise.
-    """
-    field = np.asarray(field, np.float32)
-    length = np.hypot(field[..., 0], field[..., 1])
-    bound = bound if bound is not None else max(float(np.percentile(length, 99)), 1.0)
-    hue = (np.arctan2(field[..., 1], field[..., 0]) / (2 * np.pi)) % 1.0
-    value = np.clip(length / bound, 0, 1)
-    return hsv_to_rgb(np.stack([hue, np.ones_like(hue), value], axis=-1)).astype(np.float32)
-
-
-def draw_video(path: str, out: Path, *, columns: int = 6) -> Path:
-    """Draws frames of a video above their accumulated motion, and returns the picture's path.
-
-    The motion is that of the canonical MPEG-4 form, which the motion network sees too.
-
-    Raises:
-      VideoError: the file cannot be read; the message names it and the reason.
-    """
-    spec = VideoSpec(clip_frames=columns)
-    prepared = prepare_video(path, spec)
-    indices = prepared.frame_indices.tolist()
-    fields = accumulate(prepared.displacements, prepared.is_intra, spec.height, spec.width, indices)
-    figure, axes = plt.subplots(
-        2, len(indices), figsize=(2.4 * len(indices), 4.4), squeeze=False, layout="constrained"
-    )
-    for column, (index, picture, field) in enumerate(
-        zip(indices, prepared.frames, fields, strict=True)
-    ):
-        axes[0, column].imshow(Image.open(io.BytesIO(picture)))
-        axes[0, column].set_title(f"frame {index}", fontsize=9)
-        axes[1, column].imshow(field_to_rgb(field))
-        axes[1, column].set_title(f"largest {np.abs(field).max()} px", fontsize=9)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    figure.suptitle(f"{Path(path).name}: frames, and motion since the last I-frame")
-    target = out / f"{Path(path).name}_motion.png"
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
-    return target
+# Frames drawn of a video, and seconds between two predictions in an annotated one.
+PICTURES = 6
+WINDOW_S = 1.0
 
 
 def draw_curves(workdir: Path, out: Path) -> Path:
@@ -172,44 +125,140 @@ def draw_examples(workdir: Path, out: Path, *, columns: int = 8) -> Path:
     return target
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Draws what was asked for and prints the paths; returns 1 if a video failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m moclip_jax.visualize",
-        description="Draw the motion of videos, or the curves and results of a run.",
-        epilog="example: python -m moclip_jax.visualize clip.mp4 --out=pictures",
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the command line's values; exits with status 2 where it is not of the right form."""
+    parser = CommandParser(
+        "moclip_jax.visualize",
+        "Draw the motion of videos as colours and arrows, or write a video of it; with a workdir, "
+        "what its model says too. A workdir alone draws the curves and results of the run.",
+        (
+            "clip.mp4 --out=pictures",
+            "clip.mp4 --workdir=runs/demo --video=annotated.mp4",
+            "--workdir=runs/demo --out=runs/demo/pictures",
+        ),
+        usage="[OPTION ...] [VIDEO ...]",
     )
-    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="files to draw the motion of")
-    parser.add_argument("--workdir", default="", help="finished run to draw")
-    parser.add_argument("--out", required=True, help="folder for the pictures, made if absent")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="files, folders or patterns")
+    parser.add_argument("--workdir", default="", metavar="DIR", help="a finished run")
+    parser.add_argument("--out", metavar="DIR", help="folder for pictures, made if absent")
+    parser.add_argument(
+        "--video", metavar="FILE", help="write frame, motion and predictions of one VIDEO"
+    )
+    parser.add_argument(
+        "--raw", action="store_true", help="motion against the frame before, not accumulated"
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    arguments = parser.parse(argv)
     if not arguments.videos and not arguments.workdir:
         parser.error("name a VIDEO or a --workdir")
-    out = Path(arguments.out).expanduser()
-    out.mkdir(parents=True, exist_ok=True)
-    failed = False
-    for video in arguments.videos:
-        try:
-            print(draw_video(video, out))
-        except VideoError as error:
-            failed = True
-            print(f"error: {error}", file=sys.stderr)
+    if arguments.video and len(arguments.videos) != 1:
+        parser.error("--video needs exactly one VIDEO")
+    if not arguments.out and not arguments.video:
+        parser.error("name a folder for the pictures with --out, or a file with --video")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draws what was asked for and prints the paths; returns the exit status."""
+    arguments = parse_arguments(argv)
+    return run(
+        lambda: _draw_videos(arguments) if arguments.videos else _draw_run(arguments),
+        traceback=arguments.traceback,
+    )
+
+
+def _draw_videos(arguments: argparse.Namespace) -> int:
+    classifier: Any = None
+    spec = VideoSpec(clip_frames=PICTURES)
     if arguments.workdir:
-        # TensorFlow Datasets warns about its own internals.
-        logging.set_verbosity(logging.ERROR)
-        workdir = Path(arguments.workdir).expanduser()
-        for needed in ("results.json", "export/metadata.json"):
-            if not (workdir / needed).exists():
-                print(f"error: no {needed} in {workdir}; finish its run first", file=sys.stderr)
-                return 1
-        drawn = (
-            draw_curves(workdir, out),
-            *draw_results(workdir, out),
-            draw_examples(workdir, out),
+        from moclip_jax.export import load_export
+        from moclip_jax.recognize import Classifier
+
+        recognizer = load_export(Path(arguments.workdir).expanduser() / "export")
+        classifier = Classifier(recognizer)
+        spec = dataclasses.replace(recognizer.video, clip_frames=PICTURES)
+    status = STATUS_OK
+    for found in find_videos(arguments.videos):
+        try:
+            if isinstance(found, VideoError):
+                raise found
+            if arguments.out:
+                out = Path(arguments.out).expanduser()
+                out.mkdir(parents=True, exist_ok=True)
+                video = prepare_video(found, spec)
+                guesses = (
+                    _guesses(classifier, prepare_video(found, recognizer.video))
+                    if classifier
+                    else []
+                )
+                target = out / f"{Path(found).name}_motion.png"
+                draw_motion(found, video, spec, target, raw=arguments.raw, guesses=guesses[:3])
+                print(target, flush=True)
+            if arguments.video:
+                print(_write_video(found, arguments, classifier, spec), flush=True)
+        except VideoError as error:
+            status = STATUS_ERROR
+            print(f"error: {error}", file=sys.stderr)
+    return status
+
+
+def _guesses(classifier: Any, video: PreparedVideo) -> list[tuple[str, float]]:
+    scores = classifier.probabilities(classifier.view(video))
+    best = np.argsort(-scores, kind="stable")[:5]
+    return [(classifier.labels[i], float(scores[i])) for i in best]
+
+
+def _write_video(
+    path: str, arguments: argparse.Namespace, classifier: Any, spec: VideoSpec
+) -> Path:
+    target = Path(arguments.video).expanduser()
+    if not classifier:
+        video, guesses_at = prepare_video(path, spec), None
+    else:
+        from moclip_jax.recognize import decode_for_windows, split_windows
+
+        video = decode_for_windows(path, WINDOW_S, spec)
+        try:
+            windows = split_windows(video, WINDOW_S, spec)
+        except ValueError as error:
+            raise VideoError(path, str(error)) from error
+        guesses = [_guesses(classifier, window.video) for window in windows]
+        # A window may begin before the one before it has ended; then the later one holds.
+        starts = np.array([window.start_s for window in windows])
+
+        def guesses_at(number: int) -> list[tuple[str, float]]:
+            at = np.searchsorted(starts, number / video.fps, side="right") - 1
+            return guesses[max(int(at), 0)]
+
+    progress = Progress(video.num_frames, "visualize", "frames", file=sys.stderr)
+    try:
+        write_annotated_video(
+            path,
+            video,
+            spec,
+            target,
+            raw=arguments.raw,
+            guesses_at=guesses_at,
+            each_frame=progress.advance,
         )
-        for path in drawn:
-            print(path)
-    return int(failed)
+    finally:
+        progress.clear()
+    return target
+
+
+def _draw_run(arguments: argparse.Namespace) -> int:
+    workdir, out = (Path(path).expanduser() for path in (arguments.workdir, arguments.out))
+    for needed in ("results.json", "export/metadata.json"):
+        if not (workdir / needed).exists():
+            raise FileNotFoundError(f"no {needed} in {workdir}; finish its run first")
+    out.mkdir(parents=True, exist_ok=True)
+    for path in (
+        draw_curves(workdir, out),
+        *draw_results(workdir, out),
+        draw_examples(workdir, out),
+    ):
+        print(path)
+    return STATUS_OK
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """`predict` on real files and on bad ones, through its command line."""
 
+import csv
 import importlib.util
+import io
+import itertools
 import json
 import re
 from pathlib import Path
@@ -8,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moclip_jax import predict
+from input_pipeline.video import prepare_video
+from moclip_jax import predict, recognize
 from moclip_jax.export import load_export
 
 
@@ -113,5 +117,165 @@ def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, 
         appearance_features(recognizer.clip, images),
     )
     expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
-    got = predict.make_classifier(recognizer)(str(path))
+    got = recognize.make_classifier(recognizer)(str(path))
     np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_folders_patterns_and_standard_input_name_videos(
+    finished_run, real_videos, tmp_path, capsys, monkeypatch
+):
+    folder = tmp_path / "clips" / "deeper"
+    folder.mkdir(parents=True)
+    for name in ("b.mp4", "a_video_without_suffix"):
+        (folder / name).write_bytes(Path(real_videos[1]).read_bytes())
+    (folder / "notes.txt").write_text("no video")
+    (folder / ".hidden.mp4").write_text("no video")
+    (tmp_path / "empty").mkdir()
+    found = [str(folder / name) for name in ("a_video_without_suffix", "b.mp4")]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{real_videos[1]}\n\n{tmp_path / 'empty'}\n"))
+    names = [str(tmp_path / "clips"), "-", f"{tmp_path}/**/*.mp4", f"{tmp_path}/*.avi"]
+    assert predict.main(["--workdir", str(finished_run), "--json", *names]) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    empty, pattern = str(tmp_path / "empty"), f"{tmp_path}/*.avi"
+    assert [line["video"] for line in lines] == [
+        *found, real_videos[1], empty, found[1], pattern
+    ]  # fmt: skip
+    assert lines[3]["error"] == f"{empty}: no video in this folder"
+    assert lines[5]["error"] == f"{pattern}: no file matches this pattern"
+
+
+def test_an_empty_list_on_standard_input_is_an_error(finished_run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert predict.main(["--workdir", str(finished_run), "-"]) == 1
+    assert "standard input (-) names no video" in capsys.readouterr().err
+
+
+def test_the_timeline_says_when_and_leaves_the_whole_as_it_is(finished_run, real_videos, capsys):
+    video = real_videos[0]
+    arguments = ["--workdir", str(finished_run), "--json", "--topk=2", video]
+    assert predict.main(arguments) == 0
+    (without,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert predict.main([*arguments, "--timeline=3"]) == 0
+    (result,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert result["predictions"] == without["predictions"]
+    # 250 frames at 25 a second: three windows of about 3.3 s, in order, without a gap.
+    windows = result["timeline"]
+    assert len(windows) == 3
+    assert windows[0]["start"] == 0 and windows[-1]["end"] == 10
+    gop_s = 12 / 25
+    for before, after in itertools.pairwise(windows):
+        assert before["end"] - gop_s < after["start"] <= before["end"]
+    assert all(len(window["predictions"]) == 2 for window in windows)
+
+
+def test_a_window_is_judged_as_a_video_of_its_own(finished_run, real_videos):
+    """One window over everything is the whole video; two are cut at I-frames, each with a frame."""
+    recognizer = load_export(finished_run / "export")
+    video = recognize.decode_for_windows(real_videos[1], 2.0, recognizer.video)
+    (only,) = recognize.split_windows(video, 1000.0, recognizer.video)
+    np.testing.assert_array_equal(only.video.displacements, video.displacements)
+    whole = recognize.with_frames_of(video, recognizer.video)
+    plain = prepare_video(real_videos[1], recognizer.video)
+    assert whole.frames == plain.frames
+    np.testing.assert_array_equal(whole.frame_indices, plain.frame_indices)
+    windows = recognize.split_windows(video, 2.0, recognizer.video)
+    assert len(windows) == round(video.num_frames / video.fps / 2)
+    for window in windows:
+        assert window.video.is_intra[0]
+        assert len(window.video.frames) == len(window.video.frame_indices) >= 1
+        assert window.video.num_frames == len(window.video.displacements)
+        begin = round(window.start_s * video.fps)
+        place = video.frame_indices.tolist().index(begin + window.video.frame_indices[0])
+        assert video.frames[place] == window.video.frames[0]
+
+
+def test_the_table_holds_a_line_for_each_label_of_the_whole_and_of_each_window(
+    finished_run, real_videos, tmp_path, capsys
+):
+    absent = str(tmp_path / "a, b.mp4")
+    arguments = ["--workdir", str(finished_run), "--csv", "--topk=2", "--timeline=5"]
+    assert predict.main([*arguments, absent, real_videos[0]]) == 1
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert tuple(rows[0]) == predict.CSV_FIELDS
+    assert rows[0]["video"] == absent and rows[0]["error"].endswith("no such file")
+    assert [row["rank"] for row in rows[1:]] == ["1", "2"] * 3
+    assert [row["start"] for row in rows[1:3]] == ["", ""]
+    assert rows[-1]["end"] == "10.0"
+
+
+def test_words_that_name_all_trained_classes_get_the_trained_heads_answer(
+    finished_run, real_videos, capsys
+):
+    recognizer = load_export(finished_run / "export")
+    # The same names, written in other ways.
+    words = [name.title().replace(" ", "") for name in recognizer.class_names]
+    results = []
+    for extra in ([], [f"--classes={','.join(words)}"]):
+        command = ["--workdir", str(finished_run), "--json", "--topk=36", *extra, real_videos[1]]
+        assert predict.main(command) == 0
+        results.append(json.loads(capsys.readouterr().out)["predictions"])
+    trained, named = results
+    assert [guess["trained_as"] for guess in named] == [guess["label"] for guess in trained]
+    np.testing.assert_allclose(
+        [guess["probability"] for guess in named],
+        [guess["probability"] for guess in trained],
+        atol=2e-6,
+    )
+
+
+def test_the_head_divides_the_share_of_its_own_classes_and_no_other():
+    zero_shot = np.array([0.5, 0.2, 0.1, 0.2])
+    logits = np.log([0.6, 0.1, 0.3])
+    # The first and second words are class 0 and 2; the third is class 2 as well; the last is none.
+    got = recognize.word_probabilities(zero_shot, logits, np.array([0, 2, 2, -1]))
+    np.testing.assert_allclose(got, [0.8 * 2 / 3, 0.8 / 3 * 2 / 3, 0.8 / 3 / 3, 0.2])
+    for owners in ([-1, -1, -1, -1], [1, -1, -1, -1], [1, 1, 1, 1]):
+        got = recognize.word_probabilities(zero_shot, logits, np.array(owners))
+        np.testing.assert_allclose(got, zero_shot)
+
+
+def test_a_word_names_the_class_that_it_is_nearer_to_than_classes_are_to_each_other():
+    def direction(degrees: float) -> np.ndarray:
+        return np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
+
+    classes = np.stack([direction(0), direction(30), direction(90)])
+    words = np.stack([direction(-20), direction(59), direction(121), direction(180)])
+    got = recognize.match_words(
+        ["near", "between", "too far", "JumpRope"], ["a", "b", "jump_rope"], words, classes
+    )
+    np.testing.assert_array_equal(got, [0, 1, -1, 2])
+    single = recognize.match_words(["other", "A"], ["a"], words[:2], classes[:1])
+    np.testing.assert_array_equal(single, [-1, 0])
+
+
+def test_results_come_in_order_while_files_aredecoded_ahead():
+    import threading
+
+    both = threading.Barrier(2, timeout=30)
+
+    def decode(number: int) -> int:
+        # Passes only if two are decoded at the same time.
+        both.wait()
+        return number
+
+    got = [
+        (number, future.result())
+        for number, future in recognize.decoded_ahead(decode, range(8), num_workers=2)
+    ]
+    assert got == [(n, n) for n in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--topk=0", "--topk=0 must be at least 1"),
+        ("--timeline=-1", "must be a number of seconds above 0"),
+        ("--tpok=3", "unknown option --tpok; did you mean --topk?"),
+        ("--csv", "not allowed with argument"),
+    ],
+)
+def test_a_wrong_option_is_told_before_anything_is_loaded(option, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        predict.main(["--workdir=nowhere", "--json", option, "x.mp4"])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from input_pipeline.interrupts import start_deaf_to_ctrl_c
 from input_pipeline.motion_vectors import BLOCK
 from input_pipeline.progress import Progress
 from input_pipeline.video import PreparedVideo, VideoError, VideoSpec
@@ -165,6 +166,13 @@ class PreparedVideoBuilder(  # type: ignore[call-arg]
             supervised_keys=None,
         )
 
+    # TFDS announces preparation on standard output in words of its own; our lines say more.
+    def _log_download_bytes(self) -> None:
+        pass
+
+    def _log_download_done(self) -> None:
+        pass
+
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         class_names, sources = self.sources(dl_manager)
         names = collections.Counter(source.entry.name for source in sources)
@@ -230,7 +238,8 @@ def _prepare_all(
         pending: collections.deque = collections.deque()
         try:
             for source in remaining:
-                pending.append((source, pool.submit(_prepare, source)))
+                with start_deaf_to_ctrl_c():
+                    pending.append((source, pool.submit(_prepare, source)))
                 if len(pending) >= 4 * num_workers:
                     source, future = pending.popleft()
                     yield source, future.result()

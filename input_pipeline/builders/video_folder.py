@@ -8,19 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
 from input_pipeline.builders.base import PreparedVideoBuilder, Source, VideoEntry, read_options
 from input_pipeline.builders.split_lists import ListedVideo, has_lists, read_split_lists
+from input_pipeline.builders.user_data import copies, warn, warn_of_data
 from input_pipeline.video import VideoSpec, prepare_video
-
-# fmt: off
-VIDEO_SUFFIXES = frozenset({
-    ".3gp", ".asf", ".avi", ".divx", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov",
-    ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv",
-})
-# fmt: on
-"""Files in a class folder that are taken for videos where no list names them."""
+from input_pipeline.video_files import VIDEO_SUFFIXES
 
 _GROUP = re.compile(r"_(g\d+)_")
 
@@ -69,7 +62,9 @@ class VideoFolder(PreparedVideoBuilder, skip_registration=True):  # type: ignore
             path = folder / video.path
             return path if path.is_file() else None
 
-        return lists.class_names, listed_sources(lists.splits, find, config.spec)
+        sources = listed_sources(lists.splits, find, config.spec)
+        _warn(folder, lists.class_names, sources)
+        return lists.class_names, sources
 
 
 def existing_folder(path: str, what: str) -> pathlib.Path:
@@ -131,47 +126,73 @@ def listed_sources(
 def _split_by_seed(
     folder: pathlib.Path, options: VideoFolderOptions, spec: VideoSpec
 ) -> tuple[list[str], list[Source]]:
-    folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(folders) < 2:
-        raise ValueError(f"{folder}: needs a folder for each class, at least two")
     sources = []
+    class_names: list[str] = []
     rng = np.random.default_rng(options.seed)
-    for label, class_folder in enumerate(folders):
-        files = sorted(
-            p for p in class_folder.rglob("*") if p.is_file() and not p.name.startswith(".")
+    for class_folder in sorted(folder.iterdir()):
+        if not class_folder.is_dir() or class_folder.name.startswith("."):
+            continue
+        videos = sorted(
+            path
+            for path in class_folder.rglob("*")
+            if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
         )
-        videos = [p for p in files if p.suffix.lower() in VIDEO_SUFFIXES]
-        if len(videos) < len(files):
-            logging.info("%s: %d files are no videos", class_folder, len(files) - len(videos))
-        if len(videos) < 2:
-            raise ValueError(
-                f"{class_folder}: needs at least two videos, one to train, one to test"
-            )
-        groups: dict[str, list[pathlib.Path]] = {}
+        if not videos:
+            warn(f"{class_folder}: no video in it, so it is no class")
+            continue
+        groups = _groups(folder, videos)
+        members: dict[str, list[pathlib.Path]] = {}
         for path in videos:
-            groups.setdefault(_group(path, str(path)), []).append(path)
-        if len(groups) < 2:
-            raise ValueError(
-                f"{class_folder}: all videos are of one group ({next(iter(groups))}), which must "
-                "not be on both sides of the split; give lists, or rename them"
-            )
+            members.setdefault(groups[path], []).append(path)
         # Whole groups, until the share is reached; one at least is left to train on.
         wanted = max(round(options.test_fraction * len(videos)), 1)
         test: set[pathlib.Path] = set()
-        for number in rng.permutation(len(groups))[:-1]:
+        for number in rng.permutation(len(members))[:-1]:
             if len(test) < wanted:
-                test.update(groups[list(groups)[number]])
+                test.update(members[list(members)[number]])
         for path in videos:
             subset = "test" if path in test else "train"
             name = path.relative_to(folder).as_posix()
-            sources.append(_source(path, name, label, (subset,), spec))
-    return [p.name for p in folders], sources
+            sources.append(
+                _source(path, name, len(class_names), (subset,), spec, group=groups[path])
+            )
+        class_names.append(class_folder.name)
+    if len(class_names) < 2:
+        raise ValueError(f"{folder}: needs a folder with videos for each class, at least two")
+    if all(source.entry.subsets == ("train",) for source in sources):
+        raise ValueError(
+            f"{folder}: nothing to test on, as each class has one video, or videos of one group "
+            "(_gNN_ in their names); add videos to at least one class, or give lists"
+        )
+    _warn(folder, class_names, sources)
+    return class_names, sources
+
+
+def _groups(folder: pathlib.Path, videos: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """Return the group of each video: its mark, or its own; copies are in one."""
+    groups = {path: _group(path, path.relative_to(folder).as_posix()) for path in videos}
+    for same in copies(videos):
+        first = groups[same[0]]
+        merged = {groups[path] for path in same}
+        groups = {path: first if group in merged else group for path, group in groups.items()}
+    return groups
+
+
+def _warn(folder: pathlib.Path, class_names: Sequence[str], sources: Sequence[Source]) -> None:
+    entries = [source.entry for source in sources]
+    paths = {entry.name: folder / entry.name for entry in entries}
+    warn_of_data(class_names, entries, paths, copies(paths.values()))
 
 
 def _source(
-    path: pathlib.Path, name: str, label: int, subsets: tuple[str, ...], spec: VideoSpec
+    path: pathlib.Path,
+    name: str,
+    label: int,
+    subsets: tuple[str, ...],
+    spec: VideoSpec,
+    group: str = "",
 ) -> Source:
-    entry = VideoEntry(name, label, _group(path, name), subsets)
+    entry = VideoEntry(name, label, group or _group(path, name), subsets)
     return Source(entry, functools.partial(prepare_video, str(path), spec))
 
 

