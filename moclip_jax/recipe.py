@@ -232,6 +232,7 @@ class Recipe:
             self._heads["fusion"],
             self._text,
             self._rows,
+            {role: len(names) for role, names in self._roles.items()},
             self._workdir / "export",
         )
 

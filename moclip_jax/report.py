@@ -7,7 +7,6 @@ file: pictures are inside it.
 import argparse
 import base64
 import contextlib
-import functools
 import io
 import json
 import os
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jinja2
 import matplotlib
 import numpy as np
 from absl import logging
@@ -31,6 +29,7 @@ from PIL import Image
 from configs import common
 from input_pipeline.dataset import PreparedDataset, view_batches
 from moclip_jax.run_data import open_dataset, video_roles
+from moclip_jax.templates import render
 from moclip_jax.train_motion import motion_views
 from moclip_jax.visualize import field_to_rgb
 
@@ -106,8 +105,8 @@ def write_report(
             "class_figures": [_svg(figure) for figure in draw_classes(accuracy, class_names)],
             "confusion": _svg(draw_confusion(counts, class_names)),
         }
-    page = _environment().get_template("report.html.jinja")
-    text = page.render(
+    text = render(
+        "report.html.jinja",
         **pictures,
         title=f"{config.dataset.name}: report of a run",
         workdir=workdir.name,
@@ -454,18 +453,6 @@ def _jpeg(picture: np.ndarray) -> str:
 
 def _data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("moclip_jax"),
-        # Names of files and classes are the user's; none of them is markup.
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
