@@ -7,7 +7,7 @@ DEMO ?= runs/demo
 export MPLBACKEND := Agg
 export HF_HUB_OFFLINE := 1
 
-.PHONY: venv demo test slow lint format bench clean
+.PHONY: venv demo test slow lint format bench browser docs clean
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -44,6 +44,19 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.run
+
+# The browser that the test of the page drives; where it cannot be installed, that test is skipped.
+browser:
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && test "$$(id -u)" = 0; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends chromium chromium-driver; \
+	else echo "chromium is not here, and only root on Debian can install it; its test is skipped"; fi
+
+docs: $(VENV)/.installed-dev
+	rm -rf build/api
+	$(BIN)/python -m sphinx -W --keep-going -q docs/api build/api
+	@echo "API pages: build/api/index.html"
 
 clean:
 	rm -rf runs
