@@ -45,18 +45,18 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.run
 
-# The browser that the test of the page drives; where it cannot be installed, that test is skipped.
+# The browser that the test of the page drives; where it cannot be had, that test is skipped.
 browser:
 	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
-	elif command -v apt-get >/dev/null && test "$$(id -u)" = 0; then \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-	    apt-get install -y -qq --no-install-recommends chromium chromium-driver; \
-	else echo "chromium is not here, and only root on Debian can install it; its test is skipped"; fi
+	elif command -v apt-get >/dev/null && test "$$(id -u)" = 0 && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends chromium chromium-driver; then :; \
+	else echo "no chromium here, and it cannot be installed: the test of the page is skipped"; fi
 
+# Pages for every module, class and function; a docstring that cannot be shown is an error.
 docs: $(VENV)/.installed-dev
 	rm -rf build/api
-	$(BIN)/python -m sphinx -W --keep-going -q docs/api build/api
-	@echo "API pages: build/api/index.html"
+	$(BIN)/python docs/build_api.py build/api
 
 clean:
 	rm -rf runs
