@@ -8,7 +8,7 @@ DEMO ?= runs/demo
 export MPLBACKEND := Agg
 export HF_HUB_OFFLINE := 1
 
-.PHONY: venv demo test slow parity lint format bench clean
+.PHONY: venv demo test slow parity lint format bench browser docs clean
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -62,6 +62,19 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.run
+
+# The browser that the test of the page drives; where it cannot be had, that test is skipped.
+browser:
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && test "$$(id -u)" = 0 && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends chromium chromium-driver; then :; \
+	else echo "no chromium here, and it cannot be installed: the test of the page is skipped"; fi
+
+# Pages for every module, class and function; a docstring that cannot be shown is an error.
+docs: $(VENV)/.installed-dev
+	rm -rf build/api
+	$(BIN)/python docs/build_api.py build/api
 
 clean:
 	rm -rf runs

@@ -138,6 +138,7 @@ def prepare_dataset(
     lists: str = "",
     num_workers: int = 0,
     options: Mapping[str, Any] | None = None,
+    only_open: bool = False,
 ) -> PreparedDataset:
     """Open a prepared data set; prepare it first if it is not there.
 
@@ -150,11 +151,13 @@ def prepare_dataset(
       lists: Folder of the split lists, where the builder needs one.
       num_workers: Processes that prepare videos; 0 for one a core.
       options: Further options of the builder.
+      only_open: True prepares nothing.
 
     Returns:
       The data set.
 
     Raises:
+      FileNotFoundError: It is not there and `only_open`.
       ValueError: Unknown name or options; wrong lists or folders; no video could be prepared; or
         the files have changed since the data set was prepared.
     """
@@ -179,6 +182,11 @@ def prepare_dataset(
     # Progress comes as lines of our own, which also make sense in a log file.
     tfds.disable_progress_bar()
     builder = BUILDERS[name](config=config, data_dir=os.path.expanduser(data_dir))
+    if only_open and not os.path.isdir(builder.data_dir):
+        raise FileNotFoundError(
+            f"the prepared videos are not at {builder.data_dir}; they were deleted or moved: put "
+            "them back, or start the run in another --workdir"
+        )
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(try_download_gcs=False)
     )

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from input_pipeline.dataset import MotionViews
 from input_pipeline.video import VideoSpec
 from moclip_jax.checkpoints import load_tree, save_tree, write_json
+from moclip_jax.model_card import write_model_card
 from moclip_jax.models.clip import CLIP, CLIPConfig
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.models.motion_network import MotionNetwork
@@ -68,9 +69,10 @@ def export_model(
     head: FusionHead,
     text: np.ndarray,
     rows: dict[str, Any],
+    num_videos: Mapping[str, int],
     directory: Path,
 ) -> None:
-    """Writes parameters (Orbax), tokenizer and `metadata.json` under `directory`."""
+    """Writes parameters (Orbax), tokenizer, `metadata.json` and the model card."""
     save_tree(
         directory / "parameters",
         {
@@ -82,6 +84,7 @@ def export_model(
     )
     if jax.process_index() == 0:
         tokenizer.save_pretrained(directory / "tokenizer")
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         write_json(
             directory / "metadata.json",
             {
@@ -91,9 +94,10 @@ def export_model(
                 "clip": clip.config.to_hf(),
                 "head": _fusion_settings(head),
                 "rows": rows,
-                "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+                "versions": versions,
             },
         )
+        write_model_card(config, class_names, num_videos, rows, versions, directory / "README.md")
 
 
 def load_export(directory: Path) -> Recognizer:

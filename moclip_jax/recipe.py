@@ -2,6 +2,7 @@
 
 import functools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from configs.common import STAGES
-from input_pipeline.prepared import PreparedDataset, prepare_dataset
+from input_pipeline.prepared import PreparedDataset
 from input_pipeline.progress import say
-from input_pipeline.video import VideoSpec
 from moclip_jax.check_config import check_config, stages_of
 from moclip_jax.checkpoints import StageRecord, write_json
 from moclip_jax.evaluate import evaluate
@@ -22,6 +22,8 @@ from moclip_jax.metrics import format_table
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import load_clip
+from moclip_jax.report import TIME_FILE, write_report
+from moclip_jax.run_data import open_dataset, video_roles
 from moclip_jax.sharding import check_batch_size, make_mesh
 from moclip_jax.train_heads import HEADS, head_config, load_head, train_heads
 from moclip_jax.train_motion import initial_motion_network, load_motion_network, train_motion
@@ -91,8 +93,15 @@ class Recipe:
                 say(f"{stage}: done before, skipped ({self._workdir / stage})")
                 continue
             say(f"{stage}: start")
+            gone_on = (self._workdir / stage / "stage.json").exists()
+            began = time.monotonic()
             self._records[stage].begin()
             getattr(self, f"_{stage}")()
+            if jax.process_index() == 0:
+                seconds = round(time.monotonic() - began, 1)
+                write_json(
+                    self._workdir / stage / TIME_FILE, {"seconds": seconds, "gone_on": gone_on}
+                )
             self._records[stage].finish()
             done[stage] = True
         if not done["evaluate"]:
@@ -102,34 +111,19 @@ class Recipe:
             write_json(self._workdir / "results.json", results)
             say(format_table(results["rows"]))
             say(f"results: {self._workdir / 'results.json'}")
+            # With nothing done, the prepared videos may be gone, and are not made again for this.
+            if pending:
+                report = write_report(self._config, self._dataset, self._roles, self._workdir)
+                say(f"report: {report}")
         return results
-
-    def data(self) -> tuple[PreparedDataset, dict[str, list[str]]]:
-        """Returns the prepared videos and the names of each role, preparing them if need be."""
-        return self._dataset, self._roles
 
     @functools.cached_property
     def _dataset(self) -> PreparedDataset:
-        config = self._config
-        return prepare_dataset(
-            config.dataset.name,
-            data_dir=config.dataset.data_dir or str(self._workdir / "data"),
-            spec=VideoSpec(**config.video.to_dict()),
-            videos=config.dataset.videos,
-            lists=config.dataset.lists,
-            num_workers=config.dataset.num_workers,
-            options=config.dataset.options.to_dict(),
-        )
+        return open_dataset(self._config, self._workdir)
 
     @functools.cached_property
     def _roles(self) -> dict[str, list[str]]:
-        config = self._config
-        return self._dataset.roles(
-            split=config.dataset.split,
-            selection=config.selection.mode,
-            heldout_fraction=config.selection.heldout_fraction,
-            seed=config.seed,
-        )
+        return video_roles(self._config, self._dataset)
 
     @functools.cached_property
     def _clip_and_tokenizer(self) -> tuple[CLIP, Any]:
@@ -238,6 +232,7 @@ class Recipe:
             self._heads["fusion"],
             self._text,
             self._rows,
+            {role: len(names) for role, names in self._roles.items()},
             self._workdir / "export",
         )
 

@@ -86,13 +86,14 @@ def draw_examples(workdir: Path, out: Path, *, columns: int = 8) -> Path:
     from ml_collections import ConfigDict
 
     from input_pipeline.dataset import view_batches
-    from moclip_jax.recipe import Recipe
+    from moclip_jax.run_data import open_dataset, video_roles
     from moclip_jax.train_motion import motion_views
 
     metadata = json.loads((workdir / "export" / "metadata.json").read_text())
     config = ConfigDict(metadata["config"])
     class_names = metadata["class_names"]
-    dataset, roles = Recipe(config, workdir).data()
+    dataset = open_dataset(config, workdir, only_open=True)
+    roles = video_roles(config, dataset)
     chosen = np.unique(np.linspace(0, len(roles["test"]) - 1, columns).astype(int))
     (batch,) = view_batches(
         dataset,

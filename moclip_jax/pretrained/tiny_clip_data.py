@@ -9,6 +9,8 @@ from PIL import Image
 from input_pipeline.shapes import COLORS, MOTIONS, SHAPES, Appearance, appearance, render_still
 
 IMAGE_SIZE = 48
+# Tokens; training captions are short, and attention over padding costs time.
+TRAINED_LENGTH = 32
 RENDERED_SIZE = 128  # that of the embedded data set
 
 # Far from the groups of any data set, and from each other.

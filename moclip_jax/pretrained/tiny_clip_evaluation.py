@@ -18,7 +18,7 @@ from input_pipeline.shapes import MOTIONS, SHAPES, render_clip, render_still
 from input_pipeline.video import VideoSpec, prepare_frames, prepare_video
 from moclip_jax.models.clip import CLIP, normalize_images
 from moclip_jax.pretrained.hf_clip import tokenize
-from moclip_jax.pretrained.tiny_clip_data import RENDERED_SIZE, TEST_GROUPS, shrink
+from moclip_jax.pretrained.tiny_clip_data import RENDERED_SIZE, TEST_GROUPS, TRAINED_LENGTH, shrink
 
 _SPEC = VideoSpec(
     width=RENDERED_SIZE, height=RENDERED_SIZE, clip_frames=4, frame_size=RENDERED_SIZE
@@ -105,12 +105,7 @@ def model_card(clip: CLIP, accuracies: Mapping[str, float]) -> str:
     return f"""# Tiny CLIP
 
 A CLIP of {parameters:,} parameters in Hugging Face's format. It knows the pictures of the embedded
-data set `moving_shapes` and nothing else: {", ".join(SHAPES)}, in eight colours. It is there so
-that zero-shot classification, the text tower and the loader run for real without a download.
-
-Trained from random weights by `python -m moclip_jax.pretrained.train_tiny_clip` (about 10 minutes
-on two CPU cores) on captioned pictures that `input_pipeline.shapes` draws, from groups (background
-and palette) that no data set uses.
+data set `moving_shapes` and nothing else: {", ".join(SHAPES)}, in eight colours.
 
 | | image tower | text tower |
 |---|---|---|
@@ -118,6 +113,23 @@ and palette) that no data set uses.
 {text.max_length} tokens of {text.vocab_size} |
 | width, layers, heads | {vision.hidden_size}, {vision.num_layers}, {vision.num_heads} | \
 {text.hidden_size}, {text.num_layers}, {text.num_heads} |
+
+## What it is for
+
+It is there so that zero-shot classification, the text tower and the loader run for real without a
+download, in the demo and in the tests. It is no CLIP for real pictures.
+
+    from moclip_jax.pretrained import load_clip
+    clip, tokenizer = load_clip("tiny")
+
+## Training
+
+From random weights by `python -m moclip_jax.pretrained.train_tiny_clip` (about 10 minutes on two
+CPU cores), with CLIP's contrastive loss where all captions that are true of a picture count as
+matches, on captioned pictures that `input_pipeline.shapes` draws, from groups (background and
+palette) that no data set uses. No picture and no text of anyone else went in.
+
+## Accuracy
 
 Zero-shot top-1 on held-out groups, as
 `python -m moclip_jax.pretrained.train_tiny_clip --evaluate` prints it:
@@ -128,6 +140,18 @@ Zero-shot top-1 on held-out groups, as
 
 The last row cannot be above 1/6 but by luck: a frame does not show which of 6 motions it is from.
 Captions name motions at random, so that "star spinning" still finds the star.
+
+## Limits
+
+- Words that its captions do not hold mean nothing to it, nor do pictures of anything else.
+- It was trained on texts of up to {TRAINED_LENGTH} tokens; longer ones are read, but what their
+  rest says was never learnt.
+- Frames far from a clip's middle, where a shape may be large, small or at the edge, are harder
+  (third row).
+
+## Licence
+
+Apache-2.0, like the code that drew its pictures and trained it.
 """
 
 

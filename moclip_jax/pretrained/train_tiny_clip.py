@@ -28,6 +28,7 @@ from moclip_jax.pretrained.clip_vocabulary import learn_tokenizer
 from moclip_jax.pretrained.hf_clip import TINY_CLIP, load_clip, save_clip, tokenize
 from moclip_jax.pretrained.tiny_clip_data import (
     IMAGE_SIZE,
+    TRAINED_LENGTH,
     Pictures,
     corpus,
     matches,
@@ -41,8 +42,7 @@ _FOLDER = flags.DEFINE_string("folder", str(TINY_CLIP), "Where the model is, or 
 _SEED = flags.DEFINE_integer("seed", 0, "Of the initial weights, the batches and the captions.")
 
 
-# Training captions are short, and attention over padding costs time; CLIP's own length is kept.
-_TRAINED_LENGTH = 32
+# CLIP's own length, for longer texts than those trained on.
 _MAX_LENGTH = 77
 
 
@@ -82,7 +82,7 @@ def tiny_config(vocab_size: int, eos_token_id: int) -> CLIPConfig:
         ),
         text=CLIPTextConfig(
             vocab_size=vocab_size,
-            max_length=_TRAINED_LENGTH,
+            max_length=TRAINED_LENGTH,
             hidden_size=64,
             num_layers=2,
             num_heads=2,
@@ -176,7 +176,7 @@ def lengthen(clip: CLIP, tokenizer: Any, max_length: int) -> tuple[CLIP, Any]:
 def train(recipe: Recipe, seed: int) -> tuple[CLIP, Any]:
     """Returns the trained CLIP and its tokenizer."""
     start = time.monotonic()
-    tokenizer = learn_tokenizer(corpus(), num_merges=recipe.num_merges, max_length=_TRAINED_LENGTH)
+    tokenizer = learn_tokenizer(corpus(), num_merges=recipe.num_merges, max_length=TRAINED_LENGTH)
     config = tiny_config(len(tokenizer), tokenizer.eos_token_id)
     clip = nnx.jit(lambda: CLIP(config, rngs=nnx.Rngs(seed)))()
     clip.vision.position_embedding[...] = planar_positions(config.vision)

@@ -18,7 +18,7 @@ from moclip_jax.pretrained.tiny_clip_data import (
     random_caption,
     training_pictures,
 )
-from moclip_jax.pretrained.tiny_clip_evaluation import evaluate
+from moclip_jax.pretrained.tiny_clip_evaluation import evaluate, model_card
 from moclip_jax.pretrained.train_tiny_clip import contrastive_loss, lengthen
 
 
@@ -37,6 +37,14 @@ def test_zero_shot_finds_the_shape_and_only_luck_finds_the_motion():
     assert accuracies["shape, from the class names"] >= 0.9
     # One frame for each of 36 classes; 1/6 is 6 of them.
     assert accuracies["shape and motion, from the class names"] <= 0.45
+
+
+def test_the_card_is_the_one_that_training_writes_with_the_accuracies_it_states():
+    card = (TINY_CLIP / "README.md").read_text()
+    stated = dict(re.findall(r"^\| (shape.*) \| ([\d.]+) \|$", card, flags=re.MULTILINE))
+    assert len(stated) == 6
+    clip, _ = load_clip(TINY_CLIP)
+    assert card == model_card(clip, {name: float(value) for name, value in stated.items()})
 
 
 @pytest.mark.slow

@@ -1,0 +1,49 @@
+"""Builds the API pages from the docstrings: `python docs/build_api.py OUT`; warnings are errors."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGES = ("moclip_jax", "input_pipeline", "configs")
+
+
+def modules() -> list[str]:
+    """Returns the names of all modules; pdoc by itself leaves out those beside an `__all__`."""
+    names = []
+    for package in PACKAGES:
+        for path in sorted((REPOSITORY / package).rglob("*.py")):
+            parts = path.relative_to(REPOSITORY).with_suffix("").parts
+            names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return names
+
+
+def build(out: Path) -> None:
+    """Writes a page for every module of the packages, and a search over them, to `out`.
+
+    Raises:
+      UserWarning: a docstring or a type cannot be shown.
+    """
+    # Some packages ask the system what it is when they are imported.
+    os.environ["PDOC_ALLOW_EXEC"] = "1"
+    import pdoc
+
+    pdoc.render.configure(docformat="google", show_source=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        # Types inside optax and TFDS that refer to names which only their own modules know.
+        warnings.filterwarnings(
+            "ignore", r"Error parsing type annotation .*(ArrayTree|utils\.VersionOrStr)"
+        )
+        # A package is named before its modules and brings most of them.
+        warnings.filterwarnings("ignore", "The module specification .* has already been added")
+        pdoc.pdoc(*modules(), output_directory=out)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python docs/build_api.py OUT")
+    sys.path.insert(0, str(REPOSITORY))
+    build(Path(sys.argv[1]))
+    print(f"API pages: {Path(sys.argv[1]) / 'index.html'}")

