@@ -4,19 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import tensorflow as tf
-from flax import nnx
 
-from input_pipeline.dataset import example_from_video, view_of_example
 from input_pipeline.decoding import check_video
 from input_pipeline.video import PreparedVideo, VideoError, frame_positions, prepare_video
 from moclip_jax.export import Recognizer
-from moclip_jax.extract_features import appearance_features, motion_features
-from moclip_jax.predict import WORD_TEMPLATES
-from moclip_jax.zero_shot import class_embeddings, zero_shot_logits
+from moclip_jax.recognize import Classifier
 
 MOST_WINDOWS = 12
 # No sensible video shows more frames in a second, and each costs time.
@@ -42,16 +35,7 @@ class VideoReader:
             clip_frames=recognizer.video.clip_frames * multiple,
             max_frames=max(1, round(max_seconds * MOST_FRAMES_PER_SECOND)),
         )
-        graphdef, self._state = nnx.split((recognizer.network, recognizer.clip, recognizer.head))
-
-        @jax.jit
-        def features(state: Any, fields: jax.Array, images: jax.Array) -> tuple[jax.Array, ...]:
-            network, clip, head = nnx.merge(graphdef, state)
-            appearance = appearance_features(clip, images)
-            logits = head(motion_features(network, fields).mean(axis=1), appearance)
-            return logits.astype(jnp.float32), appearance.astype(jnp.float32)
-
-        self._features = features
+        self._trained = Classifier(recognizer)
 
     def read(self, path: str) -> PreparedVideo:
         """Returns the video in the canonical form, with RGB frames for the windows too.
@@ -72,48 +56,28 @@ class VideoReader:
 
         Args:
           video: from `read`.
-          words: labels of the user's own, told apart by the picture alone; none means the classes
-            the model was trained on.
+          words: labels of the user's own, as in `predict --classes`; none means the classes the
+            model was trained on.
 
         Returns:
           `labels`, most likely first; `probabilities` of the whole, float `[labels]`; and
           `timeline`, a list of (start, end, probabilities), in seconds, or in frames where the file
           declares no frame rate.
         """
-        labels = tuple(words) or self._recognizer.class_names
-        text = None
-        if words:
-            clip, tokenizer = self._recognizer.clip, self._recognizer.tokenizer
-            text = class_embeddings(clip, tokenizer, [[word] for word in words], WORD_TEMPLATES)
+        classifier = Classifier(self._recognizer, words) if words else self._trained
         kept = frame_positions(video.num_frames, self._recognizer.video.clip_frames)
-        whole = self._probabilities(_with_frames(video, np.isin(video.frame_indices, kept)), text)
+        part = _with_frames(video, np.isin(video.frame_indices, kept))
+        whole = classifier.probabilities(classifier.view(part))
         order = np.argsort(-whole, kind="stable")
         rate = video.fps or 1.0
         return {
-            "labels": [labels[i] for i in order],
+            "labels": [classifier.labels[i] for i in order],
             "probabilities": whole[order],
             "timeline": [
-                (begin / rate, end / rate, self._probabilities(part, text)[order])
+                (begin / rate, end / rate, classifier.probabilities(classifier.view(part))[order])
                 for begin, end, part in split_windows(video, MOST_WINDOWS)
             ],
         }
-
-    def _probabilities(self, video: PreparedVideo, text: np.ndarray | None) -> np.ndarray:
-        recognizer = self._recognizer
-        view = view_of_example(
-            example_from_video(video),
-            recognizer.video,
-            motion=recognizer.views,
-            frames=recognizer.frame,
-            image_size=recognizer.clip.config.vision.image_size,
-            seed=tf.zeros([2], tf.int64),
-        )
-        fields, images = (np.asarray(view[name])[None] for name in ("motion", "images"))
-        logits, appearance = self._features(self._state, fields, images)
-        if text is not None:
-            scale = float(np.exp(np.asarray(recognizer.clip.logit_scale[...])))
-            logits = zero_shot_logits(np.asarray(appearance), text, scale)
-        return np.asarray(jax.nn.softmax(jnp.asarray(logits)[0]))
 
 
 def split_windows(video: PreparedVideo, most: int) -> list[tuple[int, int, PreparedVideo]]:
