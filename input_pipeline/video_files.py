@@ -34,7 +34,9 @@ def find_videos(names: Iterable[str]) -> Iterator[str | VideoError]:
         path = os.path.expanduser(name)
         if os.path.isdir(path):
             found = list(_videos_under(pathlib.Path(path)))
-            yield from found or [VideoError(name, "no video in this folder")]
+            yield from found
+            if not found:
+                yield VideoError(name, "no video in this folder")
         elif glob.has_magic(path) and not os.path.exists(path):
             matches = sorted(glob.glob(path, recursive=True))
             yield from (m for m in matches if not os.path.isdir(m))

@@ -163,7 +163,7 @@ def start(work: Callable[[ConfigDict, Path], None], examples: Sequence[str] = ()
         except _UsageError as error:
             print(f"error: {error}\npython -m {name} --help shows what there is", file=sys.stderr)
             return STATUS_USAGE
-        workdir = Path(_WORKDIR.value).expanduser()
+        workdir = Path(str(_WORKDIR.value)).expanduser()
         return run(
             lambda: work(config, workdir),
             stopped="stopped; the same command goes on from here",

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import matplotlib
@@ -104,11 +104,9 @@ def draw_motion(
     fields = np.stack([f for i, f in enumerate(motion_fields(video, spec, raw=raw)) if i in wanted])
     bound = common_bound(fields)
     width = 2.4 * len(indices) + 1
-    figure, axes = plt.subplots(
-        3, len(indices), figsize=(width, 6.4), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(3, len(indices), figsize=(width, 6.4), squeeze=False)
     # The last inch is the legend's.
-    figure.get_layout_engine().set(rect=(0, 0, 1 - 1 / width, 1))
+    figure.set_layout_engine("constrained", rect=(0, 0, 1 - 1 / width, 1))
     rows, columns = np.mgrid[
         _ARROW_STEP // 2 : spec.height : _ARROW_STEP, _ARROW_STEP // 2 : spec.width : _ARROW_STEP
     ]
@@ -193,7 +191,7 @@ def write_annotated_video(
     try:
         with av.open(os.fspath(part), "w") as container:
             rate = Fraction(video.fps or 25.0).limit_denominator(1001)
-            stream = container.add_stream(codec, rate=rate)
+            stream = cast(av.VideoStream, container.add_stream(codec, rate=rate))
             stream.width, stream.height, stream.pix_fmt = total, _HEIGHT, "yuv420p"
             pictures = zip(decode_frames(path), motion_fields(video, spec, raw=raw), strict=True)
             for number, (frame, field) in enumerate(pictures):

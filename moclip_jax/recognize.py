@@ -209,7 +209,7 @@ def split_windows(video: PreparedVideo, seconds: float, spec: VideoSpec) -> list
         # At least one RGB frame: the last before the window's end.
         chosen = (video.frame_indices >= begin) & (video.frame_indices < end)
         if not chosen.any():
-            chosen[max(np.searchsorted(video.frame_indices, end) - 1, 0)] = True
+            chosen[max(int(np.searchsorted(video.frame_indices, end)) - 1, 0)] = True
         part = dataclasses.replace(
             video,
             displacements=video.displacements[begin:end],
