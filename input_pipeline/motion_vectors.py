@@ -1,8 +1,9 @@
 """Read the codec's motion vectors and accumulate them back to the I-frame.
 
-Accumulation follows CoViAR (Wu et al., "Compressed Video Action Recognition", CVPR 2018). Vectors
-are painted on an 8-pixel grid, the smallest block FFmpeg exports, and each frame gathers once from
-the frame before: the very result of the per-pixel definition, at about a millisecond a frame.
+Accumulation follows CoViAR (Wu et al., "Compressed Video Action Recognition", CVPR 2018), extended
+to B-frames. Vectors are painted on an 8-pixel grid, the smallest block FFmpeg exports, and each
+frame gathers once from its reference: the very result of the per-pixel definition, at about a
+millisecond a frame. `docs/video.md` has the definition with a picture.
 """
 
 import dataclasses
@@ -12,7 +13,9 @@ from collections.abc import Iterator, Sequence
 import av
 import numpy as np
 
-from input_pipeline.decoding import VideoError, decode_frames, picture_type
+from input_pipeline.decoding import NO_LIMITS, Limits, VideoError, decode_frames, picture_type
+from input_pipeline.orientation import frame_orientation, orient_field
+from input_pipeline.seeking import UncertainOrderError, decode_needed
 
 BLOCK = 8
 """Side in pixels of the grid on which displacements are painted."""
@@ -115,17 +118,55 @@ def paint_displacements(vectors: np.ndarray, height: int, width: int) -> np.ndar
     Raises:
       ValueError: A block does not lie on the 8-pixel grid.
     """
-    grid_h, grid_w = -(-height // BLOCK), -(-width // BLOCK)
-    grid = np.zeros((grid_h, grid_w, 2), np.int16)
-    if not len(vectors):
-        return grid
+    past = vectors["source"] < 0
+    return _paint(vectors if past.all() else vectors[past], height, width)
+
+
+def paint_blocks(vectors: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Paint all vectors of a frame; where a block has both kinds, the one from the past.
+
+    Args:
+      vectors: Structured array of `VECTOR_DTYPE`.
+      height: Height of the picture in pixels.
+      width: Width of the picture in pixels.
+
+    Returns:
+      int16 `[gh, gw, 2]` as `paint_displacements`, and bool `[gh, gw]`, True where the displacement
+      points to a future frame.
+
+    Raises:
+      ValueError: A block does not lie on the 8-pixel grid.
+    """
+    displacements = paint_displacements(vectors, height, width)
+    coming = vectors["source"] > 0
+    if not coming.any():
+        return displacements, np.zeros(displacements.shape[:2], bool)
+    # A block that stands still also says where it comes from, so cover is painted apart.
+    future = _cover(vectors[coming], height, width)
+    future &= ~_cover(vectors[~coming], height, width)
+    displacements[future] = _paint(vectors[coming], height, width)[future]
+    return displacements, future
+
+
+def _paint(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return int16 `[gh, gw, 2]`, `src - dst` of the last moving vector over each cell."""
     shift_x = vectors["src_x"] - vectors["dst_x"]
     shift_y = vectors["src_y"] - vectors["dst_y"]
-    moving = np.flatnonzero(((shift_x != 0) | (shift_y != 0)) & (vectors["source"] < 0))
-    if not moving.size:
-        return grid
-    blocks = vectors[moving]
+    moving = np.flatnonzero((shift_x != 0) | (shift_y != 0))
     shift = np.stack([shift_x[moving], shift_y[moving]], axis=-1)
+    return _fill(vectors[moving], shift, height, width)
+
+
+def _cover(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return bool `[gh, gw]`, True under the vectors' blocks."""
+    return _fill(vectors, np.ones((len(vectors), 1), bool), height, width)[..., 0]
+
+
+def _fill(blocks: np.ndarray, values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return `[gh, gw, c]` with each block's `values[i]` under it, and zero elsewhere."""
+    grid_h, grid_w = -(-height // BLOCK), -(-width // BLOCK)
+    if not len(blocks):
+        return np.zeros((grid_h, grid_w, values.shape[-1]), values.dtype)
     w, h = blocks["w"], blocks["h"]
     left, top = blocks["dst_x"] - w // 2, blocks["dst_y"] - h // 2
     if ((left | top | w | h) % BLOCK).any() or left.min() < 0 or top.min() < 0:
@@ -133,58 +174,177 @@ def paint_displacements(vectors: np.ndarray, height: int, width: int) -> np.ndar
     column, row = left // BLOCK, top // BLOCK
     # The last blocks may reach over the picture's edge, so paint on a grid with a margin.
     margin = int(max(w.max(), h.max())) // BLOCK
-    canvas = np.zeros((grid_h + margin, grid_w + margin, 2), np.int16)
+    canvas = np.zeros((grid_h + margin, grid_w + margin, values.shape[-1]), values.dtype)
     for j in range(int(h.max()) // BLOCK):
         for i in range(int(w.max()) // BLOCK):
             covered = (h > j * BLOCK) & (w > i * BLOCK) & (row < grid_h) & (column < grid_w)
-            canvas[row[covered] + j, column[covered] + i] = shift[covered]
+            canvas[row[covered] + j, column[covered] + i] = values[covered]
     return np.ascontiguousarray(canvas[:grid_h, :grid_w])
 
 
+@dataclasses.dataclass(frozen=True)
+class BlockMotion:
+    """Motion of consecutive frames on the 8-pixel grid, and what it is accumulated along.
+
+    Attributes:
+      displacements: int16 `[n, gh, gw, 2]`, (x, y) of `src - dst` in pixels.
+      is_intra: bool `[n]`, True for I-frames.
+      is_bidirectional: bool `[n]`, True for B-frames; all others are references.
+      future: bool `[n, gh, gw]`, True where a B-frame's displacement points to the next reference.
+      height: Height of the coded picture in pixels.
+      width: Width of the coded picture in pixels.
+      orientation: How the coded picture is turned to be shown, see `input_pipeline.orientation`.
+    """
+
+    displacements: np.ndarray
+    is_intra: np.ndarray
+    is_bidirectional: np.ndarray
+    future: np.ndarray
+    height: int
+    width: int
+    orientation: int
+
+    def accumulate(self, frame_indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Return the accumulated motion of the picture as it is shown.
+
+        Args:
+          frame_indices: Frames wanted, in any order; None for all.
+
+        Returns:
+          int32 `[len(frame_indices), h, w, 2]` as `accumulate`, turned upright.
+
+        Raises:
+          IndexError: A frame index outside the video.
+        """
+        fields = accumulate(
+            self.displacements,
+            self.is_intra,
+            self.height,
+            self.width,
+            frame_indices,
+            is_bidirectional=self.is_bidirectional,
+            future=self.future,
+        )
+        return orient_field(fields, self.orientation)
+
+
+class BlockMotionReader:
+    """Collects the motion of one frame after another."""
+
+    def __init__(self, path: str | os.PathLike):
+        """Start with no frame.
+
+        Args:
+          path: The file, for messages.
+        """
+        self._path = path
+        self._displacements: list[np.ndarray] = []
+        self._future: list[np.ndarray] = []
+        self._types: list[str] = []
+        self._picture: tuple[int, int, int] | None = None
+        self.has_vectors = False
+
+    def add(self, frame: av.VideoFrame) -> None:
+        """Read a frame's vectors.
+
+        Raises:
+          VideoError: The picture changes its size or orientation, or a vector's block does not lie
+            on the grid.
+        """
+        index = len(self._types)
+        picture = frame.height, frame.width, frame_orientation(frame, self._path)
+        if self._picture is None:
+            self._picture = picture
+        elif self._picture != picture:
+            raise VideoError(
+                self._path, f"the picture changes its size or orientation at frame {index}"
+            )
+        vectors = frame_vectors(frame)
+        self.has_vectors = self.has_vectors or len(vectors) > 0
+        kind = picture_type(frame)
+        try:
+            # Only a B-frame has a next reference.
+            painted = vectors if kind == "B" else vectors[vectors["source"] < 0]
+            displacements, future = paint_blocks(painted, frame.height, frame.width)
+        except ValueError as error:
+            raise VideoError(self._path, f"frame {index}: {error}") from error
+        self._displacements.append(displacements)
+        self._future.append(future)
+        self._types.append(kind)
+
+    def result(self) -> BlockMotion:
+        """Return the motion of all frames that were added, at least one.
+
+        Raises:
+          VideoError: Not a single vector came, and not all frames are I-frames.
+        """
+        if not self.has_vectors and set(self._types) != {"I"}:
+            raise VideoError(
+                self._path,
+                "its codec carries no motion vectors that FFmpeg exports; re-encode it, or use "
+                "input_pipeline.video.prepare_video, which does",
+            )
+        assert self._picture is not None
+        height, width, orientation = self._picture
+        types = np.array(self._types)
+        return BlockMotion(
+            displacements=np.stack(self._displacements),
+            is_intra=types == "I",
+            is_bidirectional=types == "B",
+            future=np.stack(self._future),
+            height=height,
+            width=width,
+            orientation=orientation,
+        )
+
+
 def accumulate_motion(
-    path: str | os.PathLike, frame_indices: Sequence[int] | None = None
+    path: str | os.PathLike,
+    frame_indices: Sequence[int] | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> np.ndarray:
     """Accumulate the motion vectors that a video file carries back to the I-frame of each GOP.
 
-    Vectors from a future frame (`source > 0`, in B-frames) are not followed: under such a block a
-    pixel keeps its own old value, as it does under an intra block.
+    A few frames of a long file come from their own GOPs alone, where the file makes sure that this
+    gives the same; otherwise everything is decoded. See `accumulate` for the definition.
 
     Args:
       path: A local video file.
       frame_indices: Frames wanted, in display order from 0; None for all.
+      limits: What the file may cost.
 
     Returns:
       int32 `[n, height, width, 2]`, (x, y) of `position - origin` in pixels of the stream's own
-      resolution; zero in I-frames.
+      resolution, of the picture as it is shown (turned where the file says so); zero in I-frames.
 
     Raises:
       VideoError: As `read_motion_vectors`, or the codec carries no motion vectors that FFmpeg
-        exports, or the picture changes its size on the way.
+        exports, or the picture changes its size on the way, or the file is beyond the limits.
+        Damage in GOPs that are not needed is not noticed.
       IndexError: A frame index outside the video.
     """
-    displacements: list[np.ndarray] = []
-    is_intra: list[bool] = []
-    size: tuple[int, int] | None = None
-    found = False
-    for frame in read_motion_vectors(path):
-        if size is None:
-            size = frame.height, frame.width
-        elif size != (frame.height, frame.width):
-            raise VideoError(path, f"the picture changes its size at frame {frame.index}")
-        found = found or len(frame.vectors) > 0
+    if frame_indices is not None and len(frame_indices):
         try:
-            displacements.append(paint_displacements(frame.vectors, *size))
-        except ValueError as error:
-            raise VideoError(path, f"frame {frame.index}: {error}") from error
-        is_intra.append(frame.picture_type == "I")
-    if not found and not all(is_intra):
-        raise VideoError(
-            path,
-            "its codec carries no motion vectors that FFmpeg exports; re-encode it, or use "
-            "input_pipeline.video.prepare_video, which does",
-        )
-    assert size is not None
-    return accumulate(np.stack(displacements), np.array(is_intra), *size, frame_indices)
+            return _accumulate_needed(path, frame_indices, limits)
+        except UncertainOrderError:
+            pass  # Only a saving: what follows gives the same for any file.
+    reader = BlockMotionReader(path)
+    for frame in decode_frames(path, VECTORS_ONLY, limits):
+        reader.add(frame)
+    return reader.result().accumulate(frame_indices)
+
+
+def _accumulate_needed(
+    path: str | os.PathLike, frame_indices: Sequence[int], limits: Limits
+) -> np.ndarray:
+    reader = BlockMotionReader(path)
+    place: dict[int, int] = {}
+    for index, frame in decode_needed(path, frame_indices, VECTORS_ONLY, limits):
+        place[index] = len(place)
+        reader.add(frame)
+    if not reader.has_vectors:
+        raise UncertainOrderError  # Whether the codec has none shows only in the whole file.
+    return reader.result().accumulate([place[index] for index in frame_indices])
 
 
 def accumulate(
@@ -193,19 +353,28 @@ def accumulate(
     height: int,
     width: int,
     frame_indices: Sequence[int] | np.ndarray | None = None,
+    *,
+    is_bidirectional: np.ndarray | None = None,
+    future: np.ndarray | None = None,
 ) -> np.ndarray:
     """Accumulate block displacements back to the I-frame of each GOP.
 
     At an I-frame every pixel is its own origin. In every later frame a pixel takes the origin that
-    its source had in the frame before, if the source lies inside the picture, and keeps its own old
-    origin otherwise.
+    its source had in the frame's reference, if the source lies inside the picture, and otherwise
+    keeps the origin that its own place had there.
+
+    The reference is the latest I- or P-frame shown before. Under a B-frame's block whose vector
+    points to the future it is the next I- or P-frame shown after; where there is none, the pixel
+    keeps the origin of its own place in the frame before. No frame refers to a B-frame.
 
     Args:
-      displacements: int16 `[n, gh, gw, 2]` as `paint_displacements` gives.
+      displacements: int16 `[n, gh, gw, 2]` as `paint_blocks` gives.
       is_intra: bool `[n]`.
       height: Height of the picture in pixels.
       width: Width of the picture in pixels.
       frame_indices: Frames wanted, in any order; None for all.
+      is_bidirectional: bool `[n]`, the B-frames; None for none.
+      future: bool `[n, gh, gw]` as `paint_blocks` gives; None for none.
 
     Returns:
       int32 `[len(frame_indices), height, width, 2]`, (x, y) of `position - origin` in pixels.
@@ -222,24 +391,67 @@ def accumulate(
     rows: dict[int, list[int]] = {}
     for row, index in enumerate(wanted.tolist()):
         rows.setdefault(index, []).append(row)
+    if is_bidirectional is None or future is None:
+        is_bidirectional, future = (
+            np.zeros(num_frames, bool),
+            np.zeros(displacements.shape[:3], bool),
+        )
     gop = np.cumsum(is_intra)
     needed = np.isin(gop, gop[wanted])
     xs, ys = np.arange(width, dtype=np.int32), np.arange(height, dtype=np.int32)[:, None]
     identity = ys * np.int32(width) + xs
-    origin = identity
-    for index in range(max(rows, default=-1) + 1):
-        if not needed[index]:
-            continue
-        if is_intra[index]:
-            origin = identity
-        elif displacements[index].any():
-            shift = displacements[index].repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
-            shift = shift[:height, :width].astype(np.int32)
-            x, y = xs + shift[..., 0], ys + shift[..., 1]
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            origin = origin.ravel()[np.where(inside, y * np.int32(width) + x, identity)]
+
+    def spread(cells: np.ndarray) -> np.ndarray:
+        return cells.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)[:height, :width]
+
+    def sources(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the position of every pixel's source, and whether that is in the picture."""
+        shift = spread(cells).astype(np.int32)
+        x, y = xs + shift[..., 0], ys + shift[..., 1]
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        return np.where(inside, y * np.int32(width) + x, identity), inside
+
+    def moved(origin: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        return origin.ravel()[sources(cells)[0]] if cells.any() else origin
+
+    def between(index: int, origin: np.ndarray, coming: np.ndarray | None) -> np.ndarray:
+        """Return the origins of a B-frame, from those of the references around it."""
+        cells, ahead = displacements[index], future[index]
+        if not ahead.any():
+            return moved(origin, cells)
+        held = moved(origin, np.where(ahead[..., None], np.int16(0), cells))
+        if coming is None:
+            return held
+        position, inside = sources(cells)
+        return np.where(spread(ahead) & inside, coming.ravel()[position], held)
+
+    def write(index: int, origin: np.ndarray) -> None:
         for row in rows.get(index, ()):
             origin_y, origin_x = np.divmod(origin, np.int32(width))
             fields[row, ..., 0] = xs - origin_x
             fields[row, ..., 1] = ys - origin_y
+
+    origin = identity
+    waiting: list[int] = []  # B-frames wanted since the last reference.
+    last = max(rows, default=-1)
+    for index in range(num_frames):
+        if is_bidirectional[index]:
+            if index in rows:
+                waiting.append(index)
+            continue
+        if index > last and not waiting:
+            break
+        if is_intra[index]:
+            reference = identity
+        elif needed[index]:
+            reference = moved(origin, displacements[index])
+        else:
+            continue
+        for other in waiting:
+            write(other, between(other, origin, reference))
+        waiting.clear()
+        origin = reference
+        write(index, origin)
+    for other in waiting:
+        write(other, between(other, origin, None))
     return fields
