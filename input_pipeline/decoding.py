@@ -51,7 +51,7 @@ class Limits:
       max_bytes: Size of the file.
       max_frames: Frames of the video.
       max_pixels: Width times height of the picture.
-      max_seconds: Seconds from opening the file to the last frame, the caller's own work on the
+      max_seconds: Seconds that one pass over the file may take, the caller's own work on the
         frames included. Looked at between two packets: a single picture that never ends needs
         `input_pipeline.isolation`.
     """
@@ -73,10 +73,12 @@ class CheckedVideo:
       num_packets: Packets that the container does not mark as hidden, at least 1. For nearly every
         file this is the number of frames; the decoder has the last word.
       fps: Average frames a second, 0 where the container does not say.
+      codec: FFmpeg's name of the decoder.
     """
 
     num_packets: int
     fps: float
+    codec: str = ""
 
 
 def picture_type(frame: av.VideoFrame) -> str:
@@ -164,7 +166,7 @@ def check_video(path: str | os.PathLike, limits: Limits = NO_LIMITS) -> CheckedV
     first: int | None = None
     last_end: int | None = None
     with open_video(path, limits) as (container, stream):
-        rate = stream.average_rate
+        rate, codec = stream.average_rate, stream.codec_context.name
         for packet in demux(path, container, stream, limits):
             count += 1
             shown += not packet.is_discard
@@ -191,7 +193,7 @@ def check_video(path: str | os.PathLike, limits: Limits = NO_LIMITS) -> CheckedV
                     f"cut: it holds {float(seconds):.2f} s ({count} frames) of the "
                     f"{float(declared):.2f} s that its header declares",
                 )
-    return CheckedVideo(shown, float(rate) if rate else 0.0)
+    return CheckedVideo(shown, float(rate) if rate else 0.0, codec)
 
 
 def demux(
@@ -266,7 +268,9 @@ def decode_packets(
     options: dict[str, str] | None = None,
     limits: Limits = NO_LIMITS,
 ) -> Iterator[av.VideoFrame]:
-    """Decode packets that follow one another, and empty the decoder.
+    """Decode packets that follow one another, to the last frame.
+
+    To decode others afterwards, call `stream.codec_context.flush_buffers()` first.
 
     Args:
       path: The file, for messages.
@@ -300,7 +304,6 @@ def decode_packets(
                         path, f"has more than {limits.max_frames} frames (max_frames); cut it"
                     )
                 yield frame
-        context.flush_buffers()
     except (av.FFmpegError, EOFError) as error:
         raise VideoError(path, f"damaged at packet {number} ({short_reason(error)})") from error
 

@@ -8,7 +8,7 @@ millisecond a frame. `docs/video.md` has the definition with a picture.
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import av
 import numpy as np
@@ -20,9 +20,18 @@ from input_pipeline.seeking import UncertainOrderError, decode_needed
 BLOCK = 8
 """Side in pixels of the grid on which displacements are painted."""
 
+CODECS_WITH_VECTORS = frozenset(
+    {"mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"}
+    | {"h261", "h263", "h263i", "flv", "rv10", "rv20", "h264"}
+)
+"""FFmpeg's decoders that export motion vectors."""
+
+EXPORT_VECTORS = {"flags2": "+export_mvs"}
+"""Decoder options that export motion vectors beside the whole picture."""
+
 # Pixels are not wanted, only vectors: the inverse transform and the loop filter can be left out.
 # Neither changes a vector (tested).
-VECTORS_ONLY = {"flags2": "+export_mvs", "skip_idct": "all", "skip_loop_filter": "all"}
+VECTORS_ONLY = EXPORT_VECTORS | {"skip_idct": "all", "skip_loop_filter": "all"}
 """Decoder options that export motion vectors and compute no more of the picture than they need."""
 
 VECTOR_DTYPE = np.dtype(
@@ -47,6 +56,10 @@ VECTOR_DTYPE = np.dtype(
     }
 )
 """FFmpeg's `AVMotionVector`, field by field."""
+
+
+class NoVectorsError(VideoError):
+    """A video without motion vectors that FFmpeg exports."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +89,17 @@ def frame_vectors(frame: av.VideoFrame) -> np.ndarray:
     return np.empty(0, VECTOR_DTYPE) if side_data is None else side_data.to_ndarray()
 
 
-def read_motion_vectors(path: str | os.PathLike) -> Iterator[MotionFrame]:
-    """Read the motion vectors that a video file carries.
+def read_motion_vectors(
+    path: str | os.PathLike, limits: Limits = NO_LIMITS
+) -> Iterator[MotionFrame]:
+    """Read the motion vectors that a video file carries, as they are coded.
 
-    FFmpeg exports them for the MPEG-1/2/4, H.263, MS-MPEG4 and H.264 families. Other codecs give
-    frames without vectors; `input_pipeline.video.prepare_video` re-encodes and so reads those too.
+    FFmpeg exports them for the codecs in `CODECS_WITH_VECTORS`. Other codecs give frames without
+    vectors; `input_pipeline.video.prepare_video` re-encodes and so reads those too.
 
     Args:
       path: A local video file.
+      limits: What the file may cost.
 
     Yields:
       One `MotionFrame` a frame, in display order.
@@ -91,7 +107,7 @@ def read_motion_vectors(path: str | os.PathLike) -> Iterator[MotionFrame]:
     Raises:
       VideoError: The file is absent, empty, not a video, cut or damaged.
     """
-    for index, frame in enumerate(decode_frames(path, VECTORS_ONLY)):
+    for index, frame in enumerate(decode_frames(path, VECTORS_ONLY, limits)):
         yield MotionFrame(
             index=index,
             time_s=float("nan") if frame.time is None else frame.time,
@@ -243,6 +259,7 @@ class BlockMotionReader:
         self._types: list[str] = []
         self._picture: tuple[int, int, int] | None = None
         self.has_vectors = False
+        self.num_bytes = 0
 
     def add(self, frame: av.VideoFrame) -> None:
         """Read a frame's vectors.
@@ -271,18 +288,19 @@ class BlockMotionReader:
         self._displacements.append(displacements)
         self._future.append(future)
         self._types.append(kind)
+        self.num_bytes += displacements.nbytes + future.nbytes
 
     def result(self) -> BlockMotion:
         """Return the motion of all frames that were added, at least one.
 
         Raises:
-          VideoError: Not a single vector came, and not all frames are I-frames.
+          NoVectorsError: Not a single vector came, and not all frames are I-frames.
         """
         if not self.has_vectors and set(self._types) != {"I"}:
-            raise VideoError(
+            raise NoVectorsError(
                 self._path,
-                "its codec carries no motion vectors that FFmpeg exports; re-encode it, or use "
-                "input_pipeline.video.prepare_video, which does",
+                "its codec carries no motion vectors that FFmpeg exports; use the canonical form "
+                "(input_pipeline.video.prepare_video with VideoSpec.source='reencode' or 'auto')",
             )
         assert self._picture is not None
         height, width, orientation = self._picture
@@ -396,57 +414,30 @@ def accumulate(
             np.zeros(num_frames, bool),
             np.zeros(displacements.shape[:3], bool),
         )
-    gop = np.cumsum(is_intra)
-    needed = np.isin(gop, gop[wanted])
-    xs, ys = np.arange(width, dtype=np.int32), np.arange(height, dtype=np.int32)[:, None]
-    identity = ys * np.int32(width) + xs
-
-    def spread(cells: np.ndarray) -> np.ndarray:
-        return cells.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)[:height, :width]
-
-    def sources(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the position of every pixel's source, and whether that is in the picture."""
-        shift = spread(cells).astype(np.int32)
-        x, y = xs + shift[..., 0], ys + shift[..., 1]
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        return np.where(inside, y * np.int32(width) + x, identity), inside
-
-    def moved(origin: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        return origin.ravel()[sources(cells)[0]] if cells.any() else origin
+    needed = _needed_frames(rows, is_intra, is_bidirectional)
+    grid = _OriginGrid(height, width)
 
     def between(index: int, origin: np.ndarray, coming: np.ndarray | None) -> np.ndarray:
         """Return the origins of a B-frame, from those of the references around it."""
         cells, ahead = displacements[index], future[index]
-        if not ahead.any():
-            return moved(origin, cells)
-        held = moved(origin, np.where(ahead[..., None], np.int16(0), cells))
-        if coming is None:
-            return held
-        position, inside = sources(cells)
-        return np.where(spread(ahead) & inside, coming.ravel()[position], held)
+        held = grid.follow(origin, origin, cells.any(-1) & ~ahead, cells)
+        return held if coming is None else grid.follow(held, coming, ahead, cells)
 
     def write(index: int, origin: np.ndarray) -> None:
         for row in rows.get(index, ()):
-            origin_y, origin_x = np.divmod(origin, np.int32(width))
-            fields[row, ..., 0] = xs - origin_x
-            fields[row, ..., 1] = ys - origin_y
+            grid.write_motion(origin, fields[row])
 
-    origin = identity
+    origin = grid.identity
     waiting: list[int] = []  # B-frames wanted since the last reference.
-    last = max(rows, default=-1)
-    for index in range(num_frames):
+    for index in np.flatnonzero(needed).tolist():
         if is_bidirectional[index]:
             if index in rows:
                 waiting.append(index)
             continue
-        if index > last and not waiting:
-            break
-        if is_intra[index]:
-            reference = identity
-        elif needed[index]:
-            reference = moved(origin, displacements[index])
-        else:
-            continue
+        reference = grid.identity
+        if not is_intra[index]:
+            cells = displacements[index]
+            reference = grid.follow(origin, origin, cells.any(-1), cells)
         for other in waiting:
             write(other, between(other, origin, reference))
         waiting.clear()
@@ -455,3 +446,81 @@ def accumulate(
     for other in waiting:
         write(other, between(other, origin, None))
     return fields
+
+
+def _needed_frames(
+    wanted: Iterable[int], is_intra: np.ndarray, is_bidirectional: np.ndarray
+) -> np.ndarray:
+    """Return bool `[n]`: the wanted frames, and all that they are accumulated along."""
+    needed = np.zeros(len(is_intra), bool)
+    starts = np.append(0, np.flatnonzero(is_intra))
+    references = np.flatnonzero(~is_bidirectional)
+    for index in wanted:
+        end = index
+        if is_bidirectional[index]:
+            end = (*references[references > index][:1].tolist(), index)[0]
+        needed[starts[starts <= index][-1] : end + 1] = True
+    return needed
+
+
+class _OriginGrid:
+    """Maps of origins: for each pixel of whole cells, y and x in the halves of an int32."""
+
+    def __init__(self, height: int, width: int):
+        self._height, self._width = height, width
+        self._rows, self._columns = -(-height // BLOCK), -(-width // BLOCK)
+        self._stride = self._columns * BLOCK
+        ys, xs = np.arange(self._rows * BLOCK, dtype=np.int32), np.arange(self._stride)
+        self.identity = (ys[:, None] << 16) + xs.astype(np.int32)
+        self._inner = np.arange(BLOCK)
+        # Positions of a cell's pixels in the flat map, from that of its first.
+        self._pixels = self._inner[:, None] * self._stride + self._inner
+
+    def follow(
+        self, held: np.ndarray, source: np.ndarray, chosen: np.ndarray, cells: np.ndarray
+    ) -> np.ndarray:
+        """Replace some cells of a map by what lies at their displacements in another.
+
+        Args:
+          held: The map; a pixel whose source lies outside the picture keeps its value.
+          source: The map that is read.
+          chosen: bool `[gh, gw]`, the cells to replace.
+          cells: int16 `[gh, gw, 2]`, displacements (x, y).
+
+        Returns:
+          A new map, or `held` itself where no cell is chosen.
+        """
+        row, column = np.nonzero(chosen)
+        if not row.size:
+            return held
+        shift = cells[row, column].astype(np.intp)
+        top, left = row * BLOCK + shift[:, 1], column * BLOCK + shift[:, 0]
+        position = (top * self._stride + left)[:, None, None] + self._pixels
+        crossing = (top < 0) | (left < 0)
+        crossing |= (top + BLOCK > self._height) | (left + BLOCK > self._width)
+        result = held.copy()
+        blocks = self._blocks(result)
+        edge = np.flatnonzero(crossing)
+        if edge.size:
+            y, x = top[edge, None] + self._inner, left[edge, None] + self._inner
+            inside_y, inside_x = (y >= 0) & (y < self._height), (x >= 0) & (x < self._width)
+            inside = inside_y[:, :, None] & inside_x[:, None, :]
+            position[edge] *= inside
+            kept = blocks[row[edge], column[edge]]
+        found = source.ravel()[position]
+        if edge.size:
+            found[edge] = np.where(inside, found[edge], kept)
+        blocks[row, column] = found
+        return result
+
+    def write_motion(self, origin: np.ndarray, field: np.ndarray) -> None:
+        """Write `position - origin`, int32 `[height, width, 2]` (x, y), into `field`."""
+        # Both halves of an origin lie within the picture, so that neither borrows from the other.
+        shape = (slice(self._height), slice(self._width))
+        here, there = self.identity[shape], origin[shape]
+        np.subtract(here & 0xFFFF, there & 0xFFFF, out=field[..., 0])
+        np.subtract(here >> 16, there >> 16, out=field[..., 1])
+
+    def _blocks(self, origins: np.ndarray) -> np.ndarray:
+        """View a map as `[gh, gw, 8, 8]`."""
+        return origins.reshape(self._rows, BLOCK, self._columns, BLOCK).swapaxes(1, 2)

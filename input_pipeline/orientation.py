@@ -43,7 +43,8 @@ def frame_orientation(frame: av.VideoFrame, path: str | os.PathLike) -> int:
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return UPRIGHT
-    matrix = np.frombuffer(bytes(data), "<i4").reshape(3, 3)[:2, :2]
+    # Side data is a buffer, which its type does not say.
+    matrix = np.frombuffer(memoryview(data), "<i4").reshape(3, 3)[:2, :2]  # type: ignore[arg-type]
     # A position (x, y) goes to (x, y) @ turn, and a translation.
     turn = np.round(matrix / _ONE).astype(int)
     if not np.array_equal(np.abs(turn @ turn.T), np.eye(2)):
@@ -103,8 +104,8 @@ class Uprighter:
         key = (frame.width, frame.height, frame.format.name, orientation)
         if self._graph is None or key != self._key:
             self._graph, self._key = _graph(frame, orientation), key
-        self._graph.push(frame)
-        return self._graph.pull()
+        self._graph.vpush(frame)
+        return self._graph.vpull()
 
 
 def _graph(frame: av.VideoFrame, orientation: int) -> av.filter.Graph:

@@ -51,13 +51,30 @@ class _Listed:
     is_key: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is to be decoded.
+
+    Attributes:
+      path: The file, for messages.
+      times: Time stamps of all packets, in decoding order.
+      runs: Positions of the packets that are needed.
+      wanted: Positions of the frames wanted, in display order.
+    """
+
+    path: str | os.PathLike
+    times: Sequence[int]
+    runs: Sequence[range]
+    wanted: frozenset[int]
+
+
 def decode_needed(
     path: str | os.PathLike,
     frame_indices: Sequence[int],
     options: dict[str, str] | None = None,
     limits: Limits = NO_LIMITS,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decode the GOPs that hold some frames, each up to the first frame of the next GOP.
+    """Decode the GOPs that hold some frames, as far as they are needed.
 
     The frames are those that decoding the whole file gives, in type, vectors and picture. Runs of
     GOPs each start with an I-frame.
@@ -96,12 +113,13 @@ def decode_needed(
         if limits.max_frames is not None and len(listed) > limits.max_frames:
             raise VideoError(path, f"has more than {limits.max_frames} frames (max_frames); cut it")
         runs = _needed_runs(listed, frame_indices, context.has_b_frames)
+        plan = _Plan(path, [packet.time for packet in listed], runs, frozenset(frame_indices))
         if len(kept) == len(listed):
-            yield from _decode_runs(path, stream, kept, listed, runs, options, limits)
+            yield from _decode_runs(plan, stream, kept, options, limits)
             return
     with open_video(path, limits) as (container, stream):
         packets = demux(path, container, stream, limits)
-        yield from _decode_runs(path, stream, packets, listed, runs, options, limits)
+        yield from _decode_runs(plan, stream, packets, options, limits)
 
 
 def _needed_runs(
@@ -111,7 +129,7 @@ def _needed_runs(
     times = sorted(packet.time for packet in listed)
     if not listed or not listed[0].is_key or len(set(times)) != len(times):
         raise UncertainOrderError
-    in_order = all(one.time < two.time for one, two in zip(listed, listed[1:], strict=False))
+    in_order = all(one.time < two.time for one, two in itertools.pairwise(listed))
     if has_b_frames and in_order:
         # Either there are none after all, or the time stamps are those of decoding (H.264 in AVI).
         raise UncertainOrderError
@@ -152,36 +170,38 @@ def _needed_runs(
 
 
 def _decode_runs(
-    path: str | os.PathLike,
+    plan: _Plan,
     stream: av.VideoStream,
     packets: Iterable[av.Packet],
-    listed: Sequence[_Listed],
-    runs: Sequence[range],
     options: dict[str, str] | None,
     limits: Limits,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decode runs of packets and check that each gives the frames its time stamps promise."""
-    rank = {time: index for index, time in enumerate(sorted(packet.time for packet in listed))}
+    rank = {time: index for index, time in enumerate(sorted(plan.times))}
     remaining = iter(packets)
     position = 0
-    for run in runs:
+    for run in plan.runs:
         skipped = run.start - position
         chosen = [*itertools.islice(remaining, skipped, skipped + len(run))]
         position = run.stop
-        first = listed[run.start].time
-        expected = sorted(packet.time for packet in listed[run.start : run.stop])
-        expected = expected[bisect.bisect_left(expected, first) :]
-        given: list[int] = []
-        for frame in decode_packets(path, stream, chosen, options, limits):
-            if frame.pts is None or not given and frame.pts > first:
+        first = plan.times[run.start]
+        # Frames shown before the first depend on the GOP before, and are not needed.
+        expected = sorted(rank[time] for time in plan.times[run.start : run.stop] if time >= first)
+        last = max(plan.wanted.intersection(expected))
+        number = 0
+        for frame in decode_packets(plan.path, stream, chosen, options, limits):
+            if frame.pts is not None and frame.pts < first:
+                continue
+            index = -1 if frame.pts is None else rank.get(frame.pts, -1)
+            if number >= len(expected) or index != expected[number]:
                 raise UncertainOrderError
-            if frame.pts < first:
-                continue  # Depends on the GOP before, and is not needed.
-            if not given and picture_type(frame) != "I":
+            if not number and picture_type(frame) != "I":
                 raise UncertainOrderError
-            given.append(frame.pts)
-            if len(given) > len(expected) or frame.pts != expected[len(given) - 1]:
+            number += 1
+            yield index, frame
+            if index >= last and picture_type(frame) != "B":
+                break
+        else:
+            if number != len(expected):
                 raise UncertainOrderError
-            yield rank[frame.pts], frame
-        if given != expected:
-            raise UncertainOrderError
+        stream.codec_context.flush_buffers()

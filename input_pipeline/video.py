@@ -1,13 +1,15 @@
-"""Bring any video to the canonical form: MPEG-4 block displacements and a few RGB frames.
+"""Bring any video to the form that is stored: block displacements and a few RGB frames.
 
-A file is decoded once. Every frame goes, scaled, through FFmpeg's MPEG-4 Part 2 encoder and back
-through its decoder, which exports the motion vectors; a few chosen frames also become JPEG.
+A file is decoded once. Its motion is either that of the canonical form: every frame goes, scaled,
+through FFmpeg's MPEG-4 Part 2 encoder and back through its decoder, which exports the motion
+vectors; or the stream's own vectors are read on the way (`VideoSpec.source`). A few chosen frames
+also become JPEG.
 """
 
 import dataclasses
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 
 import av
@@ -17,8 +19,25 @@ from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
-from input_pipeline.decoding import VideoError, check_video, decode_frames, picture_type
-from input_pipeline.motion_vectors import VECTORS_ONLY, frame_vectors, paint_displacements
+from input_pipeline.decoding import (
+    CheckedVideo,
+    Limits,
+    VideoError,
+    check_video,
+    decode_frames,
+    picture_type,
+)
+from input_pipeline.motion_vectors import (
+    CODECS_WITH_VECTORS,
+    EXPORT_VECTORS,
+    VECTORS_ONLY,
+    BlockMotion,
+    BlockMotionReader,
+    NoVectorsError,
+    frame_vectors,
+    paint_displacements,
+)
+from input_pipeline.orientation import UPRIGHT, Uprighter
 
 __all__ = [
     "PreparedVideo",
@@ -29,17 +48,25 @@ __all__ = [
     "reencode",
 ]
 
+SOURCES = ("reencode", "native", "auto")
+"""Where motion may come from, see `VideoSpec.source`."""
+
 _QSCALE_TO_LAMBDA = 118  # FF_QP2LAMBDA, the unit of FFmpeg's `global_quality`.
 # Constant, because the encoder needs a time base and motion does not depend on it, while MPEG-4
 # refuses some of the frame rates that real files declare.
 _ENCODER_RATE = Fraction(25)
+# Of the stream's own motion in memory; a record on disk can hold no more than twice that.
+_LARGEST_MOTION = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoSpec:
-    """How a video is brought to the canonical form.
+    """How a video is brought to the canonical form, and what it may cost.
 
     Attributes:
+      source: Where the motion comes from. 'reencode': from the canonical form, as in the published
+        recipe. 'native': the stream's own vectors, at its own size and with its own GOPs. 'auto':
+        the stream's own where its codec has any, else from the canonical form.
       width: Width of the re-encoded picture in pixels (the aspect ratio is not kept).
       height: Height of the re-encoded picture in pixels.
       qscale: Constant quantiser of the encoder, 1 (best) to 31. FFmpeg's own lower bound (qmin 2)
@@ -50,8 +77,12 @@ class VideoSpec:
       frame_size: Shorter side of the stored RGB frames in pixels; smaller ones are not enlarged.
       jpeg_quality: Pillow's JPEG quality of the stored RGB frames, 1 to 95.
       max_frames: A longer video is refused.
+      max_bytes: A larger file is refused.
+      max_pixels: A video of larger pictures (width times height) is refused.
+      max_seconds: A video that takes longer to prepare is refused. Looked at between two frames.
     """
 
+    source: str = "reencode"
     width: int = 340
     height: int = 256
     qscale: int = 1
@@ -60,8 +91,15 @@ class VideoSpec:
     frame_size: int = 256
     jpeg_quality: int = 90
     max_frames: int = 10_000
+    max_bytes: int = 4 * 2**30
+    max_pixels: int = 8192 * 4608
+    max_seconds: float = 600.0
 
     def __post_init__(self):
+        if self.source not in SOURCES:
+            raise ValueError(
+                f"VideoSpec.source is {self.source!r}, must be one of {', '.join(SOURCES)}"
+            )
         for field, low, high in (
             ("width", 16, 8192),
             ("height", 16, 8192),
@@ -71,6 +109,9 @@ class VideoSpec:
             ("frame_size", 16, 8192),
             ("jpeg_quality", 1, 95),
             ("max_frames", 1, 1_000_000),
+            ("max_bytes", 1, 2**50),
+            ("max_pixels", 256, 2**31 - 1),
+            ("max_seconds", 0.001, 1e6),
         ):
             value = getattr(self, field)
             if not low <= value <= high:
@@ -80,19 +121,38 @@ class VideoSpec:
                 f"VideoSpec.width and height are {self.width}x{self.height}, must be even"
             )
 
+    @property
+    def limits(self) -> Limits:
+        """What a file may cost."""
+        return Limits(
+            max_bytes=self.max_bytes,
+            max_frames=self.max_frames,
+            max_pixels=self.max_pixels,
+            max_seconds=self.max_seconds,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class PreparedVideo:
     """A video in the form that the pipeline stores.
 
     Attributes:
-      displacements: int16 `[n, gh, gw, 2]`, (x, y) of `src - dst` in pixels of the canonical
-        picture, on its 8-pixel grid: `gh = ceil(height / 8)`, `gw = ceil(width / 8)`.
-      is_intra: bool `[n]`, True where the canonical frame is an I-frame.
-      frames: JPEG bytes of `k` RGB frames in the source's own aspect ratio.
+      displacements: int16 `[n, gh, gw, 2]`, (x, y) of `src - dst` in pixels of the coded picture,
+        on its 8-pixel grid: `gh = ceil(height / 8)`, `gw = ceil(width / 8)`.
+      is_intra: bool `[n]`, True where the coded frame is an I-frame.
+      frames: JPEG bytes of `k` RGB frames in the source's own aspect ratio, as they are shown.
       frame_indices: int32 `[k]`, strictly increasing, the position of each of `frames`.
       num_frames: Number of frames `n`.
       fps: Frames a second as the source declares; 0 where it does not.
+      source: Where the motion comes from: 'reencode' (the coded picture is the canonical one) or
+        'native' (it is the stream's own).
+      height: Height of the coded picture in pixels.
+      width: Width of the coded picture in pixels.
+      orientation: How the coded picture is turned to be shown, 0 to 7, see
+        `input_pipeline.orientation`; 0 for canonical pictures, which are turned before encoding.
+      is_bidirectional: bool `[n]`, True for B-frames; canonical streams have none.
+      future: bool `[n, gh, gw]`, True where a B-frame's displacement points to the next I- or
+        P-frame.
     """
 
     displacements: np.ndarray
@@ -101,6 +161,18 @@ class PreparedVideo:
     frame_indices: np.ndarray
     num_frames: int
     fps: float
+    source: str
+    height: int
+    width: int
+    orientation: int
+    is_bidirectional: np.ndarray
+    future: np.ndarray
+
+    @property
+    def motion(self) -> BlockMotion:
+        """The motion, which can accumulate itself."""
+        names = [field.name for field in dataclasses.fields(BlockMotion)]
+        return BlockMotion(**{name: getattr(self, name) for name in names})
 
 
 def reencode(path: str | os.PathLike, spec: VideoSpec) -> Iterator[bytes]:
@@ -118,7 +190,8 @@ def reencode(path: str | os.PathLike, spec: VideoSpec) -> Iterator[bytes]:
     Raises:
       VideoError: The file is absent, empty, not a video, cut or damaged.
     """
-    for packet in _encode(decode_frames(path), spec):
+    upright = Uprighter(path)
+    for packet in _encode(map(upright, decode_frames(path, limits=spec.limits)), spec):
         yield bytes(packet)
 
 
@@ -134,23 +207,46 @@ def prepare_video(path: str | os.PathLike, spec: VideoSpec) -> PreparedVideo:
 
     Raises:
       VideoError: The file is absent, empty, not a video, without a video stream, cut, damaged, or
-        longer than `spec.max_frames`; the message names the file and the reason.
+        beyond the limits of `spec`; or its motion is to be the stream's own and it has none. The
+        message names the file and the reason.
     """
-    checked = check_video(path, spec.max_frames)
+    checked = check_video(path, spec.limits)
+    native = spec.source == "native" or (
+        spec.source == "auto" and checked.codec in CODECS_WITH_VECTORS
+    )
     try:
-        prepared = _prepare(decode_frames(path), checked.num_packets, spec)
-        if prepared.num_frames != checked.num_packets:
-            # Some good streams give more or fewer frames than packets (two fields a frame, hidden
-            # or repeated frames), so the wrong RGB frames were picked; now the number is known.
-            prepared = _prepare(decode_frames(path), prepared.num_frames, spec)
+        if native:
+            try:
+                return _prepare_file(_native, path, spec, checked)
+            except NoVectorsError:
+                if spec.source == "native":
+                    raise
+        return _prepare_file(_reencoded, path, spec, checked)
     except av.FFmpegError as error:
         # Decoding names its own errors; what is left is a picture that cannot be converted.
-        raise VideoError(path, f"its pictures cannot be re-encoded ({error})") from error
+        raise VideoError(path, f"its pictures cannot be converted ({error})") from error
+
+
+def _prepare_file(
+    prepare: Callable[[str | os.PathLike, Iterable[av.VideoFrame], int, VideoSpec], PreparedVideo],
+    path: str | os.PathLike,
+    spec: VideoSpec,
+    checked: CheckedVideo,
+) -> PreparedVideo:
+    options = EXPORT_VECTORS if prepare is _native else None
+    prepared = prepare(path, decode_frames(path, options, spec.limits), checked.num_packets, spec)
+    if prepared.num_frames != checked.num_packets:
+        # Some good streams give more or fewer frames than packets (two fields a frame, hidden or
+        # repeated frames), so the wrong RGB frames were picked; now the number is known.
+        frames = decode_frames(path, options, spec.limits)
+        prepared = prepare(path, frames, prepared.num_frames, spec)
     return dataclasses.replace(prepared, fps=checked.fps)
 
 
 def prepare_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> PreparedVideo:
     """Bring generated pictures to the form that the pipeline stores, by the same encoder.
+
+    Pictures have no stream of their own: whatever `spec.source` is, they are encoded.
 
     Args:
       frames: uint8 `[n, h, w, 3]` RGB.
@@ -170,7 +266,8 @@ def prepare_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> PreparedV
     pictures = (
         av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames
     )
-    return dataclasses.replace(_prepare(pictures, len(frames), spec), fps=float(fps))
+    prepared = _reencoded("generated pictures", pictures, len(frames), spec)
+    return dataclasses.replace(prepared, fps=float(fps))
 
 
 def frame_positions(num_frames: int, clip_frames: int) -> np.ndarray:
@@ -187,15 +284,73 @@ def frame_positions(num_frames: int, clip_frames: int) -> np.ndarray:
     return np.unique(np.append(centres, np.int32(num_frames // 2)))
 
 
-def _prepare(pictures: Iterable[av.VideoFrame], expected: int, spec: VideoSpec) -> PreparedVideo:
-    wanted = frozenset(frame_positions(expected, spec.clip_frames).tolist())
-    jpegs: dict[int, bytes] = {}
-    to_rgb = VideoReformatter()
+class _FrameKeeper:
+    """Keeps a few frames of a video as JPEG."""
+
+    def __init__(self, expected: int, spec: VideoSpec):
+        self._wanted = frozenset(frame_positions(expected, spec.clip_frames).tolist())
+        self._spec = spec
+        self._to_rgb = VideoReformatter()
+        self.jpegs: dict[int, bytes] = {}
+
+    def wants(self, index: int) -> bool:
+        return index in self._wanted
+
+    def keep(self, index: int, picture: av.VideoFrame) -> None:
+        rgb = self._to_rgb.reformat(picture, format="rgb24", threads=1)
+        self.jpegs[index] = _jpeg(rgb, self._spec)
+
+
+def _prepared(source: str, motion: BlockMotion, keeper: _FrameKeeper) -> PreparedVideo:
+    return PreparedVideo(
+        **{field.name: getattr(motion, field.name) for field in dataclasses.fields(motion)},
+        source=source,
+        frames=list(keeper.jpegs.values()),
+        frame_indices=np.array(list(keeper.jpegs), np.int32),
+        num_frames=len(motion.displacements),
+        fps=0.0,
+    )
+
+
+def _native(
+    path: str | os.PathLike, pictures: Iterable[av.VideoFrame], expected: int, spec: VideoSpec
+) -> PreparedVideo:
+    """Take the motion vectors that came with the pictures."""
+    keeper = _FrameKeeper(expected, spec)
+    reader = BlockMotionReader(path)
+    upright = Uprighter(path)
+    for index, picture in enumerate(pictures):
+        reader.add(picture)
+        if reader.num_bytes > _LARGEST_MOTION:
+            raise VideoError(
+                path,
+                f"its own motion takes more than {_LARGEST_MOTION} bytes from frame {index} on; "
+                "cut it, or use the canonical form (VideoSpec.source='reencode')",
+            )
+        if keeper.wants(index):
+            keeper.keep(index, upright(picture))
+    motion = reader.result()
+    if motion.is_intra.all() and len(motion.is_intra) > 1:
+        raise NoVectorsError(
+            path,
+            "all its frames are I-frames, which carry no motion; use the canonical form "
+            "(VideoSpec.source='reencode' or 'auto')",
+        )
+    return _prepared("native", motion, keeper)
+
+
+def _reencoded(
+    path: str | os.PathLike, pictures: Iterable[av.VideoFrame], expected: int, spec: VideoSpec
+) -> PreparedVideo:
+    """Encode the pictures anew and take the motion vectors of that."""
+    keeper = _FrameKeeper(expected, spec)
+    upright = Uprighter(path)
 
     def tap() -> Iterator[av.VideoFrame]:
         for index, picture in enumerate(pictures):
-            if index in wanted:
-                jpegs[index] = _jpeg(to_rgb.reformat(picture, format="rgb24", threads=1), spec)
+            picture = upright(picture)
+            if keeper.wants(index):
+                keeper.keep(index, picture)
             yield picture
 
     decoder = av.CodecContext.create("mpeg4", "r")
@@ -213,14 +368,17 @@ def _prepare(pictures: Iterable[av.VideoFrame], expected: int, spec: VideoSpec) 
     for packet in _encode(tap(), spec):
         read(packet)
     read(None)
-    return PreparedVideo(
-        displacements=np.stack(displacements),
+    stacked = np.stack(displacements)
+    motion = BlockMotion(
+        displacements=stacked,
         is_intra=np.array(is_intra),
-        frames=list(jpegs.values()),
-        frame_indices=np.array(list(jpegs), np.int32),
-        num_frames=len(displacements),
-        fps=0.0,
+        is_bidirectional=np.zeros(len(stacked), bool),
+        future=np.zeros(stacked.shape[:3], bool),
+        height=spec.height,
+        width=spec.width,
+        orientation=UPRIGHT,
     )
+    return _prepared("reencode", motion, keeper)
 
 
 def _encode(pictures: Iterable[av.VideoFrame], spec: VideoSpec) -> Iterator[av.Packet]:
