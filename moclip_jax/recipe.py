@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from configs.common import STAGES
 from input_pipeline.prepared import PreparedDataset, prepare_dataset
 from input_pipeline.progress import say
-from input_pipeline.video import VideoSpec
 from moclip_jax.check_config import check_config, stages_of
 from moclip_jax.checkpoints import StageRecord, write_json
 from moclip_jax.evaluate import evaluate
@@ -24,7 +23,12 @@ from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import load_clip
 from moclip_jax.sharding import check_batch_size, make_mesh
 from moclip_jax.train_heads import HEADS, head_config, load_head, train_heads
-from moclip_jax.train_motion import initial_motion_network, load_motion_network, train_motion
+from moclip_jax.train_motion import (
+    initial_motion_network,
+    load_motion_network,
+    train_motion,
+    video_spec,
+)
 from moclip_jax.zero_shot import class_embeddings, class_phrases
 
 
@@ -114,7 +118,7 @@ class Recipe:
         return prepare_dataset(
             config.dataset.name,
             data_dir=config.dataset.data_dir or str(self._workdir / "data"),
-            spec=VideoSpec(**config.video.to_dict()),
+            spec=video_spec(config),
             videos=config.dataset.videos,
             lists=config.dataset.lists,
             num_workers=config.dataset.num_workers,
@@ -253,7 +257,7 @@ def stage_settings(config: ConfigDict) -> dict[str, dict[str, Any]]:
     motion = sections["motion"]
     motion.pop("checkpoint_every_steps")
     own = {
-        "prepare": {"dataset": dataset, "video": sections["video"]},
+        "prepare": {"dataset": dataset, "video": sections["video"], "source": motion["source"]},
         "motion": {
             "seed": config.seed,
             "split": config.dataset.split,
