@@ -117,7 +117,7 @@ def open_video(
     if limits.max_bytes is not None and size > limits.max_bytes:
         raise VideoError(name, f"has {size} bytes, more than max_bytes={limits.max_bytes}")
     # FFmpeg decodes a little while it opens a file; a huge picture must not be allocated there.
-    options = {} if limits.max_pixels is None else {"max_pixels": str(limits.max_pixels)}
+    options = _decoder_limits(limits)
     try:
         # The `file:` protocol, because FFmpeg would take a name such as "a:b.avi" for an address.
         container = av.open(f"file:{name}", metadata_errors="replace", options=options)
@@ -287,9 +287,7 @@ def decode_packets(
     """
     context = stream.codec_context
     if not context.is_open:
-        context.options = options or {}
-        if limits.max_pixels is not None:
-            context.options = context.options | {"max_pixels": str(limits.max_pixels)}
+        context.options = (options or {}) | _decoder_limits(limits)
     clock = _Clock(path, limits)
     number = frames = 0
     try:
@@ -325,6 +323,12 @@ def _ended(packets: Iterable[av.Packet]) -> Iterator[av.Packet | None]:
     """Add the None that makes a decoder give its last frames."""
     yield from packets
     yield None
+
+
+def _decoder_limits(limits: Limits) -> dict[str, str]:
+    # Somewhat looser, so that what is only a little too large is refused by `_check_size`, whose
+    # message says more than "invalid argument".
+    return {} if limits.max_pixels is None else {"max_pixels": str(4 * limits.max_pixels)}
 
 
 def _check_size(path: str | os.PathLike, width: int, height: int, limits: Limits) -> None:

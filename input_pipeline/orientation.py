@@ -24,7 +24,6 @@ TRANSPOSED = 4
 
 # The filters need one; raw streams have none, and turning does not depend on it.
 _TIME_BASE = Fraction(1, 1000)
-_ONE = 65536  # The matrix holds 16.16 fixed point numbers.
 
 
 def frame_orientation(frame: av.VideoFrame, path: str | os.PathLike) -> int:
@@ -45,9 +44,10 @@ def frame_orientation(frame: av.VideoFrame, path: str | os.PathLike) -> int:
         return UPRIGHT
     # Side data is a buffer, which its type does not say.
     matrix = np.frombuffer(memoryview(data), "<i4").reshape(3, 3)[:2, :2]  # type: ignore[arg-type]
-    # A position (x, y) goes to (x, y) @ turn, and a translation.
-    turn = np.round(matrix / _ONE).astype(int)
-    if not np.array_equal(np.abs(turn @ turn.T), np.eye(2)):
+    # A position (x, y) goes to (x, y) @ matrix, and a translation; players ignore its scale.
+    scaled = matrix / np.maximum(np.hypot(*matrix), 1)
+    turn = np.round(scaled).astype(int)
+    if np.abs(scaled - turn).max() > 0.01 or not np.array_equal(np.abs(turn @ turn.T), np.eye(2)):
         raise VideoError(path, "is to be shown at an angle that is no multiple of 90 degrees")
     transposed = turn[0, 0] == 0
     sign_x, sign_y = (turn[1, 0], turn[0, 1]) if transposed else (turn[0, 0], turn[1, 1])
