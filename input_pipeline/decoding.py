@@ -6,6 +6,7 @@ Everything that can be wrong with a file becomes a `VideoError` that names the f
 import contextlib
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -351,7 +352,8 @@ def _declared_end(
     if stream.frames and stream.duration is not None and stream.time_base is not None:
         return stream.duration * stream.time_base
     tag = stream.metadata.get("DURATION", "")
-    if tag.count(":") == 2:
+    # Matroska's "00:00:01.040000000"; anything else is no declaration.
+    if re.fullmatch(r"\d+:\d+:\d+(\.\d+)?", tag, re.ASCII):
         hours, minutes, seconds = tag.split(":")
         return Fraction(hours) * 3600 + Fraction(minutes) * 60 + Fraction(seconds)
     # The container's duration is that of its longest stream, so it binds the video only if alone.

@@ -244,8 +244,64 @@ class BlockMotion:
         return orient_field(fields, self.orientation)
 
 
+@dataclasses.dataclass(frozen=True)
+class FrameBlocks:
+    """One frame of a `BlockMotion`.
+
+    Attributes:
+      displacements: int16 `[gh, gw, 2]`.
+      future: bool `[gh, gw]`.
+      picture_type: 'I', 'P', 'B' or '?'.
+      height: Height of the coded picture in pixels.
+      width: Width of the coded picture in pixels.
+      orientation: How the coded picture is turned to be shown.
+    """
+
+    displacements: np.ndarray
+    future: np.ndarray
+    picture_type: str
+    height: int
+    width: int
+    orientation: int
+
+    @property
+    def picture(self) -> tuple[int, int, int]:
+        """What all frames of a video share."""
+        return self.height, self.width, self.orientation
+
+
+def frame_blocks(frame: av.VideoFrame) -> FrameBlocks:
+    """Return the motion of a decoded frame.
+
+    Raises:
+      ValueError: A vector's block does not lie on the 8-pixel grid, or the frame is to be shown at
+        an angle that is no multiple of 90 degrees.
+    """
+    vectors, kind = frame_vectors(frame), picture_type(frame)
+    # Only a B-frame has a next reference.
+    painted = vectors if kind == "B" else vectors[vectors["source"] < 0]
+    displacements, future = paint_blocks(painted, frame.height, frame.width)
+    orientation = frame_orientation(frame)
+    return FrameBlocks(displacements, future, kind, frame.height, frame.width, orientation)
+
+
+def join_blocks(frames: Sequence[FrameBlocks]) -> BlockMotion:
+    """Return the motion of consecutive frames, at least one, of the same picture size."""
+    height, width, orientation = frames[0].picture
+    types = np.array([frame.picture_type for frame in frames])
+    return BlockMotion(
+        displacements=np.stack([frame.displacements for frame in frames]),
+        is_intra=types == "I",
+        is_bidirectional=types == "B",
+        future=np.stack([frame.future for frame in frames]),
+        height=height,
+        width=width,
+        orientation=orientation,
+    )
+
+
 class BlockMotionReader:
-    """Collects the motion of one frame after another."""
+    """Collects the motion of one frame of a file after another."""
 
     def __init__(self, path: str | os.PathLike):
         """Start with no frame.
@@ -254,10 +310,7 @@ class BlockMotionReader:
           path: The file, for messages.
         """
         self._path = path
-        self._displacements: list[np.ndarray] = []
-        self._future: list[np.ndarray] = []
-        self._types: list[str] = []
-        self._picture: tuple[int, int, int] | None = None
+        self._frames: list[FrameBlocks] = []
         self.has_vectors = False
         self.num_bytes = 0
 
@@ -265,30 +318,20 @@ class BlockMotionReader:
         """Read a frame's vectors.
 
         Raises:
-          VideoError: The picture changes its size or orientation, or a vector's block does not lie
-            on the grid.
+          VideoError: The picture changes its size or orientation, or as `frame_blocks`.
         """
-        index = len(self._types)
-        picture = frame.height, frame.width, frame_orientation(frame, self._path)
-        if self._picture is None:
-            self._picture = picture
-        elif self._picture != picture:
+        index = len(self._frames)
+        try:
+            blocks = frame_blocks(frame)
+        except ValueError as error:
+            raise VideoError(self._path, f"frame {index}: {error}") from error
+        if self._frames and blocks.picture != self._frames[0].picture:
             raise VideoError(
                 self._path, f"the picture changes its size or orientation at frame {index}"
             )
-        vectors = frame_vectors(frame)
-        self.has_vectors = self.has_vectors or len(vectors) > 0
-        kind = picture_type(frame)
-        try:
-            # Only a B-frame has a next reference.
-            painted = vectors if kind == "B" else vectors[vectors["source"] < 0]
-            displacements, future = paint_blocks(painted, frame.height, frame.width)
-        except ValueError as error:
-            raise VideoError(self._path, f"frame {index}: {error}") from error
-        self._displacements.append(displacements)
-        self._future.append(future)
-        self._types.append(kind)
-        self.num_bytes += displacements.nbytes + future.nbytes
+        self._frames.append(blocks)
+        self.has_vectors = self.has_vectors or "MOTION_VECTORS" in frame.side_data
+        self.num_bytes += blocks.displacements.nbytes + blocks.future.nbytes
 
     def result(self) -> BlockMotion:
         """Return the motion of all frames that were added, at least one.
@@ -296,24 +339,14 @@ class BlockMotionReader:
         Raises:
           NoVectorsError: Not a single vector came, and not all frames are I-frames.
         """
-        if not self.has_vectors and set(self._types) != {"I"}:
+        motion = join_blocks(self._frames)
+        if not self.has_vectors and not motion.is_intra.all():
             raise NoVectorsError(
                 self._path,
                 "its codec carries no motion vectors that FFmpeg exports; use the canonical form "
                 "(input_pipeline.video.prepare_video with VideoSpec.source='reencode' or 'auto')",
             )
-        assert self._picture is not None
-        height, width, orientation = self._picture
-        types = np.array(self._types)
-        return BlockMotion(
-            displacements=np.stack(self._displacements),
-            is_intra=types == "I",
-            is_bidirectional=types == "B",
-            future=np.stack(self._future),
-            height=height,
-            width=width,
-            orientation=orientation,
-        )
+        return motion
 
 
 def accumulate_motion(

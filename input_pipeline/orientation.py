@@ -8,14 +8,11 @@ An orientation is a number of three bits, read in this order: `TRANSPOSED` excha
 `TRANSPOSED | FLIPPED_X`.
 """
 
-import os
 from fractions import Fraction
 
 import av
 import av.filter
 import numpy as np
-
-from input_pipeline.decoding import VideoError
 
 UPRIGHT = 0
 FLIPPED_X = 1
@@ -26,18 +23,17 @@ TRANSPOSED = 4
 _TIME_BASE = Fraction(1, 1000)
 
 
-def frame_orientation(frame: av.VideoFrame, path: str | os.PathLike) -> int:
+def frame_orientation(frame: av.VideoFrame) -> int:
     """Return the orientation that a decoded frame is to be shown in.
 
     Args:
       frame: From the decoder.
-      path: The file, for messages.
 
     Returns:
       0 to 7.
 
     Raises:
-      VideoError: The frame is to be turned by an angle that is no multiple of 90 degrees.
+      ValueError: The frame is to be turned by an angle that is no multiple of 90 degrees.
     """
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
@@ -48,7 +44,7 @@ def frame_orientation(frame: av.VideoFrame, path: str | os.PathLike) -> int:
     scaled = matrix / np.maximum(np.hypot(*matrix), 1)
     turn = np.round(scaled).astype(int)
     if np.abs(scaled - turn).max() > 0.01 or not np.array_equal(np.abs(turn @ turn.T), np.eye(2)):
-        raise VideoError(path, "is to be shown at an angle that is no multiple of 90 degrees")
+        raise ValueError("it is to be shown at an angle that is no multiple of 90 degrees")
     transposed = turn[0, 0] == 0
     sign_x, sign_y = (turn[1, 0], turn[0, 1]) if transposed else (turn[0, 0], turn[1, 1])
     return TRANSPOSED * transposed + FLIPPED_X * (sign_x < 0) + FLIPPED_Y * (sign_y < 0)
@@ -82,13 +78,7 @@ def oriented_size(height: int, width: int, orientation: int) -> tuple[int, int]:
 class Uprighter:
     """Turns decoded pictures by FFmpeg's filters, as the command `ffmpeg` does by itself."""
 
-    def __init__(self, path: str | os.PathLike):
-        """Start with no filter.
-
-        Args:
-          path: The file, for messages.
-        """
-        self._path = path
+    def __init__(self):
         self._key: tuple[object, ...] = ()
         self._graph: av.filter.Graph | None = None
 
@@ -96,9 +86,9 @@ class Uprighter:
         """Return the picture as it is to be shown; the same frame if it is upright.
 
         Raises:
-          VideoError: As `frame_orientation`.
+          ValueError: As `frame_orientation`.
         """
-        orientation = frame_orientation(frame, self._path)
+        orientation = frame_orientation(frame)
         if orientation == UPRIGHT:
             return frame
         key = (frame.width, frame.height, frame.format.name, orientation)

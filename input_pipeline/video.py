@@ -33,8 +33,10 @@ from input_pipeline.motion_vectors import (
     VECTORS_ONLY,
     BlockMotion,
     BlockMotionReader,
+    FrameBlocks,
     NoVectorsError,
     frame_vectors,
+    join_blocks,
     paint_displacements,
 )
 from input_pipeline.orientation import UPRIGHT, Uprighter
@@ -190,9 +192,11 @@ def reencode(path: str | os.PathLike, spec: VideoSpec) -> Iterator[bytes]:
     Raises:
       VideoError: The file is absent, empty, not a video, cut or damaged.
     """
-    upright = Uprighter(path)
-    for packet in _encode(map(upright, decode_frames(path, limits=spec.limits)), spec):
-        yield bytes(packet)
+    upright = Uprighter()
+    encoder = _CanonicalEncoder(spec)
+    for picture in decode_frames(path, limits=spec.limits):
+        yield from map(bytes, encoder.encode(_turned(path, upright, picture)))
+    yield from map(bytes, encoder.end())
 
 
 def prepare_video(path: str | os.PathLike, spec: VideoSpec) -> PreparedVideo:
@@ -318,7 +322,7 @@ def _native(
     """Take the motion vectors that came with the pictures."""
     keeper = _FrameKeeper(expected, spec)
     reader = BlockMotionReader(path)
-    upright = Uprighter(path)
+    upright = Uprighter()
     for index, picture in enumerate(pictures):
         reader.add(picture)
         if reader.num_bytes > _LARGEST_MOTION:
@@ -328,7 +332,7 @@ def _native(
                 "cut it, or use the canonical form (VideoSpec.source='reencode')",
             )
         if keeper.wants(index):
-            keeper.keep(index, upright(picture))
+            keeper.keep(index, _turned(path, upright, picture))
     motion = reader.result()
     if motion.is_intra.all() and len(motion.is_intra) > 1:
         raise NoVectorsError(
@@ -339,71 +343,98 @@ def _native(
     return _prepared("native", motion, keeper)
 
 
+class CanonicalMotion:
+    """Encodes pictures in the canonical form and gives the motion of that."""
+
+    def __init__(self, spec: VideoSpec):
+        """Start a stream.
+
+        Args:
+          spec: The canonical form.
+        """
+        self._spec = spec
+        self._encoder = _CanonicalEncoder(spec)
+        self._decoder = av.CodecContext.create("mpeg4", "r")
+        self._decoder.thread_count = 1
+        self._decoder.options = VECTORS_ONLY
+
+    def add(self, picture: av.VideoFrame) -> Iterator[FrameBlocks]:
+        """Take the next picture, upright; yield the motion that is known by now, in order."""
+        for packet in self._encoder.encode(picture):
+            yield from self._read(packet)
+
+    def end(self) -> Iterator[FrameBlocks]:
+        """Yield the motion of the last pictures."""
+        for packet in self._encoder.end():
+            yield from self._read(packet)
+        yield from self._read(None)
+
+    def _read(self, packet: av.Packet | None) -> Iterator[FrameBlocks]:
+        size = self._spec.height, self._spec.width
+        for frame in self._decoder.decode(packet):
+            displacements = paint_displacements(frame_vectors(frame), *size)
+            future = np.zeros(displacements.shape[:2], bool)
+            yield FrameBlocks(displacements, future, picture_type(frame), *size, UPRIGHT)
+
+
 def _reencoded(
     path: str | os.PathLike, pictures: Iterable[av.VideoFrame], expected: int, spec: VideoSpec
 ) -> PreparedVideo:
     """Encode the pictures anew and take the motion vectors of that."""
     keeper = _FrameKeeper(expected, spec)
-    upright = Uprighter(path)
-
-    def tap() -> Iterator[av.VideoFrame]:
-        for index, picture in enumerate(pictures):
-            picture = upright(picture)
-            if keeper.wants(index):
-                keeper.keep(index, picture)
-            yield picture
-
-    decoder = av.CodecContext.create("mpeg4", "r")
-    decoder.thread_count = 1
-    decoder.options = VECTORS_ONLY
-    displacements: list[np.ndarray] = []
-    is_intra: list[bool] = []
-
-    def read(packet: av.Packet | None) -> None:
-        for frame in decoder.decode(packet):
-            vectors = frame_vectors(frame)
-            displacements.append(paint_displacements(vectors, spec.height, spec.width))
-            is_intra.append(picture_type(frame) == "I")
-
-    for packet in _encode(tap(), spec):
-        read(packet)
-    read(None)
-    stacked = np.stack(displacements)
-    motion = BlockMotion(
-        displacements=stacked,
-        is_intra=np.array(is_intra),
-        is_bidirectional=np.zeros(len(stacked), bool),
-        future=np.zeros(stacked.shape[:3], bool),
-        height=spec.height,
-        width=spec.width,
-        orientation=UPRIGHT,
-    )
-    return _prepared("reencode", motion, keeper)
-
-
-def _encode(pictures: Iterable[av.VideoFrame], spec: VideoSpec) -> Iterator[av.Packet]:
-    encoder = av.CodecContext.create("mpeg4", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = spec.width, spec.height, "yuv420p"
-    encoder.time_base, encoder.framerate = 1 / _ENCODER_RATE, _ENCODER_RATE
-    encoder.gop_size, encoder.max_b_frames, encoder.thread_count = spec.gop_size, 0, 1
-    encoder.flags |= Flags.qscale
-    encoder.global_quality = spec.qscale * _QSCALE_TO_LAMBDA
-    # One for the whole video: a frame's own `reformat` sets up tables anew for every frame.
-    scaler = VideoReformatter()
+    upright = Uprighter()
+    canonical = CanonicalMotion(spec)
+    frames: list[FrameBlocks] = []
     for index, picture in enumerate(pictures):
-        frame = scaler.reformat(
+        picture = _turned(path, upright, picture)
+        if keeper.wants(index):
+            keeper.keep(index, picture)
+        frames.extend(canonical.add(picture))
+    frames.extend(canonical.end())
+    return _prepared("reencode", join_blocks(frames), keeper)
+
+
+def _turned(path: str | os.PathLike, upright: Uprighter, picture: av.VideoFrame) -> av.VideoFrame:
+    try:
+        return upright(picture)
+    except ValueError as error:
+        if isinstance(error, av.FFmpegError):
+            raise
+        raise VideoError(path, str(error)) from error
+
+
+class _CanonicalEncoder:
+    """FFmpeg's MPEG-4 encoder with the canonical settings, behind a scaler."""
+
+    def __init__(self, spec: VideoSpec):
+        encoder = av.CodecContext.create("mpeg4", "w")
+        encoder.width, encoder.height, encoder.pix_fmt = spec.width, spec.height, "yuv420p"
+        encoder.time_base, encoder.framerate = 1 / _ENCODER_RATE, _ENCODER_RATE
+        encoder.gop_size, encoder.max_b_frames, encoder.thread_count = spec.gop_size, 0, 1
+        encoder.flags |= Flags.qscale
+        encoder.global_quality = spec.qscale * _QSCALE_TO_LAMBDA
+        self._encoder, self._spec = encoder, spec
+        # One for the whole video: a frame's own `reformat` sets up tables anew for every frame.
+        self._scaler = VideoReformatter()
+        self._count = 0
+
+    def encode(self, picture: av.VideoFrame) -> list[av.Packet]:
+        frame = self._scaler.reformat(
             picture,
-            spec.width,
-            spec.height,
+            self._spec.width,
+            self._spec.height,
             "yuv420p",
             interpolation=Interpolation.BICUBIC,  # The default of `ffmpeg -vf scale`.
             threads=1,
         )
         # The encoder decides: it would repeat the source's picture types if they were left in.
         frame.pict_type = PictureType.NONE
-        frame.pts, frame.time_base = index, 1 / _ENCODER_RATE
-        yield from encoder.encode(frame)
-    yield from encoder.encode(None)
+        frame.pts, frame.time_base = self._count, 1 / _ENCODER_RATE
+        self._count += 1
+        return self._encoder.encode(frame)
+
+    def end(self) -> list[av.Packet]:
+        return self._encoder.encode(None)
 
 
 def _jpeg(picture: av.VideoFrame, spec: VideoSpec) -> bytes:

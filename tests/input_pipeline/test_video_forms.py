@@ -175,7 +175,7 @@ def test_display_matrices_of_all_orientations(tmp_path, matrix):
         container.mux(stream.encode(None))
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
-        orientation = frame_orientation(frame, path)
+        orientation = frame_orientation(frame)
     corner = np.array([31, 15])  # x, y of the last pixel, seen from the middle
     to = (2 * corner - [31, 15]) @ turn
     field = np.zeros((16, 32, 2), int)
