@@ -155,6 +155,8 @@ class PreparedVideo:
       is_bidirectional: bool `[n]`, True for B-frames; canonical streams have none.
       future: bool `[n, gh, gw]`, True where a B-frame's displacement points to the next I- or
         P-frame.
+      lead: Frames of the motion before the first of `num_frames`, and not counted there: a window
+        of a stream needs those since its I-frame, and maybe one after its end. 0 for a file.
     """
 
     displacements: np.ndarray
@@ -169,6 +171,7 @@ class PreparedVideo:
     orientation: int
     is_bidirectional: np.ndarray
     future: np.ndarray
+    lead: int = 0
 
     @property
     def motion(self) -> BlockMotion:
@@ -301,8 +304,7 @@ class _FrameKeeper:
         return index in self._wanted
 
     def keep(self, index: int, picture: av.VideoFrame) -> None:
-        rgb = self._to_rgb.reformat(picture, format="rgb24", threads=1)
-        self.jpegs[index] = _jpeg(rgb, self._spec)
+        self.jpegs[index] = frame_jpeg(picture, self._spec, self._to_rgb)
 
 
 def _prepared(source: str, motion: BlockMotion, keeper: _FrameKeeper) -> PreparedVideo:
@@ -437,8 +439,21 @@ class _CanonicalEncoder:
         return self._encoder.encode(None)
 
 
-def _jpeg(picture: av.VideoFrame, spec: VideoSpec) -> bytes:
-    image = Image.fromarray(picture.to_ndarray())
+def frame_jpeg(
+    picture: av.VideoFrame, spec: VideoSpec, to_rgb: VideoReformatter | None = None
+) -> bytes:
+    """Return a decoded picture as it is stored.
+
+    Args:
+      picture: Of any pixel format, upright.
+      spec: Size and quality.
+      to_rgb: A converter to use again for pictures of one size.
+
+    Returns:
+      An RGB JPEG.
+    """
+    rgb = (to_rgb or VideoReformatter()).reformat(picture, format="rgb24", threads=1)
+    image = Image.fromarray(rgb.to_ndarray())
     scale = spec.frame_size / min(image.size)
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in image.size)

@@ -71,16 +71,22 @@ def example_from_video(prepared: PreparedVideo) -> dict[str, tf.Tensor]:
       `displacements` int16 `[n, gh, gw, 2]`, `is_intra` bool `[n]`, `num_frames` int64 scalar,
       `frames` string `[k]` (JPEG), `frame_indices` int32 `[k]`; and, for motion that may be the
       stream's own, `is_bidirectional` bool `[n]`, `future` bool `[n, gh, gw]`, and `height`,
-      `width` and `orientation`, int32 scalars.
+      `width` and `orientation`, int32 scalars. A window of a stream, whose motion begins before
+      it, has its `lead`, an int32 scalar.
     """
+    lead = {"lead": tf.constant(prepared.lead)} if prepared.lead else {}
     native = {name: tf.constant(getattr(prepared, name)) for name in NATIVE_FEATURES}
-    return native | {
-        "displacements": tf.constant(prepared.displacements),
-        "is_intra": tf.constant(prepared.is_intra),
-        "num_frames": tf.constant(prepared.num_frames, tf.int64),
-        "frames": tf.constant(prepared.frames),
-        "frame_indices": tf.constant(prepared.frame_indices),
-    }
+    return (
+        native
+        | lead
+        | {
+            "displacements": tf.constant(prepared.displacements),
+            "is_intra": tf.constant(prepared.is_intra),
+            "num_frames": tf.constant(prepared.num_frames, tf.int64),
+            "frames": tf.constant(prepared.frames),
+            "frame_indices": tf.constant(prepared.frame_indices),
+        }
+    )
 
 
 def training_view(
@@ -221,6 +227,8 @@ def _fields(
     example: Mapping[str, tf.Tensor], indices: tf.Tensor, views: MotionViews, spec: VideoSpec
 ) -> tf.Tensor:
     """Return uint8 `[S, height, width, 2]`."""
+    if "lead" in example:
+        indices += example["lead"]
     indices = sampling.frame_before_intra(indices, example["is_intra"])
     if spec.source != "reencode":
         return native_fields(example, indices, spec, views.bound, views.accumulated)

@@ -14,7 +14,8 @@ import tensorflow as tf
 from flax import nnx
 
 from input_pipeline.dataset import example_from_video, view_of_example
-from input_pipeline.video import VideoError, prepare_video
+from input_pipeline.video import PreparedVideo, VideoError, prepare_video
+from moclip_jax import stream
 from moclip_jax.export import Recognizer, load_export
 from moclip_jax.extract_features import appearance_features, motion_features
 from moclip_jax.zero_shot import class_embeddings
@@ -25,8 +26,8 @@ WORD_TEMPLATES = ("{}", "a photo of {}.", "a video of {}.")
 
 def make_classifier(
     recognizer: Recognizer, classes: Sequence[str] = ()
-) -> Callable[[str], np.ndarray]:
-    """Returns a function from a video file to probabilities `[classes]` that sum to 1.
+) -> Callable[[str | PreparedVideo], np.ndarray]:
+    """Returns a function from a video to probabilities `[classes]` that sum to 1.
 
     Args:
       recognizer: an exported model.
@@ -55,10 +56,11 @@ def make_classifier(
             logits = head(motion_features(network, fields).mean(axis=1), appearance)
         return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)[0]
 
-    def classify(path: str) -> np.ndarray:
-        example = example_from_video(prepare_video(path, recognizer.video))
+    def classify(video: str | PreparedVideo) -> np.ndarray:
+        if isinstance(video, str):
+            video = prepare_video(video, recognizer.video)
         view = view_of_example(
-            example,
+            example_from_video(video),
             recognizer.video,
             motion=recognizer.views,
             frames=recognizer.frame,
@@ -88,13 +90,13 @@ def predict_videos(
         except VideoError as error:
             yield {"video": video, "error": str(error)}
             continue
-        best = np.argsort(-scores, kind="stable")[:topk]
-        yield {
-            "video": video,
-            "predictions": [
-                {"label": names[i], "probability": round(float(scores[i]), 6)} for i in best
-            ],
-        }
+        yield {"video": video, "predictions": guesses(scores, names, topk)}
+
+
+def guesses(scores: np.ndarray, names: Sequence[str], topk: int) -> list[dict[str, Any]]:
+    """Returns `label` and `probability` of the `topk` most likely classes, most likely first."""
+    best = np.argsort(-scores, kind="stable")[:topk]
+    return [{"label": names[i], "probability": round(float(scores[i]), 6)} for i in best]
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -108,8 +110,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--topk", type=int, default=5, help="labels to give for each video")
     parser.add_argument("--classes", help="your own labels, 'a dog running,a person juggling'")
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="any file FFmpeg can read")
+    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="any file FFmpeg can read")
+    stream.add_arguments(parser)
     arguments = parser.parse_args(argv)
+    stream.check_arguments(parser, arguments)
     if arguments.classes is not None:
         arguments.classes = [word.strip() for word in arguments.classes.split(",") if word.strip()]
         if len(arguments.classes) < 2:
@@ -130,6 +134,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if arguments.stream:
+        classify = make_classifier(recognizer, arguments.classes or ())
+        names = arguments.classes or recognizer.class_names
+        return stream.run(
+            arguments,
+            recognizer.video,
+            lambda video: guesses(classify(video), names, arguments.topk),
+        )
     failed = False
     for result in predict_videos(
         recognizer, arguments.videos, topk=arguments.topk, classes=arguments.classes or ()
