@@ -68,7 +68,8 @@ class WindowCutter:
           hop_s: Seconds from the beginning of one to that of the next.
           source: Where its motion comes from, 'native' or 'reencode'.
         """
-        self._spec, self._length, self._hop, self._source = spec, length_s, hop_s, source
+        self._spec, self._source = spec, source
+        self._length, self._hop = float(length_s), float(hop_s)
         parts = (np.arange(spec.clip_frames) + 0.5) / spec.clip_frames
         self._wanted = np.unique(np.append(parts, 0.5)) * length_s
         self._first: float | None = None
@@ -182,8 +183,8 @@ def read_live(
     """Read a stream from one connection to its end.
 
     A local file is followed while it grows; of one that stops, the last frame may be missing,
-    because some formats end a frame by the next one. The time stamps are the stream's; where there are none,
-    frames are taken to come at the rate that the stream declares.
+    because some formats end a frame by the next one. The time stamps are the stream's; where there
+    are none, frames are taken to come at the rate that the stream declares.
 
     Args:
       address: A file, a FIFO, '-' for standard input, a device (/dev/video0), or an address such as
