@@ -7,11 +7,13 @@ millisecond a frame. `docs/video.md` has the definition with a picture.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import av
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from input_pipeline.decoding import NO_LIMITS, Limits, VideoError, decode_frames, picture_type
 from input_pipeline.orientation import frame_orientation, orient_field
@@ -154,48 +156,55 @@ def paint_blocks(vectors: np.ndarray, height: int, width: int) -> tuple[np.ndarr
       ValueError: A block does not lie on the 8-pixel grid.
     """
     displacements = paint_displacements(vectors, height, width)
+    future = np.zeros(displacements.shape[:2], bool)
     coming = vectors["source"] > 0
-    if not coming.any():
-        return displacements, np.zeros(displacements.shape[:2], bool)
-    # A block that stands still also says where it comes from, so cover is painted apart.
-    future = _cover(vectors[coming], height, width)
-    future &= ~_cover(vectors[~coming], height, width)
-    displacements[future] = _paint(vectors[coming], height, width)[future]
+    if coming.any():
+        # A block that stands still also says where it comes from, so cover is painted apart.
+        for chosen, value in ((coming, True), (~coming, False)):
+            cells, _ = _covered_cells(vectors[chosen], height, width)
+            future.ravel()[cells] = value
+        np.copyto(displacements, _paint(vectors[coming], height, width), where=future[..., None])
     return displacements, future
 
 
 def _paint(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return int16 `[gh, gw, 2]`, `src - dst` of the last moving vector over each cell."""
-    shift_x = vectors["src_x"] - vectors["dst_x"]
-    shift_y = vectors["src_y"] - vectors["dst_y"]
-    moving = np.flatnonzero((shift_x != 0) | (shift_y != 0))
-    shift = np.stack([shift_x[moving], shift_y[moving]], axis=-1)
-    return _fill(vectors[moving], shift, height, width)
+    grid_h, grid_w = -(-height // BLOCK), -(-width // BLOCK)
+    shift = np.empty((len(vectors), 2), np.int16)
+    np.subtract(vectors["src_x"], vectors["dst_x"], out=shift[:, 0])
+    np.subtract(vectors["src_y"], vectors["dst_y"], out=shift[:, 1])
+    # Both halves at once: numpy copies whole int32 faster than pairs.
+    pairs = shift.view(np.int32)[:, 0]
+    moving = np.flatnonzero(pairs)
+    grid = np.zeros(grid_h * grid_w, np.int32)
+    if moving.size:
+        cells, blocks = _covered_cells(vectors[moving], height, width)
+        grid[cells] = pairs[moving][blocks]
+    return grid.view(np.int16).reshape(grid_h, grid_w, 2)
 
 
-def _cover(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return bool `[gh, gw]`, True under the vectors' blocks."""
-    return _fill(vectors, np.ones((len(vectors), 1), bool), height, width)[..., 0]
+@functools.lru_cache
+def _block_cells(rows: int, columns: int) -> np.ndarray:
+    """Return int `[2, rows * columns]`: row and column of each cell of a block."""
+    return np.mgrid[:rows, :columns].reshape(2, -1)
 
 
-def _fill(blocks: np.ndarray, values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return `[gh, gw, c]` with each block's `values[i]` under it, and zero elsewhere."""
+def _covered_cells(blocks: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions in the grid that blocks cover, block by block, and whose each is."""
     grid_h, grid_w = -(-height // BLOCK), -(-width // BLOCK)
     if not len(blocks):
-        return np.zeros((grid_h, grid_w, values.shape[-1]), values.dtype)
-    w, h = blocks["w"], blocks["h"]
+        return np.zeros(0, np.intp), np.zeros(0, np.intp)
+    w, h = blocks["w"].astype(np.intp), blocks["h"].astype(np.intp)
     left, top = blocks["dst_x"] - w // 2, blocks["dst_y"] - h // 2
     if ((left | top | w | h) % BLOCK).any() or left.min() < 0 or top.min() < 0:
         raise ValueError("a motion vector's block does not lie on the picture's 8-pixel grid")
-    column, row = left // BLOCK, top // BLOCK
-    # The last blocks may reach over the picture's edge, so paint on a grid with a margin.
-    margin = int(max(w.max(), h.max())) // BLOCK
-    canvas = np.zeros((grid_h + margin, grid_w + margin, values.shape[-1]), values.dtype)
-    for j in range(int(h.max()) // BLOCK):
-        for i in range(int(w.max()) // BLOCK):
-            covered = (h > j * BLOCK) & (w > i * BLOCK) & (row < grid_h) & (column < grid_w)
-            canvas[row[covered] + j, column[covered] + i] = values[covered]
-    return np.ascontiguousarray(canvas[:grid_h, :grid_w])
+    j, i = _block_cells(int(h.max()) // BLOCK, int(w.max()) // BLOCK)
+    row, column = top[:, None] // BLOCK + j, left[:, None] // BLOCK + i
+    # The last blocks may reach over the picture's edge.
+    inside = (row < grid_h) & (column < grid_w)
+    inside &= (h[:, None] > j * BLOCK) & (w[:, None] > i * BLOCK)
+    chosen = np.flatnonzero(inside)
+    return (row * grid_w + column).ravel()[chosen], chosen // j.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,14 +279,20 @@ class FrameBlocks:
         return self.height, self.width, self.orientation
 
 
-def frame_blocks(frame: av.VideoFrame) -> FrameBlocks:
+def frame_blocks(frame: av.VideoFrame, wanted: bool = True) -> FrameBlocks:
     """Return the motion of a decoded frame.
+
+    Args:
+      frame: From the decoder.
+      wanted: False gives a B-frame no motion, which takes less time.
 
     Raises:
       ValueError: A vector's block does not lie on the 8-pixel grid, or the frame is to be shown at
         an angle that is no multiple of 90 degrees.
     """
-    vectors, kind = frame_vectors(frame), picture_type(frame)
+    kind = picture_type(frame)
+    skipped = kind == "B" and not wanted
+    vectors = np.empty(0, VECTOR_DTYPE) if skipped else frame_vectors(frame)
     # Only a B-frame has a next reference.
     painted = vectors if kind == "B" else vectors[vectors["source"] < 0]
     displacements, future = paint_blocks(painted, frame.height, frame.width)
@@ -314,15 +329,19 @@ class BlockMotionReader:
         self.has_vectors = False
         self.num_bytes = 0
 
-    def add(self, frame: av.VideoFrame) -> None:
+    def add(self, frame: av.VideoFrame, wanted: bool = True) -> None:
         """Read a frame's vectors.
+
+        Args:
+          frame: From the decoder.
+          wanted: False leaves out a B-frame's motion, on which no other frame depends.
 
         Raises:
           VideoError: The picture changes its size or orientation, or as `frame_blocks`.
         """
         index = len(self._frames)
         try:
-            blocks = frame_blocks(frame)
+            blocks = frame_blocks(frame, wanted)
         except ValueError as error:
             raise VideoError(self._path, f"frame {index}: {error}") from error
         if self._frames and blocks.picture != self._frames[0].picture:
@@ -380,8 +399,9 @@ def accumulate_motion(
         except UncertainOrderError:
             pass  # Only a saving: what follows gives the same for any file.
     reader = BlockMotionReader(path)
-    for frame in decode_frames(path, VECTORS_ONLY, limits):
-        reader.add(frame)
+    wanted = None if frame_indices is None else set(frame_indices)
+    for index, frame in enumerate(decode_frames(path, VECTORS_ONLY, limits)):
+        reader.add(frame, wanted is None or index in wanted)
     return reader.result().accumulate(frame_indices)
 
 
@@ -389,10 +409,11 @@ def _accumulate_needed(
     path: str | os.PathLike, frame_indices: Sequence[int], limits: Limits
 ) -> np.ndarray:
     reader = BlockMotionReader(path)
+    wanted = set(frame_indices)
     place: dict[int, int] = {}
     for index, frame in decode_needed(path, frame_indices, VECTORS_ONLY, limits):
         place[index] = len(place)
-        reader.add(frame)
+        reader.add(frame, index in wanted)
     if not reader.has_vectors:
         raise UncertainOrderError  # Whether the codec has none shows only in the whole file.
     return reader.result().accumulate([place[index] for index in frame_indices])
@@ -502,12 +523,10 @@ class _OriginGrid:
     def __init__(self, height: int, width: int):
         self._height, self._width = height, width
         self._rows, self._columns = -(-height // BLOCK), -(-width // BLOCK)
-        self._stride = self._columns * BLOCK
-        ys, xs = np.arange(self._rows * BLOCK, dtype=np.int32), np.arange(self._stride)
-        self.identity = (ys[:, None] << 16) + xs.astype(np.int32)
+        ys = np.arange(self._rows * BLOCK, dtype=np.int32)
+        xs = np.arange(self._columns * BLOCK, dtype=np.int32)
+        self.identity = (ys[:, None] << 16) + xs
         self._inner = np.arange(BLOCK)
-        # Positions of a cell's pixels in the flat map, from that of its first.
-        self._pixels = self._inner[:, None] * self._stride + self._inner
 
     def follow(
         self, held: np.ndarray, source: np.ndarray, chosen: np.ndarray, cells: np.ndarray
@@ -528,21 +547,20 @@ class _OriginGrid:
             return held
         shift = cells[row, column].astype(np.intp)
         top, left = row * BLOCK + shift[:, 1], column * BLOCK + shift[:, 0]
-        position = (top * self._stride + left)[:, None, None] + self._pixels
         crossing = (top < 0) | (left < 0)
         crossing |= (top + BLOCK > self._height) | (left + BLOCK > self._width)
-        result = held.copy()
-        blocks = self._blocks(result)
         edge = np.flatnonzero(crossing)
+        y, x = top[edge, None] + self._inner, left[edge, None] + self._inner
+        top[edge] = left[edge] = 0
+        # A view of every 8x8 piece of the map, so that each cell is found in one piece.
+        found = sliding_window_view(source, (BLOCK, BLOCK))[top, left]
+        result = held.copy()
+        blocks = result.reshape(self._rows, BLOCK, self._columns, BLOCK).swapaxes(1, 2)
         if edge.size:
-            y, x = top[edge, None] + self._inner, left[edge, None] + self._inner
             inside_y, inside_x = (y >= 0) & (y < self._height), (x >= 0) & (x < self._width)
             inside = inside_y[:, :, None] & inside_x[:, None, :]
-            position[edge] *= inside
-            kept = blocks[row[edge], column[edge]]
-        found = source.ravel()[position]
-        if edge.size:
-            found[edge] = np.where(inside, found[edge], kept)
+            y, x = np.where(inside_y, y, 0)[:, :, None], np.where(inside_x, x, 0)[:, None, :]
+            found[edge] = np.where(inside, source[y, x], blocks[row[edge], column[edge]])
         blocks[row, column] = found
         return result
 
@@ -553,7 +571,3 @@ class _OriginGrid:
         here, there = self.identity[shape], origin[shape]
         np.subtract(here & 0xFFFF, there & 0xFFFF, out=field[..., 0])
         np.subtract(here >> 16, there >> 16, out=field[..., 1])
-
-    def _blocks(self, origins: np.ndarray) -> np.ndarray:
-        """View a map as `[gh, gw, 8, 8]`."""
-        return origins.reshape(self._rows, BLOCK, self._columns, BLOCK).swapaxes(1, 2)

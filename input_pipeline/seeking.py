@@ -117,6 +117,8 @@ def decode_needed(
         if len(kept) == len(listed):
             yield from _decode_runs(plan, stream, kept, options, limits)
             return
+    if sum(map(len, runs)) > 0.8 * len(listed):
+        raise UncertainOrderError  # Not worth reading the file twice.
     with open_video(path, limits) as (container, stream):
         packets = demux(path, container, stream, limits)
         yield from _decode_runs(plan, stream, packets, options, limits)
@@ -164,8 +166,6 @@ def _needed_runs(
             runs[-1] = range(runs[-1].start, max(end, runs[-1].stop))
         else:
             runs.append(range(keys[before], end))
-    if sum(map(len, runs)) > 0.8 * len(listed):
-        raise UncertainOrderError
     return runs
 
 
