@@ -194,17 +194,22 @@ def _covered_cells(blocks: np.ndarray, height: int, width: int) -> tuple[np.ndar
     grid_h, grid_w = -(-height // BLOCK), -(-width // BLOCK)
     if not len(blocks):
         return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    w, h = blocks["w"].astype(np.intp), blocks["h"].astype(np.intp)
-    left, top = blocks["dst_x"] - w // 2, blocks["dst_y"] - h // 2
-    if ((left | top | w | h) % BLOCK).any() or left.min() < 0 or top.min() < 0:
+    w, h = blocks["w"].astype(np.int16), blocks["h"].astype(np.int16)
+    left, top = blocks["dst_x"] - (w >> 1), blocks["dst_y"] - (h >> 1)
+    # An or has the low bits of any, and the sign of any.
+    together = int(np.bitwise_or.reduce(left | top | w | h))
+    if together < 0 or together % BLOCK:
         raise ValueError("a motion vector's block does not lie on the picture's 8-pixel grid")
-    j, i = _block_cells(int(h.max()) // BLOCK, int(w.max()) // BLOCK)
-    row, column = top[:, None] // BLOCK + j, left[:, None] // BLOCK + i
+    widest, highest = int(w.max()), int(h.max())
+    j, i = _block_cells(highest // BLOCK, widest // BLOCK)
+    row, column = (top // BLOCK)[:, None] + j, (left // BLOCK)[:, None] + i
+    cells = row * grid_w + column
     # The last blocks may reach over the picture's edge.
     inside = (row < grid_h) & (column < grid_w)
-    inside &= (h[:, None] > j * BLOCK) & (w[:, None] > i * BLOCK)
+    if int(w.min()) < widest or int(h.min()) < highest:
+        inside &= (h[:, None] > j * BLOCK) & (w[:, None] > i * BLOCK)
     chosen = np.flatnonzero(inside)
-    return (row * grid_w + column).ravel()[chosen], chosen // j.size
+    return cells.ravel()[chosen], chosen // j.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,14 +295,15 @@ def frame_blocks(frame: av.VideoFrame, wanted: bool = True) -> FrameBlocks:
       ValueError: A vector's block does not lie on the 8-pixel grid, or the frame is to be shown at
         an angle that is no multiple of 90 degrees.
     """
-    kind = picture_type(frame)
-    skipped = kind == "B" and not wanted
-    vectors = np.empty(0, VECTOR_DTYPE) if skipped else frame_vectors(frame)
-    # Only a B-frame has a next reference.
-    painted = vectors if kind == "B" else vectors[vectors["source"] < 0]
-    displacements, future = paint_blocks(painted, frame.height, frame.width)
-    orientation = frame_orientation(frame)
-    return FrameBlocks(displacements, future, kind, frame.height, frame.width, orientation)
+    kind, size = picture_type(frame), (frame.height, frame.width)
+    if kind == "B":
+        vectors = frame_vectors(frame) if wanted else np.empty(0, VECTOR_DTYPE)
+        displacements, future = paint_blocks(vectors, *size)
+    else:
+        # Only a B-frame has a next reference.
+        displacements = paint_displacements(frame_vectors(frame), *size)
+        future = np.zeros(displacements.shape[:2], bool)
+    return FrameBlocks(displacements, future, kind, *size, frame_orientation(frame))
 
 
 def join_blocks(frames: Sequence[FrameBlocks]) -> BlockMotion:
@@ -474,7 +480,7 @@ def accumulate(
     def between(index: int, origin: np.ndarray, coming: np.ndarray | None) -> np.ndarray:
         """Return the origins of a B-frame, from those of the references around it."""
         cells, ahead = displacements[index], future[index]
-        held = grid.follow(origin, origin, cells.any(-1) & ~ahead, cells)
+        held = grid.follow(origin, origin, _moves(cells) & ~ahead, cells)
         return held if coming is None else grid.follow(held, coming, ahead, cells)
 
     def write(index: int, origin: np.ndarray) -> None:
@@ -491,7 +497,7 @@ def accumulate(
         reference = grid.identity
         if not is_intra[index]:
             cells = displacements[index]
-            reference = grid.follow(origin, origin, cells.any(-1), cells)
+            reference = grid.follow(origin, origin, _moves(cells), cells)
         for other in waiting:
             write(other, between(other, origin, reference))
         waiting.clear()
@@ -500,6 +506,11 @@ def accumulate(
     for other in waiting:
         write(other, between(other, origin, None))
     return fields
+
+
+def _moves(cells: np.ndarray) -> np.ndarray:
+    """Return bool `[gh, gw]`, True where a displacement is not zero."""
+    return np.ascontiguousarray(cells).view(np.int32)[..., 0] != 0
 
 
 def _needed_frames(
