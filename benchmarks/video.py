@@ -102,12 +102,22 @@ def timed(work: Callable[[], object]) -> Callable[[], float]:
 
 
 def main() -> None:
-    """Prints a table of frames a second."""
+    """Reads the command line and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.video")
     parser.add_argument("--rounds", type=int, default=7, help="timed passes of each side")
     parser.add_argument("--mv-extractor", metavar="PYTHON", help="interpreter that has it")
     arguments = parser.parse_args()
-    extractor = MvExtractor(arguments.mv_extractor) if arguments.mv_extractor else None
+    print_table(arguments.rounds, arguments.mv_extractor)
+
+
+def print_table(rounds: int, mv_extractor: str | None = None) -> None:
+    """Prints frames a second of both sides of each row.
+
+    Args:
+      rounds: timed passes of each side.
+      mv_extractor: interpreter that has mv-extractor; None leaves its rows out.
+    """
+    extractor = MvExtractor(mv_extractor) if mv_extractor else None
     print(f"{'file':<16}{'ours':<32}{'frames/s':>9}  {'against':<28}{'frames/s':>9}{'ratio':>7}")
     with tempfile.TemporaryDirectory() as folder:
         for path in (generated_video(pathlib.Path(folder)), pathlib.Path(real_video())):
@@ -154,7 +164,7 @@ def main() -> None:
                     ),
                 ]
             for ours, our_seconds, other, other_seconds in rows:
-                times = [(our_seconds(), other_seconds()) for _ in range(arguments.rounds + 1)][1:]
+                times = [(our_seconds(), other_seconds()) for _ in range(rounds + 1)][1:]
                 mine, theirs = np.median(times, axis=0)
                 print(
                     f"{path.name:<16}{ours:<32}{frames / mine:9.0f}  {other:<28}"
