@@ -48,6 +48,12 @@ def get_config() -> ConfigDict:
     config.video.frame_size = 256
     # JPEG quality of the kept RGB frames, 1 to 95.
     config.video.jpeg_quality = 90
+    # What one video may cost; more is refused by name: frames, bytes of the file, pixels of a
+    # picture (width times height), seconds to prepare it.
+    config.video.max_frames = 10_000
+    config.video.max_bytes = 4 * 2**30
+    config.video.max_pixels = 8192 * 4608
+    config.video.max_seconds = 600.0
 
     config.selection = ConfigDict()
     # How the epoch to keep is chosen: heldout (groups of the training split), test (as the
@@ -57,6 +63,10 @@ def get_config() -> ConfigDict:
     config.selection.heldout_fraction = 0.1
 
     config.motion = ConfigDict()
+    # Where motion comes from: reencode (the canonical form, as published), native (the vectors of
+    # the file itself, at its own size and with its own GOPs), auto (native where the codec has any,
+    # else reencode). See docs/video.md.
+    config.motion.source = "reencode"
     # EfficientNet variant: b0 to b3, or the scaled-down small and tiny.
     config.motion.backbone = "b0"
     # timm weights: a hub id, a .safetensors file or its folder; empty starts from random.

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline.builders.base import VideoEntry
+from input_pipeline.native_motion import native_features
 from input_pipeline.prepared import BUILDERS, PreparedDataset, prepare_dataset
 from input_pipeline.views import (
     MotionViews,
@@ -215,7 +216,7 @@ def _of_process(
 def _train_function(dataset: PreparedDataset, views: MotionViews) -> Callable:
     @tf.function(autograph=False)
     def function(record: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = dataset.parse(record, _MOTION_FEATURES)
+        example = dataset.parse(record, _MOTION_FEATURES + native_features(dataset.spec))
         return {
             "motion": training_view(example, views, dataset.spec, seed),
             "label": tf.cast(example["label"], tf.int32),
@@ -233,7 +234,8 @@ def _view_function(
     image_size: int,
 ) -> Callable:
     features: tuple[str, ...] = ("label", "num_frames")
-    features += ("displacements", "is_intra") if motion is not None else ()
+    if motion is not None:
+        features += ("displacements", "is_intra", *native_features(dataset.spec))
     features += _FRAME_FEATURES if frames is not None else ()
 
     @tf.function(autograph=False)

@@ -6,7 +6,9 @@ Everything that can be wrong with a file becomes a `VideoError` that names the f
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import av
@@ -43,6 +45,28 @@ class VideoError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a file may cost; more is a `VideoError`. None stands for no limit.
+
+    Attributes:
+      max_bytes: Size of the file.
+      max_frames: Frames of the video.
+      max_pixels: Width times height of the picture.
+      max_seconds: Seconds that one pass over the file may take, the caller's own work on the
+        frames included. Looked at between two packets: a single picture that never ends needs
+        `input_pipeline.isolation`.
+    """
+
+    max_bytes: int | None = None
+    max_frames: int | None = None
+    max_pixels: int | None = None
+    max_seconds: float | None = None
+
+
+NO_LIMITS = Limits()
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckedVideo:
     """What a file's container says about its video stream.
 
@@ -50,10 +74,12 @@ class CheckedVideo:
       num_packets: Packets that the container does not mark as hidden, at least 1. For nearly every
         file this is the number of frames; the decoder has the last word.
       fps: Average frames a second, 0 where the container does not say.
+      codec: FFmpeg's name of the decoder.
     """
 
     num_packets: int
     fps: float
+    codec: str = ""
 
 
 def picture_type(frame: av.VideoFrame) -> str:
@@ -63,37 +89,45 @@ def picture_type(frame: av.VideoFrame) -> str:
 
 @contextlib.contextmanager
 def open_video(
-    path: str | os.PathLike,
+    path: str | os.PathLike, limits: Limits = NO_LIMITS
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a file's first video stream for one-thread decoding.
 
     One thread, because frame-threaded decoding does not export the same motion vectors in every
-    frame.
+    frame. Where a file has several video streams it is the first that is not a cover picture.
 
     Args:
       path: A local video file.
+      limits: What the file may cost.
 
     Yields:
       The open container and the stream.
 
     Raises:
-      VideoError: The file is absent, empty, not a video, or has no video stream.
+      VideoError: The file is absent, empty, not a video, has no video stream, or its size or its
+        picture's size is beyond the limits.
     """
     name = os.fspath(path)
     if not os.path.exists(name):
         raise VideoError(name, "no such file")
     if not os.path.isfile(name):
         raise VideoError(name, "not a file")
-    if not os.path.getsize(name):
+    size = os.path.getsize(name)
+    if not size:
         raise VideoError(name, "the file is empty")
+    if limits.max_bytes is not None and size > limits.max_bytes:
+        raise VideoError(name, f"has {size} bytes, more than max_bytes={limits.max_bytes}")
+    # FFmpeg decodes a little while it opens a file; a huge picture must not be allocated there.
+    options = _decoder_limits(limits)
     try:
         # The `file:` protocol, because FFmpeg would take a name such as "a:b.avi" for an address.
-        container = av.open(f"file:{name}", metadata_errors="replace")
+        container = av.open(f"file:{name}", metadata_errors="replace", options=options)
     except PermissionError as error:
         raise VideoError(name, "no permission to read it") from error
     except (av.FFmpegError, OSError, EOFError) as error:
         raise VideoError(
-            name, f"not a video that FFmpeg can open, or cut before its header ({_short(error)})"
+            name,
+            f"not a video that FFmpeg can open, or cut before its header ({short_reason(error)})",
         ) from error
     with container:
         format_name = container.format.name
@@ -105,11 +139,12 @@ def open_video(
         stream = streams[0]
         if stream.codec_context is None:
             raise VideoError(name, "its video codec is unknown to FFmpeg")
+        _check_size(name, stream.codec_context.width, stream.codec_context.height, limits)
         stream.codec_context.thread_count = 1
         yield container, stream
 
 
-def check_video(path: str | os.PathLike, max_frames: int | None = None) -> CheckedVideo:
+def check_video(path: str | os.PathLike, limits: Limits = NO_LIMITS) -> CheckedVideo:
     """Read a file through without decoding, and check that it is whole.
 
     A file counts as cut when FFmpeg marks a packet as incomplete, or when the packets end more than
@@ -119,38 +154,32 @@ def check_video(path: str | os.PathLike, max_frames: int | None = None) -> Check
 
     Args:
       path: A local video file.
-      max_frames: Refuse longer videos; None for no limit.
+      limits: What the file may cost.
 
     Returns:
       What was found.
 
     Raises:
-      VideoError: As `open_video`, or the file is cut, damaged, too long or without packets.
+      VideoError: As `open_video`, or the file is cut, damaged, without packets, or beyond the
+        limits.
     """
     count = shown = 0
     first: int | None = None
     last_end: int | None = None
-    with open_video(path) as (container, stream):
-        rate = stream.average_rate
-        try:
-            for packet in container.demux(stream):
-                if not packet.size:
-                    continue
-                count += 1
-                if packet.is_corrupt:
-                    raise VideoError(path, f"cut or damaged at packet {count} of the video stream")
-                shown += not packet.is_discard
-                if max_frames is not None and shown > max_frames:
-                    raise VideoError(
-                        path, f"has more than {max_frames} frames (VideoSpec.max_frames); cut it"
-                    )
-                start = packet.pts if packet.pts is not None else packet.dts
-                if start is not None:
-                    first = start if first is None else min(first, start)
-                    end = start + (packet.duration or 0)
-                    last_end = end if last_end is None else max(last_end, end)
-        except av.FFmpegError as error:
-            raise VideoError(path, f"cannot be read to its end ({_short(error)})") from error
+    with open_video(path, limits) as (container, stream):
+        rate, codec = stream.average_rate, stream.codec_context.name
+        for packet in demux(path, container, stream, limits):
+            count += 1
+            shown += not packet.is_discard
+            if limits.max_frames is not None and shown > limits.max_frames:
+                raise VideoError(
+                    path, f"has more than {limits.max_frames} frames (max_frames); cut it"
+                )
+            start = packet.pts if packet.pts is not None else packet.dts
+            if start is not None:
+                first = start if first is None else min(first, start)
+                end = start + (packet.duration or 0)
+                last_end = end if last_end is None else max(last_end, end)
         if not shown:
             raise VideoError(path, "its video stream holds no packets; is it cut?")
         declared = _declared_end(container, stream)
@@ -165,39 +194,149 @@ def check_video(path: str | os.PathLike, max_frames: int | None = None) -> Check
                     f"cut: it holds {float(seconds):.2f} s ({count} frames) of the "
                     f"{float(declared):.2f} s that its header declares",
                 )
-    return CheckedVideo(shown, float(rate) if rate else 0.0)
+    return CheckedVideo(shown, float(rate) if rate else 0.0, codec)
+
+
+def demux(
+    path: str | os.PathLike,
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    limits: Limits = NO_LIMITS,
+) -> Iterator[av.Packet]:
+    """Read a stream's packets that hold anything, in decoding order.
+
+    Args:
+      path: The file, for messages.
+      container: From `open_video`.
+      stream: From `open_video`.
+      limits: What the file may cost.
+
+    Yields:
+      The packets.
+
+    Raises:
+      VideoError: A packet is cut or damaged, the file cannot be read to its end, or it takes too
+        long.
+    """
+    number = 0
+    clock = _Clock(path, limits)
+    try:
+        for packet in container.demux(stream):
+            clock.check()
+            if not packet.size:
+                continue
+            number += 1
+            if packet.is_corrupt:
+                raise VideoError(path, f"cut or damaged at packet {number} of the video stream")
+            yield packet
+    except (av.FFmpegError, EOFError) as error:
+        raise VideoError(path, f"cannot be read to its end ({short_reason(error)})") from error
 
 
 def decode_frames(
-    path: str | os.PathLike, options: dict[str, str] | None = None
+    path: str | os.PathLike,
+    options: dict[str, str] | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> Iterator[av.VideoFrame]:
     """Decode a file's first video stream in display order.
 
     Args:
       path: A local video file.
       options: Options for FFmpeg's decoder, for example `{'flags2': '+export_mvs'}`.
+      limits: What the file may cost.
 
     Yields:
       Every frame, at least one.
 
     Raises:
-      VideoError: As `open_video`, or a packet is cut or damaged, or no frame could be decoded.
+      VideoError: As `open_video`, or a packet is cut or damaged, no frame could be decoded, or the
+        file is beyond the limits.
     """
-    with open_video(path) as (container, stream):
-        stream.codec_context.options = options or {}
-        number = frames = 0
-        try:
-            for packet in container.demux(stream):
-                number += 1
-                if packet.is_corrupt:
-                    raise VideoError(path, f"cut or damaged at packet {number} of the video stream")
-                for frame in packet.decode():
-                    frames += 1
-                    yield frame
-        except (av.FFmpegError, EOFError) as error:
-            raise VideoError(path, f"damaged at packet {number} ({_short(error)})") from error
+    frames = 0
+    with open_video(path, limits) as (container, stream):
+        packets = demux(path, container, stream, limits)
+        for frame in decode_packets(path, stream, packets, options, limits):
+            frames += 1
+            yield frame
         if not frames:
             raise VideoError(path, "no frame could be decoded")
+
+
+def decode_packets(
+    path: str | os.PathLike,
+    stream: av.VideoStream,
+    packets: Iterable[av.Packet],
+    options: dict[str, str] | None = None,
+    limits: Limits = NO_LIMITS,
+) -> Iterator[av.VideoFrame]:
+    """Decode packets that follow one another, to the last frame.
+
+    To decode others afterwards, call `stream.codec_context.flush_buffers()` first.
+
+    Args:
+      path: The file, for messages.
+      stream: From `open_video`.
+      packets: Packets of the stream, in decoding order.
+      options: Options for FFmpeg's decoder; only those of a stream's first call count.
+      limits: What the file may cost.
+
+    Yields:
+      Every frame, in display order.
+
+    Raises:
+      VideoError: A packet is damaged, or the file is beyond the limits.
+    """
+    context = stream.codec_context
+    if not context.is_open:
+        context.options = (options or {}) | _decoder_limits(limits)
+    clock = _Clock(path, limits)
+    number = frames = 0
+    try:
+        for packet in _ended(packets):
+            number += packet is not None
+            for frame in context.decode(packet):
+                clock.check()
+                frames += 1
+                _check_size(path, frame.width, frame.height, limits)
+                if limits.max_frames is not None and frames > limits.max_frames:
+                    raise VideoError(
+                        path, f"has more than {limits.max_frames} frames (max_frames); cut it"
+                    )
+                yield frame
+    except (av.FFmpegError, EOFError) as error:
+        raise VideoError(path, f"damaged at packet {number} ({short_reason(error)})") from error
+
+
+class _Clock:
+    """Says when a file has taken too long."""
+
+    def __init__(self, path: str | os.PathLike, limits: Limits):
+        self._path = path
+        self._seconds = limits.max_seconds
+        self._start = time.monotonic()
+
+    def check(self) -> None:
+        if self._seconds is not None and time.monotonic() - self._start > self._seconds:
+            raise VideoError(self._path, f"takes longer than max_seconds={self._seconds:g}")
+
+
+def _ended(packets: Iterable[av.Packet]) -> Iterator[av.Packet | None]:
+    """Add the None that makes a decoder give its last frames."""
+    yield from packets
+    yield None
+
+
+def _decoder_limits(limits: Limits) -> dict[str, str]:
+    # Somewhat looser, so that what is only a little too large is refused by `_check_size`, whose
+    # message says more than "invalid argument".
+    return {} if limits.max_pixels is None else {"max_pixels": str(4 * limits.max_pixels)}
+
+
+def _check_size(path: str | os.PathLike, width: int, height: int, limits: Limits) -> None:
+    if limits.max_pixels is not None and width * height > limits.max_pixels:
+        raise VideoError(
+            path, f"its picture of {width}x{height} has more than max_pixels={limits.max_pixels}"
+        )
 
 
 def _declared_end(
@@ -213,7 +352,8 @@ def _declared_end(
     if stream.frames and stream.duration is not None and stream.time_base is not None:
         return stream.duration * stream.time_base
     tag = stream.metadata.get("DURATION", "")
-    if tag.count(":") == 2:
+    # Matroska's "00:00:01.040000000"; anything else is no declaration.
+    if re.fullmatch(r"\d+:\d+:\d+(\.\d+)?", tag, re.ASCII):
         hours, minutes, seconds = tag.split(":")
         return Fraction(hours) * 3600 + Fraction(minutes) * 60 + Fraction(seconds)
     # The container's duration is that of its longest stream, so it binds the video only if alone.
@@ -226,6 +366,7 @@ def _is_cover_picture(stream: av.VideoStream) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _short(error: BaseException) -> str:
+def short_reason(error: BaseException) -> str:
+    """Return what FFmpeg or the system says, in a few words."""
     strerror = getattr(error, "strerror", None)
     return strerror or str(error) or type(error).__name__

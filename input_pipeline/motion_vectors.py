@@ -1,25 +1,39 @@
 """Read the codec's motion vectors and accumulate them back to the I-frame.
 
-Accumulation follows CoViAR (Wu et al., "Compressed Video Action Recognition", CVPR 2018). Vectors
-are painted on an 8-pixel grid, the smallest block FFmpeg exports, and each frame gathers once from
-the frame before: the very result of the per-pixel definition, at about a millisecond a frame.
+Accumulation follows CoViAR (Wu et al., "Compressed Video Action Recognition", CVPR 2018), extended
+to B-frames. Vectors are painted on an 8-pixel grid, the smallest block FFmpeg exports, and each
+frame gathers once from its reference: the very result of the per-pixel definition, at about a
+millisecond a frame. `docs/video.md` has the definition with a picture.
 """
 
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import av
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from input_pipeline.decoding import VideoError, decode_frames, picture_type
+from input_pipeline.decoding import NO_LIMITS, Limits, VideoError, decode_frames, picture_type
+from input_pipeline.orientation import frame_orientation, orient_field
+from input_pipeline.seeking import UncertainOrderError, decode_needed
 
 BLOCK = 8
 """Side in pixels of the grid on which displacements are painted."""
 
+CODECS_WITH_VECTORS = frozenset(
+    {"mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"}
+    | {"h261", "h263", "h263i", "flv", "rv10", "rv20", "h264"}
+)
+"""FFmpeg's decoders that export motion vectors."""
+
+EXPORT_VECTORS = {"flags2": "+export_mvs"}
+"""Decoder options that export motion vectors beside the whole picture."""
+
 # Pixels are not wanted, only vectors: the inverse transform and the loop filter can be left out.
 # Neither changes a vector (tested).
-VECTORS_ONLY = {"flags2": "+export_mvs", "skip_idct": "all", "skip_loop_filter": "all"}
+VECTORS_ONLY = EXPORT_VECTORS | {"skip_idct": "all", "skip_loop_filter": "all"}
 """Decoder options that export motion vectors and compute no more of the picture than they need."""
 
 VECTOR_DTYPE = np.dtype(
@@ -44,6 +58,10 @@ VECTOR_DTYPE = np.dtype(
     }
 )
 """FFmpeg's `AVMotionVector`, field by field."""
+
+
+class NoVectorsError(VideoError):
+    """A video without motion vectors that FFmpeg exports."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +91,17 @@ def frame_vectors(frame: av.VideoFrame) -> np.ndarray:
     return np.empty(0, VECTOR_DTYPE) if side_data is None else side_data.to_ndarray()
 
 
-def read_motion_vectors(path: str | os.PathLike) -> Iterator[MotionFrame]:
-    """Read the motion vectors that a video file carries.
+def read_motion_vectors(
+    path: str | os.PathLike, limits: Limits = NO_LIMITS
+) -> Iterator[MotionFrame]:
+    """Read the motion vectors that a video file carries, as they are coded.
 
-    FFmpeg exports them for the MPEG-1/2/4, H.263, MS-MPEG4 and H.264 families. Other codecs give
-    frames without vectors; `input_pipeline.video.prepare_video` re-encodes and so reads those too.
+    FFmpeg exports them for the codecs in `CODECS_WITH_VECTORS`. Other codecs give frames without
+    vectors; `input_pipeline.video.prepare_video` re-encodes and so reads those too.
 
     Args:
       path: A local video file.
+      limits: What the file may cost.
 
     Yields:
       One `MotionFrame` a frame, in display order.
@@ -88,7 +109,7 @@ def read_motion_vectors(path: str | os.PathLike) -> Iterator[MotionFrame]:
     Raises:
       VideoError: The file is absent, empty, not a video, cut or damaged.
     """
-    for index, frame in enumerate(decode_frames(path, VECTORS_ONLY)):
+    for index, frame in enumerate(decode_frames(path, VECTORS_ONLY, limits)):
         yield MotionFrame(
             index=index,
             time_s=float("nan") if frame.time is None else frame.time,
@@ -115,76 +136,293 @@ def paint_displacements(vectors: np.ndarray, height: int, width: int) -> np.ndar
     Raises:
       ValueError: A block does not lie on the 8-pixel grid.
     """
+    past = vectors["source"] < 0
+    return _paint(vectors if past.all() else vectors[past], height, width)
+
+
+def paint_blocks(vectors: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Paint all vectors of a frame; where a block has both kinds, the one from the past.
+
+    Args:
+      vectors: Structured array of `VECTOR_DTYPE`.
+      height: Height of the picture in pixels.
+      width: Width of the picture in pixels.
+
+    Returns:
+      int16 `[gh, gw, 2]` as `paint_displacements`, and bool `[gh, gw]`, True where the displacement
+      points to a future frame.
+
+    Raises:
+      ValueError: A block does not lie on the 8-pixel grid.
+    """
+    displacements = paint_displacements(vectors, height, width)
+    future = np.zeros(displacements.shape[:2], bool)
+    coming = vectors["source"] > 0
+    if coming.any():
+        # A block that stands still also says where it comes from, so cover is painted apart.
+        for chosen, value in ((coming, True), (~coming, False)):
+            cells, _ = _covered_cells(vectors[chosen], height, width)
+            future.ravel()[cells] = value
+        np.copyto(displacements, _paint(vectors[coming], height, width), where=future[..., None])
+    return displacements, future
+
+
+def _paint(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return int16 `[gh, gw, 2]`, `src - dst` of the last moving vector over each cell."""
     grid_h, grid_w = -(-height // BLOCK), -(-width // BLOCK)
-    grid = np.zeros((grid_h, grid_w, 2), np.int16)
-    if not len(vectors):
-        return grid
-    shift_x = vectors["src_x"] - vectors["dst_x"]
-    shift_y = vectors["src_y"] - vectors["dst_y"]
-    moving = np.flatnonzero(((shift_x != 0) | (shift_y != 0)) & (vectors["source"] < 0))
-    if not moving.size:
-        return grid
-    blocks = vectors[moving]
-    shift = np.stack([shift_x[moving], shift_y[moving]], axis=-1)
-    w, h = blocks["w"], blocks["h"]
-    left, top = blocks["dst_x"] - w // 2, blocks["dst_y"] - h // 2
-    if ((left | top | w | h) % BLOCK).any() or left.min() < 0 or top.min() < 0:
+    shift = np.empty((len(vectors), 2), np.int16)
+    np.subtract(vectors["src_x"], vectors["dst_x"], out=shift[:, 0])
+    np.subtract(vectors["src_y"], vectors["dst_y"], out=shift[:, 1])
+    # Both halves at once: numpy copies whole int32 faster than pairs.
+    pairs = shift.view(np.int32)[:, 0]
+    moving = np.flatnonzero(pairs)
+    grid = np.zeros(grid_h * grid_w, np.int32)
+    if moving.size:
+        cells, blocks = _covered_cells(vectors[moving], height, width)
+        grid[cells] = pairs[moving][blocks]
+    return grid.view(np.int16).reshape(grid_h, grid_w, 2)
+
+
+@functools.lru_cache
+def _block_cells(rows: int, columns: int) -> np.ndarray:
+    """Return int `[2, rows * columns]`: row and column of each cell of a block."""
+    return np.mgrid[:rows, :columns].reshape(2, -1)
+
+
+def _covered_cells(blocks: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions in the grid that blocks cover, block by block, and whose each is."""
+    grid_h, grid_w = -(-height // BLOCK), -(-width // BLOCK)
+    if not len(blocks):
+        return np.zeros(0, np.intp), np.zeros(0, np.intp)
+    w, h = blocks["w"].astype(np.int16), blocks["h"].astype(np.int16)
+    left, top = blocks["dst_x"] - (w >> 1), blocks["dst_y"] - (h >> 1)
+    # An or has the low bits of any, and the sign of any.
+    together = int(np.bitwise_or.reduce(left | top | w | h))
+    if together < 0 or together % BLOCK:
         raise ValueError("a motion vector's block does not lie on the picture's 8-pixel grid")
-    column, row = left // BLOCK, top // BLOCK
-    # The last blocks may reach over the picture's edge, so paint on a grid with a margin.
-    margin = int(max(w.max(), h.max())) // BLOCK
-    canvas = np.zeros((grid_h + margin, grid_w + margin, 2), np.int16)
-    for j in range(int(h.max()) // BLOCK):
-        for i in range(int(w.max()) // BLOCK):
-            covered = (h > j * BLOCK) & (w > i * BLOCK) & (row < grid_h) & (column < grid_w)
-            canvas[row[covered] + j, column[covered] + i] = shift[covered]
-    return np.ascontiguousarray(canvas[:grid_h, :grid_w])
+    widest, highest = int(w.max()), int(h.max())
+    j, i = _block_cells(highest // BLOCK, widest // BLOCK)
+    row, column = (top // BLOCK)[:, None] + j, (left // BLOCK)[:, None] + i
+    cells = row * grid_w + column
+    # The last blocks may reach over the picture's edge.
+    inside = (row < grid_h) & (column < grid_w)
+    if int(w.min()) < widest or int(h.min()) < highest:
+        inside &= (h[:, None] > j * BLOCK) & (w[:, None] > i * BLOCK)
+    chosen = np.flatnonzero(inside)
+    return cells.ravel()[chosen], chosen // j.size
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockMotion:
+    """Motion of consecutive frames on the 8-pixel grid, and what it is accumulated along.
+
+    Attributes:
+      displacements: int16 `[n, gh, gw, 2]`, (x, y) of `src - dst` in pixels.
+      is_intra: bool `[n]`, True for I-frames.
+      is_bidirectional: bool `[n]`, True for B-frames; all others are references.
+      future: bool `[n, gh, gw]`, True where a B-frame's displacement points to the next reference.
+      height: Height of the coded picture in pixels.
+      width: Width of the coded picture in pixels.
+      orientation: How the coded picture is turned to be shown, see `input_pipeline.orientation`.
+    """
+
+    displacements: np.ndarray
+    is_intra: np.ndarray
+    is_bidirectional: np.ndarray
+    future: np.ndarray
+    height: int
+    width: int
+    orientation: int
+
+    def accumulate(self, frame_indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Return the accumulated motion of the picture as it is shown.
+
+        Args:
+          frame_indices: Frames wanted, in any order; None for all.
+
+        Returns:
+          int32 `[len(frame_indices), h, w, 2]` as `accumulate`, turned upright.
+
+        Raises:
+          IndexError: A frame index outside the video.
+        """
+        fields = accumulate(
+            self.displacements,
+            self.is_intra,
+            self.height,
+            self.width,
+            frame_indices,
+            is_bidirectional=self.is_bidirectional,
+            future=self.future,
+        )
+        return orient_field(fields, self.orientation)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameBlocks:
+    """One frame of a `BlockMotion`.
+
+    Attributes:
+      displacements: int16 `[gh, gw, 2]`.
+      future: bool `[gh, gw]`.
+      picture_type: 'I', 'P', 'B' or '?'.
+      height: Height of the coded picture in pixels.
+      width: Width of the coded picture in pixels.
+      orientation: How the coded picture is turned to be shown.
+    """
+
+    displacements: np.ndarray
+    future: np.ndarray
+    picture_type: str
+    height: int
+    width: int
+    orientation: int
+
+    @property
+    def picture(self) -> tuple[int, int, int]:
+        """What all frames of a video share."""
+        return self.height, self.width, self.orientation
+
+
+def frame_blocks(frame: av.VideoFrame, wanted: bool = True) -> FrameBlocks:
+    """Return the motion of a decoded frame.
+
+    Args:
+      frame: From the decoder.
+      wanted: False gives a B-frame no motion, which takes less time.
+
+    Raises:
+      ValueError: A vector's block does not lie on the 8-pixel grid, or the frame is to be shown at
+        an angle that is no multiple of 90 degrees.
+    """
+    kind, size = picture_type(frame), (frame.height, frame.width)
+    if kind == "B":
+        vectors = frame_vectors(frame) if wanted else np.empty(0, VECTOR_DTYPE)
+        displacements, future = paint_blocks(vectors, *size)
+    else:
+        # Only a B-frame has a next reference.
+        displacements = paint_displacements(frame_vectors(frame), *size)
+        future = np.zeros(displacements.shape[:2], bool)
+    return FrameBlocks(displacements, future, kind, *size, frame_orientation(frame))
+
+
+def join_blocks(frames: Sequence[FrameBlocks]) -> BlockMotion:
+    """Return the motion of consecutive frames, at least one, of the same picture size."""
+    height, width, orientation = frames[0].picture
+    types = np.array([frame.picture_type for frame in frames])
+    return BlockMotion(
+        displacements=np.stack([frame.displacements for frame in frames]),
+        is_intra=types == "I",
+        is_bidirectional=types == "B",
+        future=np.stack([frame.future for frame in frames]),
+        height=height,
+        width=width,
+        orientation=orientation,
+    )
+
+
+class BlockMotionReader:
+    """Collects the motion of one frame of a file after another."""
+
+    def __init__(self, path: str | os.PathLike):
+        """Start with no frame.
+
+        Args:
+          path: The file, for messages.
+        """
+        self._path = path
+        self._frames: list[FrameBlocks] = []
+        self.has_vectors = False
+        self.num_bytes = 0
+
+    def add(self, frame: av.VideoFrame, wanted: bool = True) -> None:
+        """Read a frame's vectors.
+
+        Args:
+          frame: From the decoder.
+          wanted: False leaves out a B-frame's motion, on which no other frame depends.
+
+        Raises:
+          VideoError: The picture changes its size or orientation, or as `frame_blocks`.
+        """
+        index = len(self._frames)
+        try:
+            blocks = frame_blocks(frame, wanted)
+        except ValueError as error:
+            raise VideoError(self._path, f"frame {index}: {error}") from error
+        if self._frames and blocks.picture != self._frames[0].picture:
+            raise VideoError(
+                self._path, f"the picture changes its size or orientation at frame {index}"
+            )
+        self._frames.append(blocks)
+        self.has_vectors = self.has_vectors or "MOTION_VECTORS" in frame.side_data
+        self.num_bytes += blocks.displacements.nbytes + blocks.future.nbytes
+
+    def result(self) -> BlockMotion:
+        """Return the motion of all frames that were added, at least one.
+
+        Raises:
+          NoVectorsError: Not a single vector came, and not all frames are I-frames.
+        """
+        motion = join_blocks(self._frames)
+        if not self.has_vectors and not motion.is_intra.all():
+            raise NoVectorsError(
+                self._path,
+                "its codec carries no motion vectors that FFmpeg exports; use the canonical form "
+                "(input_pipeline.video.prepare_video with VideoSpec.source='reencode' or 'auto')",
+            )
+        return motion
 
 
 def accumulate_motion(
-    path: str | os.PathLike, frame_indices: Sequence[int] | None = None
+    path: str | os.PathLike,
+    frame_indices: Sequence[int] | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> np.ndarray:
     """Accumulate the motion vectors that a video file carries back to the I-frame of each GOP.
 
-    Vectors from a future frame (`source > 0`, in B-frames) are not followed: under such a block a
-    pixel keeps its own old value, as it does under an intra block.
+    A few frames of a long file come from their own GOPs alone, where the file makes sure that this
+    gives the same; otherwise everything is decoded. See `accumulate` for the definition.
 
     Args:
       path: A local video file.
       frame_indices: Frames wanted, in display order from 0; None for all.
+      limits: What the file may cost.
 
     Returns:
       int32 `[n, height, width, 2]`, (x, y) of `position - origin` in pixels of the stream's own
-      resolution; zero in I-frames.
+      resolution, of the picture as it is shown (turned where the file says so); zero in I-frames.
 
     Raises:
       VideoError: As `read_motion_vectors`, or the codec carries no motion vectors that FFmpeg
-        exports, or the picture changes its size on the way.
+        exports, or the picture changes its size on the way, or the file is beyond the limits.
+        Damage in GOPs that are not needed is not noticed.
       IndexError: A frame index outside the video.
     """
-    displacements: list[np.ndarray] = []
-    is_intra: list[bool] = []
-    size: tuple[int, int] | None = None
-    found = False
-    for frame in read_motion_vectors(path):
-        if size is None:
-            size = frame.height, frame.width
-        elif size != (frame.height, frame.width):
-            raise VideoError(path, f"the picture changes its size at frame {frame.index}")
-        found = found or len(frame.vectors) > 0
+    if frame_indices is not None and len(frame_indices):
         try:
-            displacements.append(paint_displacements(frame.vectors, *size))
-        except ValueError as error:
-            raise VideoError(path, f"frame {frame.index}: {error}") from error
-        is_intra.append(frame.picture_type == "I")
-    if not found and not all(is_intra):
-        raise VideoError(
-            path,
-            "its codec carries no motion vectors that FFmpeg exports; re-encode it, or use "
-            "input_pipeline.video.prepare_video, which does",
-        )
-    assert size is not None
-    return accumulate(np.stack(displacements), np.array(is_intra), *size, frame_indices)
+            return _accumulate_needed(path, frame_indices, limits)
+        except UncertainOrderError:
+            pass  # Only a saving: what follows gives the same for any file.
+    reader = BlockMotionReader(path)
+    wanted = None if frame_indices is None else set(frame_indices)
+    for index, frame in enumerate(decode_frames(path, VECTORS_ONLY, limits)):
+        reader.add(frame, wanted is None or index in wanted)
+    return reader.result().accumulate(frame_indices)
+
+
+def _accumulate_needed(
+    path: str | os.PathLike, frame_indices: Sequence[int], limits: Limits
+) -> np.ndarray:
+    reader = BlockMotionReader(path)
+    wanted = set(frame_indices)
+    place: dict[int, int] = {}
+    for index, frame in decode_needed(path, frame_indices, VECTORS_ONLY, limits):
+        place[index] = len(place)
+        reader.add(frame, index in wanted)
+    if not reader.has_vectors:
+        raise UncertainOrderError  # Whether the codec has none shows only in the whole file.
+    return reader.result().accumulate([place[index] for index in frame_indices])
 
 
 def accumulate(
@@ -193,19 +431,28 @@ def accumulate(
     height: int,
     width: int,
     frame_indices: Sequence[int] | np.ndarray | None = None,
+    *,
+    is_bidirectional: np.ndarray | None = None,
+    future: np.ndarray | None = None,
 ) -> np.ndarray:
     """Accumulate block displacements back to the I-frame of each GOP.
 
     At an I-frame every pixel is its own origin. In every later frame a pixel takes the origin that
-    its source had in the frame before, if the source lies inside the picture, and keeps its own old
-    origin otherwise.
+    its source had in the frame's reference, if the source lies inside the picture, and otherwise
+    keeps the origin that its own place had there.
+
+    The reference is the latest I- or P-frame shown before. Under a B-frame's block whose vector
+    points to the future it is the next I- or P-frame shown after; where there is none, the pixel
+    keeps the origin of its own place in the frame before. No frame refers to a B-frame.
 
     Args:
-      displacements: int16 `[n, gh, gw, 2]` as `paint_displacements` gives.
+      displacements: int16 `[n, gh, gw, 2]` as `paint_blocks` gives.
       is_intra: bool `[n]`.
       height: Height of the picture in pixels.
       width: Width of the picture in pixels.
       frame_indices: Frames wanted, in any order; None for all.
+      is_bidirectional: bool `[n]`, the B-frames; None for none.
+      future: bool `[n, gh, gw]` as `paint_blocks` gives; None for none.
 
     Returns:
       int32 `[len(frame_indices), height, width, 2]`, (x, y) of `position - origin` in pixels.
@@ -222,24 +469,116 @@ def accumulate(
     rows: dict[int, list[int]] = {}
     for row, index in enumerate(wanted.tolist()):
         rows.setdefault(index, []).append(row)
-    gop = np.cumsum(is_intra)
-    needed = np.isin(gop, gop[wanted])
-    xs, ys = np.arange(width, dtype=np.int32), np.arange(height, dtype=np.int32)[:, None]
-    identity = ys * np.int32(width) + xs
-    origin = identity
-    for index in range(max(rows, default=-1) + 1):
-        if not needed[index]:
-            continue
-        if is_intra[index]:
-            origin = identity
-        elif displacements[index].any():
-            shift = displacements[index].repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
-            shift = shift[:height, :width].astype(np.int32)
-            x, y = xs + shift[..., 0], ys + shift[..., 1]
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            origin = origin.ravel()[np.where(inside, y * np.int32(width) + x, identity)]
+    if is_bidirectional is None or future is None:
+        is_bidirectional, future = (
+            np.zeros(num_frames, bool),
+            np.zeros(displacements.shape[:3], bool),
+        )
+    needed = _needed_frames(rows, is_intra, is_bidirectional)
+    grid = _OriginGrid(height, width)
+
+    def between(index: int, origin: np.ndarray, coming: np.ndarray | None) -> np.ndarray:
+        """Return the origins of a B-frame, from those of the references around it."""
+        cells, ahead = displacements[index], future[index]
+        held = grid.follow(origin, origin, _moves(cells) & ~ahead, cells)
+        return held if coming is None else grid.follow(held, coming, ahead, cells)
+
+    def write(index: int, origin: np.ndarray) -> None:
         for row in rows.get(index, ()):
-            origin_y, origin_x = np.divmod(origin, np.int32(width))
-            fields[row, ..., 0] = xs - origin_x
-            fields[row, ..., 1] = ys - origin_y
+            grid.write_motion(origin, fields[row])
+
+    origin = grid.identity
+    waiting: list[int] = []  # B-frames wanted since the last reference.
+    for index in np.flatnonzero(needed).tolist():
+        if is_bidirectional[index]:
+            if index in rows:
+                waiting.append(index)
+            continue
+        reference = grid.identity
+        if not is_intra[index]:
+            cells = displacements[index]
+            reference = grid.follow(origin, origin, _moves(cells), cells)
+        for other in waiting:
+            write(other, between(other, origin, reference))
+        waiting.clear()
+        origin = reference
+        write(index, origin)
+    for other in waiting:
+        write(other, between(other, origin, None))
     return fields
+
+
+def _moves(cells: np.ndarray) -> np.ndarray:
+    """Return bool `[gh, gw]`, True where a displacement is not zero."""
+    return np.ascontiguousarray(cells).view(np.int32)[..., 0] != 0
+
+
+def _needed_frames(
+    wanted: Iterable[int], is_intra: np.ndarray, is_bidirectional: np.ndarray
+) -> np.ndarray:
+    """Return bool `[n]`: the wanted frames, and all that they are accumulated along."""
+    needed = np.zeros(len(is_intra), bool)
+    starts = np.append(0, np.flatnonzero(is_intra))
+    references = np.flatnonzero(~is_bidirectional)
+    for index in wanted:
+        end = index
+        if is_bidirectional[index]:
+            end = (*references[references > index][:1].tolist(), index)[0]
+        needed[starts[starts <= index][-1] : end + 1] = True
+    return needed
+
+
+class _OriginGrid:
+    """Maps of origins: for each pixel of whole cells, y and x in the halves of an int32."""
+
+    def __init__(self, height: int, width: int):
+        self._height, self._width = height, width
+        self._rows, self._columns = -(-height // BLOCK), -(-width // BLOCK)
+        ys = np.arange(self._rows * BLOCK, dtype=np.int32)
+        xs = np.arange(self._columns * BLOCK, dtype=np.int32)
+        self.identity = (ys[:, None] << 16) + xs
+        self._inner = np.arange(BLOCK)
+
+    def follow(
+        self, held: np.ndarray, source: np.ndarray, chosen: np.ndarray, cells: np.ndarray
+    ) -> np.ndarray:
+        """Replace some cells of a map by what lies at their displacements in another.
+
+        Args:
+          held: The map; a pixel whose source lies outside the picture keeps its value.
+          source: The map that is read.
+          chosen: bool `[gh, gw]`, the cells to replace.
+          cells: int16 `[gh, gw, 2]`, displacements (x, y).
+
+        Returns:
+          A new map, or `held` itself where no cell is chosen.
+        """
+        row, column = np.nonzero(chosen)
+        if not row.size:
+            return held
+        shift = cells[row, column].astype(np.intp)
+        top, left = row * BLOCK + shift[:, 1], column * BLOCK + shift[:, 0]
+        crossing = (top < 0) | (left < 0)
+        crossing |= (top + BLOCK > self._height) | (left + BLOCK > self._width)
+        edge = np.flatnonzero(crossing)
+        y, x = top[edge, None] + self._inner, left[edge, None] + self._inner
+        top[edge] = left[edge] = 0
+        # A view of every 8x8 piece of the map, so that each cell is found in one piece.
+        found = sliding_window_view(source, (BLOCK, BLOCK))[top, left]
+        result = held.copy()
+        blocks = result.reshape(self._rows, BLOCK, self._columns, BLOCK).swapaxes(1, 2)
+        if edge.size:
+            inside_y, inside_x = (y >= 0) & (y < self._height), (x >= 0) & (x < self._width)
+            inside = inside_y[:, :, None] & inside_x[:, None, :]
+            y, x = np.where(inside_y, y, 0)[:, :, None], np.where(inside_x, x, 0)[:, None, :]
+            found[edge] = np.where(inside, source[y, x], blocks[row[edge], column[edge]])
+        blocks[row, column] = found
+        return result
+
+    def write_motion(self, origin: np.ndarray, field: np.ndarray) -> None:
+        """Write `position - origin`, int32 `[height, width, 2]` (x, y), into `field`."""
+        # Both halves of an origin lie within the picture, so that neither borrows from the other.
+        shape = (slice(self._height), slice(self._width))
+        here, there = self.identity[shape], origin[shape]
+        np.subtract(here & 0xFFFF, there & 0xFFFF, out=field[..., 0])
+        np.subtract(here >> 16, there >> 16, out=field[..., 1])

@@ -22,6 +22,7 @@ from input_pipeline.builders.hmdb51 import Hmdb51
 from input_pipeline.builders.moving_shapes import MovingShapes
 from input_pipeline.builders.ucf101 import Ucf101
 from input_pipeline.builders.video_folder import VideoFolder
+from input_pipeline.native_motion import NATIVE_FEATURES
 from input_pipeline.video import VideoSpec
 
 BUILDERS: Mapping[str, type[PreparedVideoBuilder]] = {
@@ -121,9 +122,9 @@ class PreparedDataset:
         spec = stored.tf_example_spec
         example = tf.io.parse_single_example(record, {name: spec[name] for name in features})
         for name in features:
-            if name == "displacements":
+            if name in ("displacements", "future"):
                 example[name] = stored[name].decode_example(example[name])
-            elif name in ("is_intra", "frame_indices"):
+            elif name in ("is_intra", "frame_indices", *NATIVE_FEATURES):
                 # Records know no integers but int64.
                 example[name] = tf.cast(example[name], stored[name].tf_dtype)
         return example

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import augment, sampling
+from input_pipeline.native_motion import NATIVE_FEATURES, native_fields
 from input_pipeline.video import PreparedVideo, VideoSpec
 
 # A field takes up to 4 MB while it is accumulated; more segments than this go in turns.
@@ -27,7 +28,7 @@ class MotionViews:
       scales: Shares of the picture's side that a training crop takes, each in (0, 1].
       flip_probability: Probability of a training view's horizontal flip.
       crops: Test views of each frame: 1 (the middle) or 10 (corners and middle, each also flipped).
-      bound: Motion in pixels that reaches the ends of the byte range.
+      bound: Motion in pixels of the canonical form that reaches the ends of the byte range.
       accumulated: Motion since the GOP's I-frame; False for the frame's own against the one before.
     """
 
@@ -68,15 +69,24 @@ def example_from_video(prepared: PreparedVideo) -> dict[str, tf.Tensor]:
 
     Returns:
       `displacements` int16 `[n, gh, gw, 2]`, `is_intra` bool `[n]`, `num_frames` int64 scalar,
-      `frames` string `[k]` (JPEG), `frame_indices` int32 `[k]`.
+      `frames` string `[k]` (JPEG), `frame_indices` int32 `[k]`; and, for motion that may be the
+      stream's own, `is_bidirectional` bool `[n]`, `future` bool `[n, gh, gw]`, and `height`,
+      `width` and `orientation`, int32 scalars. A window of a stream, whose motion begins before
+      it, has its `lead`, an int32 scalar.
     """
-    return {
-        "displacements": tf.constant(prepared.displacements),
-        "is_intra": tf.constant(prepared.is_intra),
-        "num_frames": tf.constant(prepared.num_frames, tf.int64),
-        "frames": tf.constant(prepared.frames),
-        "frame_indices": tf.constant(prepared.frame_indices),
-    }
+    lead = {"lead": tf.constant(prepared.lead)} if prepared.lead else {}
+    native = {name: tf.constant(getattr(prepared, name)) for name in NATIVE_FEATURES}
+    return (
+        native
+        | lead
+        | {
+            "displacements": tf.constant(prepared.displacements),
+            "is_intra": tf.constant(prepared.is_intra),
+            "num_frames": tf.constant(prepared.num_frames, tf.int64),
+            "frames": tf.constant(prepared.frames),
+            "frame_indices": tf.constant(prepared.frame_indices),
+        }
+    )
 
 
 def training_view(
@@ -217,7 +227,11 @@ def _fields(
     example: Mapping[str, tf.Tensor], indices: tf.Tensor, views: MotionViews, spec: VideoSpec
 ) -> tf.Tensor:
     """Return uint8 `[S, height, width, 2]`."""
+    if "lead" in example:
+        indices += example["lead"]
     indices = sampling.frame_before_intra(indices, example["is_intra"])
+    if spec.source != "reencode":
+        return native_fields(example, indices, spec, views.bound, views.accumulated)
 
     def some(indices: tf.Tensor) -> tf.Tensor:
         fields = augment.accumulate_tf(

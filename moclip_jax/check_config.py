@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from configs.common import STAGES
 from input_pipeline.prepared import BUILDERS
+from input_pipeline.video import SOURCES
 from input_pipeline.views import num_images
 from moclip_jax.class_phrases import PHRASES
 from moclip_jax.models.efficientnet import EfficientNetConfig
@@ -55,7 +56,18 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         yield "config.selection.heldout_fraction must lie between 0 and 1"
 
     positive = {
-        "video": ("width", "height", "qscale", "gop_size", "clip_frames", "frame_size"),
+        "video": (
+            "width",
+            "height",
+            "qscale",
+            "gop_size",
+            "clip_frames",
+            "frame_size",
+            "max_frames",
+            "max_bytes",
+            "max_pixels",
+            "max_seconds",
+        ),
         "motion": (
             "image_size",
             "num_segments",
@@ -81,6 +93,8 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             yield f"config.{section}.crops={config[section].crops} must be 1 or 10"
 
     motion = config.motion
+    if motion.source not in SOURCES:
+        yield (f"config.motion.source='{motion.source}' is unknown; there are {', '.join(SOURCES)}")
     try:
         EfficientNetConfig.named(motion.backbone)
     except ValueError as error:

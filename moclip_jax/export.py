@@ -21,7 +21,7 @@ from moclip_jax.models.clip import CLIP, CLIPConfig
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import load_tokenizer
-from moclip_jax.train_motion import motion_network_config, motion_views
+from moclip_jax.train_motion import motion_network_config, motion_views, video_spec
 
 FORMAT = 1
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "av", "tensorflow-datasets")
@@ -117,6 +117,8 @@ def load_export(directory: Path) -> Recognizer:
     if metadata["format"] != FORMAT:
         raise ValueError(f"{path} has format {metadata['format']}; this version reads {FORMAT}")
     config = ConfigDict(metadata["config"])
+    # Exports of before there was a choice.
+    config.motion.source = config.motion.get("source", "reencode")
     class_names = tuple(metadata["class_names"])
     clip_config = dataclasses.replace(
         CLIPConfig.from_hf(metadata["clip"]), dtype=jnp.dtype(config.clip.dtype)
@@ -154,7 +156,7 @@ def load_export(directory: Path) -> Recognizer:
         head=head,
         text=np.asarray(parameters["text"]),
         templates=tuple(config.zero_shot.templates),
-        video=VideoSpec(**config.video.to_dict()),
+        video=video_spec(config),
         views=motion_views(
             config.motion, num_segments=config.predict.num_segments, crops=config.predict.crops
         ),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from moclip_jax import stream
 from moclip_jax.command_line import STATUS_ERROR, STATUS_OK, CommandParser, run
 
 CSV_FIELDS = ("video", "start", "end", "rank", "label", "probability", "trained_as", "error")
@@ -28,7 +29,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         ),
         usage="--workdir=DIR [OPTION ...] VIDEO ...",
     )
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="anything FFmpeg can read")
+    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="anything FFmpeg can read")
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="folder of a finished run, or its export"
     )
@@ -50,7 +51,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     form.add_argument("--json", action="store_true", help="one JSON object a video and line")
     form.add_argument("--csv", action="store_true", help="a table with a line for each label")
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    stream.add_arguments(parser)
     arguments = parser.parse(argv)
+    stream.check_arguments(parser, arguments)
     arguments.words = ()
     if arguments.classes is not None:
         words = [word.strip() for word in arguments.classes.split(",") if word.strip()]
@@ -126,12 +129,21 @@ def _predict(arguments: argparse.Namespace) -> int:
     from input_pipeline.progress import Progress
     from input_pipeline.video_files import find_videos
     from moclip_jax.export import load_export
-    from moclip_jax.recognize import predict_videos
+    from moclip_jax.recognize import Classifier, best_labels, predict_videos
 
     workdir = Path(arguments.workdir).expanduser()
     recognizer = load_export(
         workdir if (workdir / "metadata.json").exists() else workdir / "export"
     )
+    if arguments.stream:
+        classifier = Classifier(recognizer, arguments.words)
+        return stream.run(
+            arguments,
+            recognizer.video,
+            lambda video: best_labels(
+                classifier, classifier.probabilities(classifier.view(video)), arguments.topk
+            ),
+        )
     videos = list(find_videos(names_given(arguments.videos)))
     if not videos:
         raise ValueError("standard input (-) names no video")

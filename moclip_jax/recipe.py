@@ -26,7 +26,11 @@ from moclip_jax.report import TIME_FILE, write_report
 from moclip_jax.run_data import open_dataset, video_roles
 from moclip_jax.sharding import check_batch_size, make_mesh
 from moclip_jax.train_heads import HEADS, head_config, load_head, train_heads
-from moclip_jax.train_motion import initial_motion_network, load_motion_network, train_motion
+from moclip_jax.train_motion import (
+    initial_motion_network,
+    load_motion_network,
+    train_motion,
+)
 from moclip_jax.zero_shot import class_embeddings, class_phrases
 
 
@@ -248,7 +252,7 @@ def stage_settings(config: ConfigDict) -> dict[str, dict[str, Any]]:
     motion = sections["motion"]
     motion.pop("checkpoint_every_steps")
     own = {
-        "prepare": {"dataset": dataset, "video": sections["video"]},
+        "prepare": {"dataset": dataset, "video": sections["video"], "source": motion["source"]},
         "motion": {
             "seed": config.seed,
             "split": config.dataset.split,

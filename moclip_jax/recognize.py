@@ -214,6 +214,8 @@ def split_windows(video: PreparedVideo, seconds: float, spec: VideoSpec) -> list
             video,
             displacements=video.displacements[begin:end],
             is_intra=video.is_intra[begin:end],
+            is_bidirectional=video.is_bidirectional[begin:end],
+            future=video.future[begin:end],
             frames=[video.frames[i] for i in np.flatnonzero(chosen)],
             frame_indices=np.clip(video.frame_indices[chosen] - begin, 0, None).astype(np.int32),
             num_frames=end - begin,
@@ -224,7 +226,7 @@ def split_windows(video: PreparedVideo, seconds: float, spec: VideoSpec) -> list
 
 def decode_for_windows(path: str, seconds: float, spec: VideoSpec) -> PreparedVideo:
     """Prepares a video with an RGB frame for each of its windows, besides those of `spec`."""
-    checked = check_video(path, spec.max_frames)
+    checked = check_video(path, spec.limits)
     windows = round(checked.num_packets / checked.fps / seconds) if checked.fps else 1
     # An odd multiple of equal parts has, among its centres, those of the parts themselves.
     multiple = -(-windows // spec.clip_frames) | 1
@@ -260,6 +262,17 @@ def make_classifier(
     return lambda path: classifier.probabilities(
         classifier.view(prepare_video(path, recognizer.video))
     )
+
+
+def best_labels(classifier: Classifier, scores: np.ndarray, topk: int) -> list[dict[str, Any]]:
+    """Returns `label`, `probability` and, for such words, `trained_as`, most likely first."""
+    order = np.argsort(-scores, kind="stable")[:topk]
+    trained_as = classifier.trained_as or ("",) * len(scores)
+    return [
+        {"label": classifier.labels[i], "probability": round(float(scores[i]), 6)}
+        | ({"trained_as": trained_as[i]} if trained_as[i] else {})
+        for i in order
+    ]
 
 
 def predict_videos(
@@ -302,13 +315,7 @@ def predict_videos(
         return classifier.view(with_frames_of(prepared, spec)), windows
 
     def best(scores: np.ndarray) -> list[dict[str, Any]]:
-        order = np.argsort(-scores, kind="stable")[:topk]
-        trained_as = classifier.trained_as or ("",) * len(scores)
-        return [
-            {"label": classifier.labels[i], "probability": round(float(scores[i]), 6)}
-            | ({"trained_as": trained_as[i]} if trained_as[i] else {})
-            for i in order
-        ]
+        return best_labels(classifier, scores, topk)
 
     for video, decoded in decoded_ahead(decode, videos, num_workers or os.cpu_count() or 1):
         name = video.path if isinstance(video, VideoError) else video

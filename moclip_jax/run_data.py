@@ -5,7 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from input_pipeline.prepared import PreparedDataset, prepare_dataset
-from input_pipeline.video import VideoSpec
+from moclip_jax.train_motion import video_spec
 
 
 def open_dataset(config: ConfigDict, workdir: Path, *, only_open: bool = False) -> PreparedDataset:
@@ -23,7 +23,7 @@ def open_dataset(config: ConfigDict, workdir: Path, *, only_open: bool = False) 
     return prepare_dataset(
         config.dataset.name,
         data_dir=config.dataset.data_dir or str(workdir / "data"),
-        spec=VideoSpec(**config.video.to_dict()),
+        spec=video_spec(config),
         videos=config.dataset.videos,
         lists=config.dataset.lists,
         num_workers=config.dataset.num_workers,

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from input_pipeline.dataset import PreparedDataset, train_batches, view_batches
+from input_pipeline.video import VideoSpec
 from input_pipeline.views import MotionViews
 from moclip_jax.checkpoints import load_tree, save_tree
 from moclip_jax.models.efficientnet import EfficientNetConfig
@@ -26,6 +27,11 @@ def motion_network_config(motion: ConfigDict, num_classes: int) -> MotionNetwork
         motion.backbone, in_channels=2, num_classes=num_classes, dtype=jnp.dtype(motion.dtype)
     )
     return MotionNetworkConfig(backbone=backbone)
+
+
+def video_spec(config: ConfigDict) -> VideoSpec:
+    """Returns how a file is brought to the form that is stored."""
+    return VideoSpec(source=config.motion.source, **config.video.to_dict())
 
 
 def motion_views(motion: ConfigDict, *, num_segments: int, crops: int = 1) -> MotionViews:

@@ -43,7 +43,7 @@ class VideoReader:
         Raises:
           VideoError: it cannot be read, or is too long; the message names it and the reason.
         """
-        checked = check_video(path, self._spec.max_frames)
+        checked = check_video(path, self._spec.limits)
         seconds = checked.num_packets / checked.fps if checked.fps else 0.0
         if seconds > self._max_seconds:
             raise VideoError(
@@ -101,6 +101,8 @@ def split_windows(video: PreparedVideo, most: int) -> list[tuple[int, int, Prepa
             _with_frames(video, chosen),
             displacements=video.displacements[begin:end],
             is_intra=video.is_intra[begin:end],
+            is_bidirectional=video.is_bidirectional[begin:end],
+            future=video.future[begin:end],
             num_frames=int(end - begin),
         )
         indices = np.clip(part.frame_indices - begin, 0, end - begin - 1).astype(np.int32)

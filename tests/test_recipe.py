@@ -122,6 +122,8 @@ def test_every_config_has_exactly_the_fields_of_the_common_one(module):
         ("selection.mode", "best", "config.selection.mode='best'"),
         ("motion.batch_size", 0, "config.motion.batch_size=0"),
         ("motion.backbone", "b9", "config.motion.backbone"),
+        ("motion.source", "raw", "config.motion.source='raw'"),
+        ("video.max_seconds", 0.0, "config.video.max_seconds=0.0"),
         ("motion.resize_size", 8, "config.motion.resize_size=8"),
         ("motion.decay_epochs", (5,), "config.motion.decay_epochs"),
         ("motion.dtype", "float16", "config.motion.dtype"),
@@ -150,6 +152,7 @@ def test_a_stage_depends_on_its_own_settings_and_those_before_it():
 
     stages = list(common.STAGES)
     assert changed_stages("video.qscale", 2) == stages
+    assert changed_stages("motion.source", "auto") == stages
     assert changed_stages("motion.learning_rate", 0.1) == stages[1:]
     assert changed_stages("clip.frame", "random") == stages[2:]
     assert changed_stages("fusion.hidden", 8) == stages[3:]

