@@ -22,7 +22,7 @@ import pytest
 
 from input_pipeline.motion_vectors import accumulate
 from input_pipeline.video import VideoError
-from moclip_jax import app, predict
+from moclip_jax import app, recognize
 from moclip_jax.export import load_export
 from moclip_jax.video_reader import VideoReader, split_windows
 
@@ -195,7 +195,7 @@ def test_in_a_browser_an_uploaded_video_is_labelled_as_predict_labels_it(
     wait(lambda: find("#video video"))
     find("#recognise").click()
     wait(lambda: find("#timeline img") and find("#motion img"))
-    scores = predict.make_classifier(recognizer)(clip)
+    scores = recognize.make_classifier(recognizer)(clip)
     order = np.argsort(-scores)[:5]
     shown = re.findall(r"^(\w+ \w+)\n+(\d+)%", text("#labels"), flags=re.MULTILINE)
     assert len(shown) == 5
@@ -298,7 +298,7 @@ def test_windows_tile_the_video_and_move_as_the_whole_does(reader, recognizer, c
 def test_the_answer_for_the_whole_video_is_that_of_predict(reader, recognizer, clip, words):
     video = reader.read(clip)
     answer = reader.answer(video, words)
-    expected = predict.make_classifier(recognizer, words)(clip)
+    expected = recognize.make_classifier(recognizer, words)(clip)
     names = words or recognizer.class_names
     for label, probability in zip(answer["labels"], answer["probabilities"], strict=True):
         assert probability == pytest.approx(expected[names.index(label)], abs=1e-5)

@@ -139,15 +139,23 @@ def test_predict_labels_a_stream(finished_run, clip, capsys):
 def test_a_window_gets_the_label_of_a_file_of_its_frames(finished_run, tmp_path):
     """Of the canonical form, where a file of the first window's frames has the same motion."""
     from input_pipeline.live import read_live
+    from input_pipeline.video import prepare_video
     from moclip_jax.export import load_export
+    from moclip_jax.recognize import Classifier
 
     recognizer = load_export(finished_run / "export")
     frames = drifting_frames(60, step=(1, 0))
     whole = write_video(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="bgr0")
     part = write_video(tmp_path / "b.mkv", frames[:25], codec="ffv1", pix_fmt="bgr0")
-    classify = predict.make_classifier(recognizer)
+    classifier = Classifier(recognizer)
+
+    def classify(video):
+        return classifier.probabilities(classifier.view(video))
+
     window = next(read_live(str(whole), recognizer.video, length_s=1.0, hop_s=1.0))
-    assert classify(window.video).tolist() == pytest.approx(classify(str(part)).tolist(), abs=1e-6)
+    assert classify(window.video).tolist() == pytest.approx(
+        classify(prepare_video(part, recognizer.video)).tolist(), abs=1e-6
+    )
 
 
 def test_standard_input(clip):

@@ -118,7 +118,7 @@ def test_dtypes_that_differ_and_unknown_implementations_are_refused():
     with pytest.raises(ValueError, match="one dtype"):
         depthwise_conv(jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3), jnp.bfloat16))
     with (
-        pytest.raises(ValueError, match="'shifted' or 'convolution'"),
+        pytest.raises(ValueError, match="one of shifted, convolution, by_platform"),
         depthwise_implementation("x"),
     ):
         pass
