@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from orbax.export import ExportManager, JaxModule, ServingConfig
 from input_pipeline.dataset import example_from_video, view_of_example
 from input_pipeline.video import prepare_frames
 from input_pipeline.views import num_images
-from moclip_jax.export import Recognizer
+from moclip_jax.command_line import CommandParser, run
+from moclip_jax.export import Recognizer, load_export
 from moclip_jax.extract_features import appearance_features, motion_features
 from moclip_jax.models.depthwise import depthwise_implementation
 
@@ -174,3 +176,31 @@ def _make_anew(directory: Path) -> None:
     if directory.exists():
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes both forms of a finished run's model; returns the exit status."""
+    parser = CommandParser(
+        "moclip_jax.serving",
+        "Write a finished run's model for programs without this package: DIR/stablehlo (one "
+        "program for CPU, CUDA and TPU) and DIR/saved_model (TensorFlow).",
+        ("--workdir=runs/demo --out=runs/demo/serving",),
+        usage="--workdir=DIR --out=DIR",
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a finished run")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    arguments = parser.parse(argv)
+
+    def work() -> None:
+        recognizer = load_export(Path(arguments.workdir).expanduser() / "export")
+        out = Path(arguments.out).expanduser()
+        export_stablehlo(recognizer, out / "stablehlo")
+        export_saved_model(recognizer, out / "saved_model")
+        print(f"written: {out / 'stablehlo'}, {out / 'saved_model'}")
+
+    return run(work, traceback=arguments.traceback)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

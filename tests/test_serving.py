@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from input_pipeline.video import prepare_frames
 from moclip_jax.export import Recognizer, load_export
-from moclip_jax.serving import export_saved_model, export_stablehlo, input_shapes
+from moclip_jax.serving import export_saved_model, export_stablehlo, input_shapes, main
 from tests.input_pipeline.video_fixtures import drifting_frames
 
 STABLEHLO = """
@@ -125,3 +125,12 @@ def test_saved_model_gives_the_same_logits_from_views_and_from_a_video(recognize
     given |= {f"frame{i}": np.frombuffer(jpeg, np.uint8) for i, jpeg in enumerate(video.frames)}
     given["count"] = np.array(len(video.frames))
     check(run_elsewhere(SAVED_MODEL, folder, given, tmp_path, "video"), expected)
+
+
+def test_the_command_writes_both(finished_run, tmp_path, capsys):
+    assert main(["--workdir", str(finished_run), "--out", str(tmp_path / "serving")]) == 0
+    assert (tmp_path / "serving" / "stablehlo" / "model.stablehlo").is_file()
+    assert (tmp_path / "serving" / "saved_model" / "saved_model.pb").is_file()
+    assert "written" in capsys.readouterr().out
+    assert main(["--workdir", str(tmp_path), "--out", str(tmp_path / "other")]) == 1
+    assert "no exported model" in capsys.readouterr().err

@@ -153,9 +153,8 @@ def test_a_window_gets_the_label_of_a_file_of_its_frames(finished_run, tmp_path)
         return classifier.probabilities(classifier.view(video))
 
     window = next(read_live(str(whole), recognizer.video, length_s=1.0, hop_s=1.0))
-    assert classify(window.video).tolist() == pytest.approx(
-        classify(prepare_video(part, recognizer.video)).tolist(), abs=1e-6
-    )
+    expected = classify(prepare_video(part, recognizer.video))
+    assert classify(window.video).tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_standard_input(clip):
