@@ -1,6 +1,10 @@
 """Settings that every test runs under; they must stand before the first import of JAX."""
 
 import os
+import signal
+
+# A shell's background job starts deaf to Ctrl-C, and so would the tests of it, and their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
