@@ -3,9 +3,6 @@
 import os
 import signal
 
-# A shell's background job starts deaf to Ctrl-C, and so would the tests of it, and their children.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -17,6 +14,9 @@ from pathlib import Path
 
 import jax
 import pytest
+
+# A shell's background job starts deaf to Ctrl-C, and so would the tests of it, and their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
