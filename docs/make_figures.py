@@ -20,8 +20,8 @@ from configs import demo  # noqa: E402
 from input_pipeline.motion_vectors import accumulate  # noqa: E402
 from input_pipeline.shapes import MOTIONS, SHAPES, render_clip  # noqa: E402
 from input_pipeline.video import VideoSpec, prepare_frames  # noqa: E402
-from moclip_jax.report import ROW_TITLES, confusion_counts  # noqa: E402
-from moclip_jax.visualize import field_to_rgb  # noqa: E402
+from moclip_jax.motion_pictures import field_to_rgb  # noqa: E402
+from moclip_jax.run_figures import ROW_TITLES, confusion_counts  # noqa: E402
 
 FRAMES = (1, 4, 8, 11, 12, 16, 23)
 

@@ -171,10 +171,7 @@ def check_video(path: str | os.PathLike, limits: Limits = NO_LIMITS) -> CheckedV
         for packet in demux(path, container, stream, limits):
             count += 1
             shown += not packet.is_discard
-            if limits.max_frames is not None and shown > limits.max_frames:
-                raise VideoError(
-                    path, f"has more than {limits.max_frames} frames (max_frames); cut it"
-                )
+            check_count(path, shown, limits)
             start = packet.pts if packet.pts is not None else packet.dts
             if start is not None:
                 first = start if first is None else min(first, start)
@@ -298,10 +295,7 @@ def decode_packets(
                 clock.check()
                 frames += 1
                 _check_size(path, frame.width, frame.height, limits)
-                if limits.max_frames is not None and frames > limits.max_frames:
-                    raise VideoError(
-                        path, f"has more than {limits.max_frames} frames (max_frames); cut it"
-                    )
+                check_count(path, frames, limits)
                 yield frame
     except (av.FFmpegError, EOFError) as error:
         raise VideoError(path, f"damaged at packet {number} ({short_reason(error)})") from error
@@ -330,6 +324,16 @@ def _decoder_limits(limits: Limits) -> dict[str, str]:
     # Somewhat looser, so that what is only a little too large is refused by `_check_size`, whose
     # message says more than "invalid argument".
     return {} if limits.max_pixels is None else {"max_pixels": str(4 * limits.max_pixels)}
+
+
+def check_count(path: str | os.PathLike, num_frames: int, limits: Limits) -> None:
+    """Check a number of frames against the limits.
+
+    Raises:
+      VideoError: It is beyond them.
+    """
+    if limits.max_frames is not None and num_frames > limits.max_frames:
+        raise VideoError(path, f"has more than {limits.max_frames} frames (max_frames); cut it")
 
 
 def _check_size(path: str | os.PathLike, width: int, height: int, limits: Limits) -> None:

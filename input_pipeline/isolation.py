@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+from input_pipeline.interrupts import start_deaf_to_ctrl_c
+
 try:
     import resource
 except ImportError:  # Not on Windows; `WorkerPool` says so where it is needed.
@@ -152,7 +154,8 @@ class _Worker:
         self._connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, max_memory), daemon=True)
         self.busy = False
-        self.process.start()
+        with start_deaf_to_ctrl_c():
+            self.process.start()
         # Ours must not stay open, or the worker's death would not show as the end of the pipe.
         theirs.close()
 

@@ -16,7 +16,7 @@ import av
 from input_pipeline.decoding import (
     NO_LIMITS,
     Limits,
-    VideoError,
+    check_count,
     decode_packets,
     demux,
     open_video,
@@ -110,8 +110,7 @@ def decode_needed(
             size += packet.size
             if size <= _KEPT_BYTES:
                 kept.append(packet)
-        if limits.max_frames is not None and len(listed) > limits.max_frames:
-            raise VideoError(path, f"has more than {limits.max_frames} frames (max_frames); cut it")
+        check_count(path, len(listed), limits)
         runs = _needed_runs(listed, frame_indices, context.has_b_frames)
         plan = _Plan(path, [packet.time for packet in listed], runs, frozenset(frame_indices))
         if len(kept) == len(listed):

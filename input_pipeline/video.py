@@ -179,6 +179,44 @@ class PreparedVideo:
         names = [field.name for field in dataclasses.fields(BlockMotion)]
         return BlockMotion(**{name: getattr(self, name) for name in names})
 
+    def with_frames(self, chosen: np.ndarray) -> "PreparedVideo":
+        """Return the video with some of its RGB frames: bool `[k]`."""
+        return dataclasses.replace(
+            self,
+            frames=[self.frames[position] for position in np.flatnonzero(chosen)],
+            frame_indices=self.frame_indices[chosen],
+        )
+
+    def part(self, begin: int, end: int, chosen: np.ndarray) -> "PreparedVideo":
+        """Return some consecutive frames as a video of their own.
+
+        Their motion is that of the whole video if `begin` is an I-frame, or the video's beginning.
+
+        Args:
+          begin: First frame.
+          end: Frame after the last.
+          chosen: bool `[k]`, the RGB frames to keep, at least one. One from outside the part
+            counts as its first or last frame.
+        """
+        stop = end
+        if self.is_bidirectional[end - 1]:
+            # The last B-frames also need the I- or P-frame shown after them.
+            stop += int(np.argmax(np.append(~self.is_bidirectional[end:], True))) + 1
+        kept = self.with_frames(chosen)
+        return dataclasses.replace(
+            kept,
+            displacements=self.displacements[begin:stop],
+            is_intra=self.is_intra[begin:stop],
+            is_bidirectional=self.is_bidirectional[begin:stop],
+            future=self.future[begin:stop],
+            frame_indices=np.clip(kept.frame_indices - begin, 0, end - begin - 1).astype(np.int32),
+            num_frames=end - begin,
+        )
+
+    def group_starts(self) -> np.ndarray:
+        """Return int `[groups]`: frame 0 and the I-frames, where motion begins anew."""
+        return np.unique(np.append(0, np.flatnonzero(self.is_intra)))
+
 
 def reencode(path: str | os.PathLike, spec: VideoSpec) -> Iterator[bytes]:
     """Re-encode a video file to the canonical MPEG-4 Part 2 stream.

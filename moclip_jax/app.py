@@ -23,23 +23,22 @@ from typing import Any
 
 import av
 import numpy as np
-from absl import logging
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from input_pipeline.motion_vectors import accumulate
 from input_pipeline.shapes import MOTIONS, SHAPES, render_clip
 from input_pipeline.video import PreparedVideo, VideoError
-from moclip_jax.export import Recognizer, load_export
+from input_pipeline.video_files import VIDEO_SUFFIXES
+from moclip_jax.command_line import CommandParser, run
+from moclip_jax.export import Recognizer, export_folder, load_export
+from moclip_jax.motion_pictures import field_to_rgb
 from moclip_jax.video_reader import VideoReader
-from moclip_jax.visualize import field_to_rgb
 
 MOST_LABELS = 5
 MOST_WORDS = 50
 FRAMES_SHOWN = 5
 FRAME_WIDTH = 200
-VIDEO_ENDINGS = (".avi", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm")
 # The browser is told to load nothing from elsewhere, whatever Gradio's page asks for.
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
@@ -51,17 +50,10 @@ POLICY = (
 FOREIGN = re.compile(r"/(file=(https?|ftp):|proxy=)", re.IGNORECASE)
 
 
-def motion_picture(video: PreparedVideo, *, height: int, width: int) -> Image.Image:
-    """Returns frames of a video above their accumulated motion, as one picture.
-
-    Args:
-      video: in the canonical form.
-      height: of the canonical picture in pixels.
-      width: of the canonical picture in pixels.
-    """
-    fields = accumulate(
-        video.displacements, video.is_intra, height, width, video.frame_indices.tolist()
-    )
+def motion_picture(video: PreparedVideo) -> Image.Image:
+    """Returns frames of a video above their accumulated motion, as one picture."""
+    fields = video.motion.accumulate(video.frame_indices.tolist())
+    height, width = fields.shape[1:3]
     lengths = np.hypot(*np.moveaxis(fields.astype(np.float32), -1, 0))
     # Right after an I-frame there is little motion: of each part, the frame with the most is shown.
     parts = np.array_split(np.arange(len(fields)), min(FRAMES_SHOWN, len(fields)))
@@ -135,10 +127,10 @@ def example_videos(class_names: Sequence[str], given: str, folder: Path) -> list
     """
     if given:
         paths = sorted(p for p in Path(given).expanduser().iterdir() if p.is_file())
-        videos = [str(p) for p in paths if p.suffix.lower() in VIDEO_ENDINGS]
+        videos = [str(p) for p in paths if p.suffix.lower() in VIDEO_SUFFIXES]
         if not videos:
             raise ValueError(
-                f"--examples={given} holds no file ending in {' '.join(VIDEO_ENDINGS)}"
+                f"--examples={given} holds no file ending in {' '.join(sorted(VIDEO_SUFFIXES))}"
             )
         return videos
     drawn = {f"{shape} {motion}" for shape in SHAPES for motion in MOTIONS}
@@ -207,8 +199,6 @@ def make_page(
     """
     import gradio
 
-    height, width = recognizer.video.height, recognizer.video.width
-
     def recognise(path: str | None, text: str) -> tuple[dict[str, float], Image.Image, Image.Image]:
         try:
             if not path:
@@ -225,7 +215,7 @@ def make_page(
         best = zip(answer["labels"], answer["probabilities"], strict=True)
         return (
             {label: float(probability) for label, probability in list(best)[:MOST_LABELS]},
-            motion_picture(video, height=height, width=width),
+            motion_picture(video),
             timeline_picture(answer, "seconds" if video.fps else "frames"),
         )
 
@@ -329,13 +319,18 @@ def serve(arguments: argparse.Namespace) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
     with _own_folder() as folder, socket.create_server((arguments.host, arguments.port)) as server:
-        import gradio  # noqa: F401  # A missing package is told before the model is loaded.
-        import uvicorn
+        # A missing package is told before the model is loaded.
+        try:
+            import gradio  # noqa: F401
+            import uvicorn
+        except ModuleNotFoundError as error:
+            raise OSError(
+                f"the page needs {error.name}, which is not installed; install it with: "
+                f"{sys.executable} -m pip install -r requirements-app.txt"
+            ) from error
 
         workdir = Path(arguments.workdir).expanduser()
-        recognizer = load_export(
-            workdir if (workdir / "metadata.json").exists() else workdir / "export"
-        )
+        recognizer = load_export(export_folder(workdir))
         drawn = folder / "examples"
         drawn.mkdir()
         page = make_page(
@@ -355,41 +350,32 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves the page; returns 1 if it cannot, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m moclip_jax.app",
-        description="A web page that recognises videos with a trained model.",
-        epilog="example: python -m moclip_jax.app --workdir=runs/demo",
+    """Serves the page; returns the exit status."""
+    parser = CommandParser(
+        "moclip_jax.app",
+        "A web page that recognises videos with a trained model.",
+        ("--workdir=runs/demo", "--workdir=runs/demo --port=8000 --examples=/data/some_videos"),
+        usage="--workdir=DIR [OPTION ...]",
     )
-    parser.add_argument("--workdir", required=True, help="folder of a finished run, or its export")
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="folder of a finished run, or its export"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="0 takes any free one (7860)")
-    parser.add_argument("--examples", default="", help="folder of videos to choose from")
-    parser.add_argument("--max_megabytes", type=float, default=100.0, help="of a video (100)")
-    parser.add_argument("--max_seconds", type=float, default=60.0, help="of a video (60)")
-    parser.add_argument("--keep_minutes", type=float, default=10.0, help="of an upload (10)")
-    arguments = parser.parse_args(argv)
-    for name in ("max_megabytes", "max_seconds", "keep_minutes"):
+    parser.add_argument("--examples", default="", metavar="DIR", help="videos to choose from")
+    limits = {
+        "max_megabytes": (100.0, "of a video (100)"),
+        "max_seconds": (60.0, "of a video (60)"),
+        "keep_minutes": (10.0, "before an upload is deleted (10)"),
+    }
+    for name, (default, text) in limits.items():
+        parser.add_argument(f"--{name}", type=float, default=default, metavar="N", help=text)
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    arguments = parser.parse(argv)
+    for name in limits:
         if not 0 < getattr(arguments, name) < float("inf"):
             parser.error(f"--{name}={getattr(arguments, name)} must be above 0")
-    logging.set_verbosity(logging.ERROR)
-    try:
-        serve(arguments)
-    except ModuleNotFoundError as error:
-        if error.name not in ("gradio", "uvicorn", "fastapi"):
-            raise
-        print(
-            f"error: the page needs {error.name}, which is not installed; install it with: "
-            f"{sys.executable} -m pip install -r requirements-app.txt",
-            file=sys.stderr,
-        )
-        return 1
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run(lambda: serve(arguments), traceback=arguments.traceback)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ class StageRecord:
         if not self._path.exists():
             return False
         record = json.loads(self._path.read_text())
-        before, now = _flatten(record["settings"]), _flatten(self._settings)
+        before, now = flat_settings(record["settings"]), flat_settings(self._settings)
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         if changed:
             lines = [
@@ -193,11 +193,12 @@ class StageRecord:
         write_json(self._path, record)
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the settings of nested sections under their dotted names."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flat_settings(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tensorflow as tf
 from flax import nnx
 from ml_collections import ConfigDict
 
-from input_pipeline.dataset import MotionViews
+from input_pipeline.dataset import MotionViews, view_of_example
 from input_pipeline.video import VideoSpec
 from moclip_jax.checkpoints import load_tree, save_tree, write_json
 from moclip_jax.model_card import write_model_card
@@ -54,6 +55,22 @@ class Recognizer:
     video: VideoSpec
     views: MotionViews
     frame: str
+
+    def view(self, example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns what the networks see of a video: `motion` and `images` (TensorFlow ops).
+
+        Args:
+          example: as `input_pipeline.dataset.example_from_video` gives.
+        """
+        return view_of_example(
+            example,
+            self.video,
+            motion=self.views,
+            frames=self.frame,
+            image_size=self.clip.config.vision.image_size,
+            # Only a random frame needs it; the same file always gets the same label.
+            seed=tf.zeros([2], tf.int64),
+        )
 
 
 def _fusion_settings(head: FusionHead) -> dict[str, Any]:
@@ -98,6 +115,11 @@ def export_model(
             },
         )
         write_model_card(config, class_names, num_videos, rows, versions, directory / "README.md")
+
+
+def export_folder(workdir: Path) -> Path:
+    """Returns the export of a finished run; a folder that is an export itself is returned."""
+    return workdir if (workdir / "metadata.json").exists() else workdir / "export"
 
 
 def load_export(directory: Path) -> Recognizer:

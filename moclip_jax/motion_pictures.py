@@ -17,8 +17,9 @@ from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
 from input_pipeline.decoding import decode_frames
-from input_pipeline.motion_vectors import BLOCK, accumulate
-from input_pipeline.video import PreparedVideo, VideoError, VideoSpec
+from input_pipeline.motion_vectors import BLOCK
+from input_pipeline.orientation import orient_field
+from input_pipeline.video import PreparedVideo, VideoError
 
 # A guess and its probability, most likely first.
 Guesses = Sequence[tuple[str, float]]
@@ -62,57 +63,58 @@ def color_wheel(size: int) -> np.ndarray:
     return np.concatenate([field_to_rgb(field, 1.0), inside[..., None]], axis=-1, dtype=np.float32)
 
 
-def motion_fields(
-    video: PreparedVideo, spec: VideoSpec, *, raw: bool = False
-) -> Iterator[np.ndarray]:
-    """Yields the field of every frame: int32 `[height, width, 2]`, (x, y) in pixels.
+def motion_fields(video: PreparedVideo, *, raw: bool = False) -> Iterator[np.ndarray]:
+    """Yields the field of every frame: int32 `[height, width, 2]`, (x, y) in pixels, upright.
 
     Args:
-      video: a prepared video.
-      spec: its canonical form.
-      raw: the motion since the frame before, as the codec wrote it; else accumulated since the
-        group's I-frame, as the motion network is trained on by default.
+      video: a prepared video; the size is that of its coded picture.
+      raw: the motion against each block's reference, as the codec wrote it; else accumulated since
+        the group's I-frame, as the motion network is trained on by default.
     """
-    starts = np.flatnonzero(video.is_intra).tolist()
+    starts = video.group_starts().tolist()
+    no_frame = np.zeros(len(video.frames), bool)
     for begin, end in zip(starts, [*starts[1:], video.num_frames], strict=True):
-        displacements = video.displacements[begin:end]
-        if raw:
+        # One group of pictures at a time, so that memory does not grow with the video.
+        motion = video.part(begin, end, no_frame).motion
+        if not raw:
+            yield from motion.accumulate(range(end - begin))
+            continue
+        for number in range(end - begin):
             # Stored is where a block came from; a field says where it went.
-            for blocks in -displacements.astype(np.int32):
-                field = blocks.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
-                yield field[: spec.height, : spec.width]
-        else:
-            # One group of pictures at a time, so that memory does not grow with the video.
-            yield from accumulate(displacements, video.is_intra[begin:end], spec.height, spec.width)
+            sign = np.where(motion.future[number], 1, -1)[..., None]
+            blocks = sign * motion.displacements[number].astype(np.int32)
+            field = blocks.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
+            yield orient_field(field[: motion.height, : motion.width], motion.orientation)
 
 
 def draw_motion(
-    path: str, video: PreparedVideo, spec: VideoSpec, target: Path, *, raw: bool, guesses: Guesses
+    path: str, video: PreparedVideo, target: Path, *, raw: bool, guesses: Guesses
 ) -> None:
     """Draws a video's kept frames, their motion as colours, and as arrows over the frames.
 
     Args:
       path: the file, for the title.
       video: the same, prepared.
-      spec: its canonical form.
       target: the picture to write.
       raw: as in `motion_fields`.
       guesses: what a model says of the video; may be empty.
     """
     indices = video.frame_indices.tolist()
     wanted = set(indices)
-    fields = np.stack([f for i, f in enumerate(motion_fields(video, spec, raw=raw)) if i in wanted])
+    fields = np.stack([f for i, f in enumerate(motion_fields(video, raw=raw)) if i in wanted])
     bound = common_bound(fields)
+    high, wide = fields.shape[1:3]
     width = 2.4 * len(indices) + 1
     figure, axes = plt.subplots(3, len(indices), figsize=(width, 6.4), squeeze=False)
     # The last inch is the legend's.
     figure.set_layout_engine("constrained", rect=(0, 0, 1 - 1 / width, 1))
     rows, columns = np.mgrid[
-        _ARROW_STEP // 2 : spec.height : _ARROW_STEP, _ARROW_STEP // 2 : spec.width : _ARROW_STEP
+        _ARROW_STEP // 2 : high : _ARROW_STEP,
+        _ARROW_STEP // 2 : wide : _ARROW_STEP,
     ]
     for column, (index, jpeg, field) in enumerate(zip(indices, video.frames, fields, strict=True)):
-        picture = Image.open(io.BytesIO(jpeg)).resize((spec.width, spec.height))
-        aspect = _aspect(jpeg) * spec.height / spec.width
+        picture = Image.open(io.BytesIO(jpeg)).resize((wide, high))
+        aspect = _aspect(jpeg) * high / wide
         arrows = field[rows, columns]
         moving = np.abs(arrows).max(axis=-1) > 0
         axes[0, column].imshow(picture)
@@ -133,8 +135,8 @@ def draw_motion(
         )
         for axis in axes[:, column]:
             axis.set_aspect(1 / aspect)
-            axis.set_xlim(0, spec.width)
-            axis.set_ylim(spec.height, 0)
+            axis.set_xlim(0, wide)
+            axis.set_ylim(high, 0)
             axis.set_axis_off()
     wheel = figure.add_axes((1 - 0.9 / width, 0.42, 0.8 / width, 0.8 / 6.4))
     wheel.set_in_layout(False)
@@ -156,7 +158,6 @@ def _aspect(jpeg: bytes) -> float:
 def write_annotated_video(
     path: str,
     video: PreparedVideo,
-    spec: VideoSpec,
     target: Path,
     *,
     raw: bool,
@@ -170,7 +171,6 @@ def write_annotated_video(
     Args:
       path: the file.
       video: the same, prepared.
-      spec: its canonical form.
       target: the video to write; its suffix decides on the container.
       raw: as in `motion_fields`.
       guesses_at: gives a frame's predictions; None leaves their panel out.
@@ -181,7 +181,7 @@ def write_annotated_video(
     """
     width = max(2 * round(_HEIGHT * _aspect(video.frames[0]) / 2), 2)
     total = 2 * width + (_PANEL if guesses_at else 0)
-    sample = [f for i, f in enumerate(motion_fields(video, spec, raw=raw)) if i % 10 == 5]
+    sample = [f for i, f in enumerate(motion_fields(video, raw=raw)) if i % 10 == 5]
     bound = common_bound(np.stack(sample)) if sample else 1.0
     side = _HEIGHT // 6
     wheel = Image.fromarray((color_wheel(side) * 255).astype(np.uint8))
@@ -193,7 +193,7 @@ def write_annotated_video(
             rate = Fraction(video.fps or 25.0).limit_denominator(1001)
             stream = cast(av.VideoStream, container.add_stream(codec, rate=rate))
             stream.width, stream.height, stream.pix_fmt = total, _HEIGHT, "yuv420p"
-            pictures = zip(decode_frames(path), motion_fields(video, spec, raw=raw), strict=True)
+            pictures = zip(decode_frames(path), motion_fields(video, raw=raw), strict=True)
             for number, (frame, field) in enumerate(pictures):
                 canvas = Image.new("RGB", (total, _HEIGHT), (24, 24, 24))
                 canvas.paste(frame.to_image().resize((width, _HEIGHT)), (0, 0))

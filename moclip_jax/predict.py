@@ -128,13 +128,11 @@ def _predict(arguments: argparse.Namespace) -> int:
     # Imported late, so that help and mistakes come at once.
     from input_pipeline.progress import Progress
     from input_pipeline.video_files import find_videos
-    from moclip_jax.export import load_export
+    from moclip_jax.export import export_folder, load_export
     from moclip_jax.recognize import Classifier, best_labels, predict_videos
 
     workdir = Path(arguments.workdir).expanduser()
-    recognizer = load_export(
-        workdir if (workdir / "metadata.json").exists() else workdir / "export"
-    )
+    recognizer = load_export(export_folder(workdir))
     if arguments.stream:
         classifier = Classifier(recognizer, arguments.words)
         return stream.run(

@@ -10,10 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorflow as tf
 from flax import nnx
 
-from input_pipeline.dataset import example_from_video, view_of_example
+from input_pipeline.dataset import example_from_video
 from input_pipeline.decoding import check_video
 from input_pipeline.video import (
     PreparedVideo,
@@ -89,15 +88,7 @@ class Classifier:
 
     def view(self, video: PreparedVideo) -> dict[str, np.ndarray]:
         """Returns what the networks see: `motion` and `images`, each a batch of one."""
-        view = view_of_example(
-            example_from_video(video),
-            self._recognizer.video,
-            motion=self._recognizer.views,
-            frames=self._recognizer.frame,
-            image_size=self._recognizer.clip.config.vision.image_size,
-            # Only a random frame needs it; the same file always gets the same label.
-            seed=tf.zeros([2], tf.int64),
-        )
+        view = self._recognizer.view(example_from_video(video))
         return {name: np.asarray(view[name])[None] for name in ("motion", "images")}
 
     def probabilities(self, view: dict[str, np.ndarray]) -> np.ndarray:
@@ -201,25 +192,16 @@ def split_windows(video: PreparedVideo, seconds: float, spec: VideoSpec) -> list
     length = video.num_frames
     count = round(length / video.fps / seconds)
     count = min(max(count, 1), max(length // _LEAST_FRAMES, 1))
-    intra = np.flatnonzero(video.is_intra)
+    starts = video.group_starts()
     windows = []
     for number in range(count):
         begin, end = (length * n // count for n in (number, number + 1))
-        begin = int(intra[np.searchsorted(intra, begin, side="right") - 1])
+        begin = int(starts[np.searchsorted(starts, begin, side="right") - 1])
         # At least one RGB frame: the last before the window's end.
         chosen = (video.frame_indices >= begin) & (video.frame_indices < end)
         if not chosen.any():
             chosen[max(int(np.searchsorted(video.frame_indices, end)) - 1, 0)] = True
-        part = dataclasses.replace(
-            video,
-            displacements=video.displacements[begin:end],
-            is_intra=video.is_intra[begin:end],
-            is_bidirectional=video.is_bidirectional[begin:end],
-            future=video.future[begin:end],
-            frames=[video.frames[i] for i in np.flatnonzero(chosen)],
-            frame_indices=np.clip(video.frame_indices[chosen] - begin, 0, None).astype(np.int32),
-            num_frames=end - begin,
-        )
+        part = video.part(begin, end, chosen)
         windows.append(Window(begin / video.fps, end / video.fps, part))
     return windows
 
@@ -238,12 +220,7 @@ def decode_for_windows(path: str, seconds: float, spec: VideoSpec) -> PreparedVi
 def with_frames_of(video: PreparedVideo, spec: VideoSpec) -> PreparedVideo:
     """Returns the video with the RGB frames alone that `spec` keeps."""
     wanted = frame_positions(video.num_frames, spec.clip_frames)
-    kept = np.flatnonzero(np.isin(video.frame_indices, wanted))
-    return dataclasses.replace(
-        video,
-        frames=[video.frames[i] for i in kept],
-        frame_indices=video.frame_indices[kept],
-    )
+    return video.with_frames(np.isin(video.frame_indices, wanted))
 
 
 def make_classifier(

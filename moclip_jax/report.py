@@ -4,68 +4,44 @@
 file: pictures are inside it.
 """
 
-import argparse
 import base64
-import contextlib
 import io
 import json
 import os
 import platform
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import matplotlib
 import numpy as np
-from absl import logging
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import common
 from input_pipeline.dataset import PreparedDataset, view_batches
+from moclip_jax.checkpoints import flat_settings
+from moclip_jax.command_line import CommandParser, run
+from moclip_jax.motion_pictures import common_bound, field_to_rgb
 from moclip_jax.run_data import open_dataset, video_roles
+from moclip_jax.run_figures import (
+    ROW_TITLES,
+    confusion_counts,
+    draw_classes,
+    draw_confusion,
+    draw_curves,
+    figure_style,
+    label_step,
+)
 from moclip_jax.templates import render
 from moclip_jax.train_motion import motion_views
-from moclip_jax.visualize import field_to_rgb
 
 NAME = "report.html"
 TIME_FILE = "time.json"
-# Rows of results in the order of the table, and as they are called on the page.
-ROW_TITLES = {
-    "zero_shot": "zero-shot CLIP",
-    "clip_head": "head on CLIP",
-    "motion": "motion",
-    "fusion": "fusion",
-}
-HISTORIES = {
-    "motion network": "motion/history.jsonl",
-    "head on CLIP": "fusion/clip_head/history.jsonl",
-    "fusion head": "fusion/fusion/history.jsonl",
-}
-# More labels than this on one axis cannot be read; every second, third ... is then named.
-MOST_LABELS = 40
-CLASSES_IN_FIGURE = 34
-LONGEST_LABEL = 30
-# Light to dark, so that the four rows stay apart on grey paper.
-GREYS = {"zero_shot": "#c9c9c9", "clip_head": "#8fb8de", "motion": "#e08a3c", "fusion": "#26456e"}
 FIELDS_OF_CLIP = 3
-STYLE: dict[Any, Any] = {
-    # A dollar sign in a name is no formula.
-    "text.parse_math": False,
-    # The reader's own fonts: smaller files, and every script can be shown.
-    "svg.fonttype": "none",
-    # Names inside the pictures then do not change from one writing to the next.
-    "svg.hashsalt": "moclip_jax",
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def write_report(
@@ -99,7 +75,7 @@ def write_report(
     refused = np.array([entries[name].label for name in roles["refused_test"]], np.int64)
     accuracy = {row: class_accuracy(scores[row], label, refused) for row in scores}
     counts = confusion_counts(label, scores["fusion"].argmax(axis=1), len(class_names))
-    with _style():
+    with figure_style():
         pictures = {
             "curves": _svg(draw_curves(workdir)),
             "class_figures": [_svg(figure) for figure in draw_classes(accuracy, class_names)],
@@ -147,13 +123,6 @@ def class_accuracy(scores: np.ndarray, label: np.ndarray, refused: np.ndarray) -
     return np.where(videos > 0, right / np.maximum(videos, 1), np.nan)
 
 
-def confusion_counts(label: np.ndarray, guess: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns int `[classes, classes]`: videos of the row's class that were called the column's."""
-    counts = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(counts, (label, guess), 1)
-    return counts
-
-
 def most_confused(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:
     """Returns the largest entries off the diagonal as (true, guess, count), largest first."""
     wrong = counts - np.diag(np.diag(counts))
@@ -195,117 +164,6 @@ def agreement(scores: dict[str, np.ndarray], label: np.ndarray) -> list[dict[str
     return cells
 
 
-def label_step(num_classes: int) -> int:
-    """Returns k where every k-th class is named on an axis."""
-    return -(-num_classes // MOST_LABELS)
-
-
-def draw_curves(workdir: Path) -> Figure:
-    """Draws loss and accuracy of every trained stage over its epochs."""
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
-    axes = figure.subplots(2, len(HISTORIES), sharex="col", squeeze=False)
-    styles = {
-        "train": {"color": "0.55", "linestyle": "--"},
-        "validation": {"color": "#26456e", "linestyle": "-"},
-    }
-    for column, (title, path) in enumerate(HISTORIES.items()):
-        lines = [json.loads(line) for line in (workdir / path).read_text().splitlines()]
-        for row, (metric, name) in enumerate((("loss", "loss"), ("top1", "top-1, percent"))):
-            axis = axes[row, column]
-            for part, style in styles.items():
-                key = f"{part}_{metric}"
-                points = [(line["epoch"], line[key]) for line in lines if key in line]
-                if points:
-                    epochs, values = np.array(points).T
-                    marker = "o" if len(points) < 30 else ""
-                    scale = 100 if metric == "top1" else 1
-                    axis.plot(
-                        epochs, scale * values, label=part, marker=marker, markersize=3, **style
-                    )
-            axis.grid(alpha=0.3)
-            if column == 0:
-                axis.set_ylabel(name)
-        axes[0, column].set_title(title, fontsize=10)
-        axes[1, column].set_xlabel("epoch")
-        axes[1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0, 0].legend(frameon=False)
-    return figure
-
-
-def draw_classes(accuracy: dict[str, np.ndarray], class_names: Sequence[str]) -> list[Figure]:
-    """Draws the rows' accuracy of each class side by side, where motion helps most first."""
-    gain = accuracy["motion"] - accuracy["clip_head"]
-    order = np.argsort(-np.nan_to_num(gain, nan=-np.inf), kind="stable")
-    order = order[np.isfinite(gain[order])]
-    pages = -(-len(order) // CLASSES_IN_FIGURE)
-    figures = []
-    for part in np.array_split(order, max(pages, 1)):
-        figure = Figure(figsize=(9, 1.1 + 0.2 * len(part)), layout="constrained")
-        axes = figure.subplots(1, len(ROW_TITLES) + 1, sharey=True)
-        for axis, (row, title) in zip(axes, ROW_TITLES.items(), strict=False):
-            axis.barh(
-                range(len(part)),
-                100 * accuracy[row][part],
-                color=GREYS[row],
-                edgecolor="0.3",
-                linewidth=0.4,
-            )
-            axis.set_xlim(0, 105)
-            axis.set_title(title, fontsize=9)
-        axes[-1].barh(
-            range(len(part)),
-            100 * gain[part],
-            color=np.where(gain[part] > 0, GREYS["motion"], GREYS["clip_head"]).tolist(),
-            edgecolor="0.3",
-            linewidth=0.4,
-        )
-        axes[-1].axvline(0, color="0.2", linewidth=0.8)
-        axes[-1].set_xlim(-105, 105)
-        axes[-1].set_title("motion - head on CLIP", fontsize=9)
-        for axis in axes:
-            axis.grid(axis="x", alpha=0.3)
-            axis.tick_params(axis="x", labelsize=7)
-        axes[0].set_yticks(
-            range(len(part)),
-            [_short(class_names[c]) for c in part],
-            fontsize=8,
-        )
-        axes[0].set_ylim(len(part) - 0.5, -0.5)
-        figure.supxlabel("top-1 of the class in percent", fontsize=8)
-        figures.append(figure)
-    return figures
-
-
-def draw_confusion(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Draws a confusion matrix as shares of each true class; dark is often."""
-    num_classes = len(class_names)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    named = range(0, num_classes, label_step(num_classes))
-    side = float(np.clip(0.17 * num_classes + 1.5, 4, 7))
-    figure = Figure(figsize=(side + 1.6, side + 0.6), layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(100 * shares, cmap="Greys", vmin=0, vmax=100, interpolation="nearest")
-    names = [_short(class_names[c]) for c in named]
-    size = 8 if num_classes <= 20 else 6
-    axis.set_xticks(named, names, fontsize=size, rotation=90)
-    axis.set_yticks(named, names, fontsize=size)
-    if num_classes <= 12:
-        for i, j in np.argwhere(counts):
-            axis.text(
-                j,
-                i,
-                f"{counts[i, j]}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if shares[i, j] > 0.5 else "black",
-            )
-    axis.set_xlabel("called by the fusion")
-    axis.set_ylabel("true class")
-    figure.colorbar(image, ax=axis, label="percent of the true class", shrink=0.7)
-    return figure
-
-
 def clip_pictures(
     config: ConfigDict, dataset: PreparedDataset, names: Sequence[str]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -334,7 +192,7 @@ def clip_pictures(
     for row, position in enumerate(batch["index"]):
         fields = (batch["motion"][row, 0].astype(np.float32) - 128) * config.motion.bound / 127.5
         # One scale for the fields of a clip, so that a still one looks still.
-        bound = max(float(np.percentile(np.hypot(*np.moveaxis(fields, -1, 0)), 99)), 1.0)
+        bound = common_bound(fields)
         colours = np.stack([field_to_rgb(field, bound) for field in fields])
         pictures[int(position)] = (batch["images"][row, 0], colours)
     return [pictures[position] for position in range(len(names))]
@@ -396,22 +254,12 @@ def _times(workdir: Path) -> list[dict[str, Any]]:
 def _settings(config: ConfigDict) -> list[dict[str, Any]]:
     # As JSON both, so that a tuple and the list read back from an export are the same.
     published, own = (
-        _flatten(json.loads(settings.to_json())) for settings in (common.get_config(), config)
+        flat_settings(json.loads(settings.to_json())) for settings in (common.get_config(), config)
     )
     return [
         {"name": name, "value": json.dumps(value), "changed": published.get(name, ...) != value}
         for name, value in own.items()
     ]
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _versions(workdir: Path) -> dict[str, str]:
@@ -425,18 +273,6 @@ def _versions(workdir: Path) -> dict[str, str]:
         "device": f"{jax.device_count()} x {device.platform} ({device.device_kind})",
     }
     return versions | {f"{name} (of this page)": value for name, value in written_by.items()}
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…"
-
-
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # The layout is measured in a font that lacks some scripts; the reader's browser has them.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
 
 
 def _svg(figure: Figure) -> str:
@@ -456,24 +292,26 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the report of a finished run and prints its path; returns 1 if it cannot."""
-    parser = argparse.ArgumentParser(
-        prog="python -m moclip_jax.report",
-        description="Write WORKDIR/report.html, one file that says all of a finished run.",
-        epilog="example: python -m moclip_jax.report --workdir=runs/demo",
+    """Writes the report of a finished run and prints its path; returns the exit status."""
+    parser = CommandParser(
+        "moclip_jax.report",
+        "Write WORKDIR/report.html, one file that says all of a finished run.",
+        ("--workdir=runs/demo",),
+        usage="--workdir=DIR [OPTION ...]",
     )
-    parser.add_argument("--workdir", required=True, help="folder of a finished run")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a finished run")
     parser.add_argument(
-        "--clips", type=int, default=12, help="hardest test clips to show; 0 reads no video"
-    )
-    arguments = parser.parse_args(argv)
+        "--clips", type=int, default=12, metavar="N",
+        help="hardest test clips to show (12); 0 reads no video",
+    )  # fmt: skip
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    arguments = parser.parse(argv)
     if arguments.clips < 0:
         parser.error(f"--clips={arguments.clips} must be 0 or more")
-    # TensorFlow Datasets warns about its own internals.
-    logging.set_verbosity(logging.ERROR)
-    workdir = Path(arguments.workdir).expanduser()
-    metadata = workdir / "export" / "metadata.json"
-    try:
+
+    def work() -> None:
+        workdir = Path(arguments.workdir).expanduser()
+        metadata = workdir / "export" / "metadata.json"
         if not metadata.exists():
             raise FileNotFoundError(
                 f"no {metadata}; finish a run first: "
@@ -483,10 +321,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset = open_dataset(config, workdir, only_open=True)
         roles = video_roles(config, dataset)
         print(write_report(config, dataset, roles, workdir, num_clips=arguments.clips))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return run(work, traceback=arguments.traceback)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from flax import nnx
 from jax import export as jax_export
 from orbax.export import ExportManager, JaxModule, ServingConfig
 
-from input_pipeline.dataset import example_from_video, view_of_example
+from input_pipeline.dataset import example_from_video
 from input_pipeline.video import prepare_frames
 from input_pipeline.views import num_images
 from moclip_jax.command_line import CommandParser, run
-from moclip_jax.export import Recognizer, load_export
+from moclip_jax.export import Recognizer, export_folder, load_export
 from moclip_jax.extract_features import appearance_features, motion_features
 from moclip_jax.models.depthwise import depthwise_implementation
 
@@ -98,14 +98,7 @@ def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
     )
 
     def preprocess(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        view = view_of_example(
-            example,
-            recognizer.video,
-            motion=recognizer.views,
-            frames=recognizer.frame,
-            image_size=recognizer.clip.config.vision.image_size,
-            seed=tf.zeros([2], tf.int64),
-        )
+        view = recognizer.view(example)
         return {name: view[name][None] for name in shapes}
 
     _make_anew(directory)
@@ -193,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse(argv)
 
     def work() -> None:
-        recognizer = load_export(Path(arguments.workdir).expanduser() / "export")
+        recognizer = load_export(export_folder(Path(arguments.workdir).expanduser()))
         out = Path(arguments.out).expanduser()
         export_stablehlo(recognizer, out / "stablehlo")
         export_saved_model(recognizer, out / "saved_model")

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.decoding import check_video
-from input_pipeline.video import PreparedVideo, VideoError, frame_positions, prepare_video
+from input_pipeline.video import PreparedVideo, VideoError, prepare_video
 from moclip_jax.export import Recognizer
-from moclip_jax.recognize import Classifier
+from moclip_jax.recognize import Classifier, with_frames_of
 
 MOST_WINDOWS = 12
 # No sensible video shows more frames in a second, and each costs time.
@@ -65,9 +65,9 @@ class VideoReader:
           declares no frame rate.
         """
         classifier = Classifier(self._recognizer, words) if words else self._trained
-        kept = frame_positions(video.num_frames, self._recognizer.video.clip_frames)
-        part = _with_frames(video, np.isin(video.frame_indices, kept))
-        whole = classifier.probabilities(classifier.view(part))
+        whole = classifier.probabilities(
+            classifier.view(with_frames_of(video, self._recognizer.video))
+        )
         order = np.argsort(-whole, kind="stable")
         rate = video.fps or 1.0
         return {
@@ -90,29 +90,13 @@ def split_windows(video: PreparedVideo, most: int) -> list[tuple[int, int, Prepa
     Returns:
       (first frame, frame after the last, the part as a video of its own), in order.
     """
-    intra = np.flatnonzero(video.is_intra)
-    begins = np.unique(intra[np.linspace(0, len(intra), min(most, len(intra)), False).astype(int)])
+    starts = video.group_starts()
+    chosen = np.linspace(0, len(starts), min(most, len(starts)), endpoint=False).astype(int)
+    begins = starts[chosen].tolist()
     windows = []
     for begin, end in zip(begins, [*begins[1:], video.num_frames], strict=True):
-        chosen = (video.frame_indices >= begin) & (video.frame_indices < end)
-        if not chosen.any():
-            chosen[np.abs(video.frame_indices - (begin + end) // 2).argmin()] = True
-        part = dataclasses.replace(
-            _with_frames(video, chosen),
-            displacements=video.displacements[begin:end],
-            is_intra=video.is_intra[begin:end],
-            is_bidirectional=video.is_bidirectional[begin:end],
-            future=video.future[begin:end],
-            num_frames=int(end - begin),
-        )
-        indices = np.clip(part.frame_indices - begin, 0, end - begin - 1).astype(np.int32)
-        windows.append((int(begin), int(end), dataclasses.replace(part, frame_indices=indices)))
+        shown = (video.frame_indices >= begin) & (video.frame_indices < end)
+        if not shown.any():
+            shown[np.abs(video.frame_indices - (begin + end) // 2).argmin()] = True
+        windows.append((begin, end, video.part(begin, end, shown)))
     return windows
-
-
-def _with_frames(video: PreparedVideo, chosen: np.ndarray) -> PreparedVideo:
-    return dataclasses.replace(
-        video,
-        frames=[video.frames[i] for i in np.flatnonzero(chosen)],
-        frame_indices=video.frame_indices[chosen],
-    )

@@ -10,75 +10,57 @@ from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from input_pipeline.progress import Progress
 from input_pipeline.video import PreparedVideo, VideoError, VideoSpec, prepare_video
 from input_pipeline.video_files import find_videos
 from moclip_jax.command_line import STATUS_ERROR, STATUS_OK, CommandParser, run
 from moclip_jax.motion_pictures import draw_motion, field_to_rgb, write_annotated_video
+from moclip_jax.run_figures import (
+    GREYS,
+    ROW_TITLES,
+    confusion_counts,
+    draw_confusion,
+    draw_curves,
+    figure_style,
+)
 
 # Frames drawn of a video, and seconds between two predictions in an annotated one.
 PICTURES = 6
 WINDOW_S = 1.0
 
 
-def draw_curves(workdir: Path, out: Path) -> Path:
-    """Draws loss and accuracy of every trained stage over its epochs."""
-    histories = {
-        "motion": workdir / "motion" / "history.jsonl",
-        "CLIP head": workdir / "fusion" / "clip_head" / "history.jsonl",
-        "fusion": workdir / "fusion" / "fusion" / "history.jsonl",
-    }
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.5), layout="constrained", sharex="col")
-    for column, (title, path) in enumerate(histories.items()):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        for row, metric in enumerate(("loss", "top1")):
-            for part in ("train", "validation"):
-                points = [
-                    (line["epoch"], line[f"{part}_{metric}"])
-                    for line in lines
-                    if f"{part}_{metric}" in line
-                ]
-                if points:
-                    axes[row, column].plot(*zip(*points, strict=True), label=part)
-            axes[row, column].set_ylabel(metric)
-        axes[0, column].set_title(title)
-        axes[1, column].set_xlabel("epoch")
-        axes[0, column].legend()
-    target = out / "curves.png"
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
-    return target
-
-
 def draw_results(workdir: Path, out: Path) -> list[Path]:
-    """Draws the rows as bars, and the fusion row's confusion matrix."""
+    """Draws the curves of training, the rows as bars, and the fusion row's confusion matrix."""
     rows = json.loads((workdir / "results.json").read_text())["rows"]
     class_names = json.loads((workdir / "export" / "metadata.json").read_text())["class_names"]
-    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
-    bars = axis.barh(list(rows), [100 * row["top1"] for row in rows.values()])
+    scores = np.load(workdir / "evaluate" / "scores.npz")
+    counts = confusion_counts(scores["label"], scores["fusion"].argmax(axis=1), len(class_names))
+    with figure_style():
+        figures = {
+            "curves.png": draw_curves(workdir),
+            "rows.png": _draw_rows(rows),
+            "confusion.png": draw_confusion(counts, class_names),
+        }
+        for name, figure in figures.items():
+            figure.savefig(out / name, dpi=110)
+    return [out / name for name in figures]
+
+
+def _draw_rows(rows: dict[str, dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axis = figure.subplots()
+    bars = axis.barh(
+        [ROW_TITLES[name] for name in rows],
+        [100 * row["top1"] for row in rows.values()],
+        color=[GREYS[name] for name in rows],
+    )
     axis.bar_label(bars, fmt="%.1f", padding=3)
     axis.set_xlim(0, 110)
     axis.invert_yaxis()
     axis.set_xlabel("top-1 accuracy in percent")
-    figure.savefig(out / "rows.png", dpi=110)
-    plt.close(figure)
-
-    scores = np.load(workdir / "evaluate" / "scores.npz")
-    counts = np.zeros((len(class_names), len(class_names)), np.int64)
-    np.add.at(counts, (scores["label"], scores["fusion"].argmax(axis=1)), 1)
-    side = max(4.0, 0.22 * len(class_names))
-    figure, axis = plt.subplots(figsize=(side + 1.5, side), layout="constrained")
-    image = axis.imshow(counts, cmap="viridis")
-    for set_ticks in (axis.set_xticks, axis.set_yticks):
-        set_ticks(range(len(class_names)), class_names, fontsize=6)
-    axis.tick_params(axis="x", rotation=90)
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true")
-    figure.colorbar(image, ax=axis, label="test videos")
-    figure.savefig(out / "confusion.png", dpi=110)
-    plt.close(figure)
-    return [out / "rows.png", out / "confusion.png"]
+    return figure
 
 
 def draw_examples(workdir: Path, out: Path, *, columns: int = 8) -> Path:
@@ -172,10 +154,10 @@ def _draw_videos(arguments: argparse.Namespace) -> int:
     classifier: Any = None
     spec = VideoSpec(clip_frames=PICTURES)
     if arguments.workdir:
-        from moclip_jax.export import load_export
+        from moclip_jax.export import export_folder, load_export
         from moclip_jax.recognize import Classifier
 
-        recognizer = load_export(Path(arguments.workdir).expanduser() / "export")
+        recognizer = load_export(export_folder(Path(arguments.workdir).expanduser()))
         classifier = Classifier(recognizer)
         spec = dataclasses.replace(recognizer.video, clip_frames=PICTURES)
     status = STATUS_OK
@@ -193,7 +175,7 @@ def _draw_videos(arguments: argparse.Namespace) -> int:
                     else []
                 )
                 target = out / f"{Path(found).name}_motion.png"
-                draw_motion(found, video, spec, target, raw=arguments.raw, guesses=guesses[:3])
+                draw_motion(found, video, target, raw=arguments.raw, guesses=guesses[:3])
                 print(target, flush=True)
             if arguments.video:
                 print(_write_video(found, arguments, classifier, spec), flush=True)
@@ -236,7 +218,6 @@ def _write_video(
         write_annotated_video(
             path,
             video,
-            spec,
             target,
             raw=arguments.raw,
             guesses_at=guesses_at,
@@ -253,11 +234,7 @@ def _draw_run(arguments: argparse.Namespace) -> int:
         if not (workdir / needed).exists():
             raise FileNotFoundError(f"no {needed} in {workdir}; finish its run first")
     out.mkdir(parents=True, exist_ok=True)
-    for path in (
-        draw_curves(workdir, out),
-        *draw_results(workdir, out),
-        draw_examples(workdir, out),
-    ):
+    for path in (*draw_results(workdir, out), draw_examples(workdir, out)):
         print(path)
     return STATUS_OK
 

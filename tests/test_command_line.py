@@ -20,6 +20,9 @@ RECIPE_COMMANDS = ("moclip_jax.main", "moclip_jax.ablate", "moclip_jax.splits")
 OTHER_COMMANDS = (
     "moclip_jax.predict",
     "moclip_jax.visualize",
+    "moclip_jax.report",
+    "moclip_jax.app",
+    "moclip_jax.serving",
     "benchmarks.draw_videos",
     "benchmarks.full_size",
     "benchmarks.own_words",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs import common
+from tests.config_fields import config_fields
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
@@ -14,21 +15,13 @@ PAGES = sorted(
 )
 
 
-def fields(section, prefix=""):
-    for name, value in section.items():
-        if hasattr(value, "items") and name != "options":
-            yield from fields(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
 def test_every_setting_is_named_in_the_page_about_configs_with_its_default():
     page = (DOCS / "configs.md").read_text()
     config = common.get_config()
     stated = dict(
         re.findall(r"^\| `([a-z_.]+)` \| (see there|empty|`.+?`) \|", page, flags=re.MULTILINE)
     )
-    assert sorted(stated) == sorted(fields(config))
+    assert sorted(stated) == sorted(config_fields(config))
     for field, default in stated.items():
         value = config
         for part in field.split("."):

