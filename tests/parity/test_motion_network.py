@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 from torch.nn import functional
 
-from moclip_jax.models.efficientnet import EfficientNetConfig
+from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 from moclip_jax.optimizers import motion_optimizer
 from moclip_jax.pretrained.timm_efficientnet import load_efficientnet, timm_arrays
@@ -51,6 +51,41 @@ def our_arrays(network: MotionNetwork) -> list[np.ndarray]:
     return first + list(timm_arrays(network.backbone).values())
 
 
+@jax.jit
+def training_step(network, inputs, labels):
+    """Returns logits, and the network with gradients in place of parameters and new statistics."""
+    graph, params, rest = nnx.split(network, nnx.Param, ...)
+
+    def loss_fn(params):
+        network = nnx.merge(graph, params, rest, copy=True)
+        logits = network(inputs, train=True)
+        loss = -jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels].mean()
+        return loss, (logits, nnx.state(network, nnx.BatchStat))
+
+    gradients, (logits, statistics) = jax.grad(loss_fn, has_aux=True)(params)
+    # The gradients stand where the parameters stood, so that one order serves both.
+    return logits, nnx.merge(graph, gradients, statistics)
+
+
+def worst_differences(model: torch.nn.Module, arrays: list[np.ndarray]) -> dict[str, float]:
+    """Compares gradients and statistics, in the order of the modules, with a torch module's own."""
+    state = {k: v for k, v in model.state_dict().items() if not k.endswith("tracked")}
+    parameters = dict(model.named_parameters())
+    worst = {"gradients": 0.0, "statistics": 0.0}
+    # Some gradients are zero but for rounding (biases before a normalisation), so the scale is that
+    # of the largest gradient of all.
+    scale = max(p.grad.abs().max().item() for p in parameters.values())
+    for (name, value), array in zip(state.items(), arrays, strict=True):
+        if name in parameters:
+            error = np.abs(array - parameters[name].grad.numpy()).max() / scale
+            worst["gradients"] = max(worst["gradients"], error)
+        else:
+            # A mean may be zero but for rounding; a tenth is what a step adds of a unit spread.
+            error = relative_error(array, value, floor=0.1)
+            worst["statistics"] = max(worst["statistics"], error)
+    return worst
+
+
 def test_inference_at_the_published_size(pair):
     ours, theirs = pair
     fields = smooth_fields(0, 2, 3, 224)
@@ -70,35 +105,8 @@ def test_a_training_step_gives_torchs_gradients_and_statistics(pair):
     inputs = torch.from_numpy(fields).double().permute(0, 1, 4, 2, 3) / 255 - 0.5
     functional.cross_entropy(model(inputs), torch.from_numpy(labels)).backward()
 
-    @jax.jit
-    def step(network, fields):
-        graph, params, rest = nnx.split(network, nnx.Param, ...)
-
-        def loss_fn(params):
-            network = nnx.merge(graph, params, rest, copy=True)
-            logits = network(fields, train=True)
-            loss = -jax.nn.log_softmax(logits)[jnp.arange(4), labels].mean()
-            return loss, nnx.state(network, nnx.BatchStat)
-
-        gradients, statistics = jax.grad(loss_fn, has_aux=True)(params)
-        # The gradients stand where the parameters stood, so that one order serves both.
-        return nnx.merge(graph, gradients, statistics)
-
-    result = our_arrays(step(ours, fields))
-    state = {k: v for k, v in model.state_dict().items() if not k.endswith("tracked")}
-    parameters = dict(model.named_parameters())
-    worst = {"gradients": 0.0, "statistics": 0.0}
-    # Some gradients are zero but for rounding (biases before a normalisation), so the scale is that
-    # of the largest gradient of all.
-    scale = max(p.grad.abs().max().item() for p in parameters.values())
-    for (name, value), array in zip(state.items(), result, strict=True):
-        if name in parameters:
-            error = np.abs(array - parameters[name].grad.numpy()).max() / scale
-            worst["gradients"] = max(worst["gradients"], error)
-        else:
-            # A mean may be zero but for rounding; a tenth is what a step adds of a unit spread.
-            error = relative_error(array, value, floor=0.1)
-            worst["statistics"] = max(worst["statistics"], error)
+    _, result = training_step(ours, fields, labels)
+    worst = worst_differences(model, our_arrays(result))
     tell("B0, a training step, against torch in float64", **worst)
     assert worst["gradients"] < 2e-5
     assert worst["statistics"] < 1e-5
@@ -190,3 +198,29 @@ def test_the_reference_is_timms_network_parameter_by_parameter():
     with torch.no_grad():
         expected = theirs(ours.input_norm(fields.flatten(0, 1))).view(2, 3, -1).mean(1)
         torch.testing.assert_close(ours(fields), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_rgb_network_of_1000_classes_in_both_modes():
+    """The pretrained form: its logits, and a training step's gradients and statistics."""
+    config = EfficientNetConfig.named("b0")
+    ours = nnx.jit(lambda: EfficientNet(config, rngs=nnx.Rngs(0)))()
+    whole = MotionNetworkTorch(1000, in_channels=3).double()
+    theirs = torch.nn.Sequential(whole.backbone, whole.classifier)
+    set_arrays_in_order(theirs, list(timm_arrays(ours).values()))
+    pictures = np.random.default_rng(3).standard_normal((4, 96, 96, 3)).astype(np.float32)
+    inputs = torch.from_numpy(pictures).double().permute(0, 3, 1, 2)
+    labels = np.arange(4)
+    with torch.no_grad():
+        expected = theirs.eval()(inputs).numpy()
+    inference = relative_error(jax.jit(lambda model, x: model(x))(ours, pictures), expected)
+    assert inference < 1e-5
+
+    outputs = theirs.train()(inputs)
+    functional.cross_entropy(outputs, torch.from_numpy(labels)).backward()
+    logits, result = training_step(ours, pictures, labels)
+    differences = worst_differences(theirs, list(timm_arrays(result).values()))
+    differences["logits"] = relative_error(logits, outputs.detach().numpy())
+    tell("B0, RGB, 1000 classes", inference=inference, **differences)
+    assert differences["logits"] < 1e-5
+    assert differences["gradients"] < 2e-5
+    assert differences["statistics"] < 1e-5
