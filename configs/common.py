@@ -17,6 +17,11 @@ def get_config() -> ConfigDict:
     # Stages to run, in this order; a stage whose result stands in the workdir is skipped.
     config.stages = ",".join(STAGES)
 
+    config.mesh = ConfigDict()
+    # Devices that share one copy of the frozen CLIP, each with a part of it; must divide the
+    # devices of a host. 1 keeps all of it on every device.
+    config.mesh.model = 1
+
     config.dataset = ConfigDict()
     # ucf101, hmdb51, video_folder or moving_shapes.
     config.dataset.name = ""

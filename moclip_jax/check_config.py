@@ -68,6 +68,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             "max_pixels",
             "max_seconds",
         ),
+        "mesh": ("model",),
         "motion": (
             "image_size",
             "num_segments",

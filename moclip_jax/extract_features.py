@@ -17,7 +17,7 @@ from input_pipeline.dataset import PreparedDataset, view_batches
 from input_pipeline.progress import Progress, say
 from moclip_jax.models.clip import CLIP, normalize_images
 from moclip_jax.models.motion_network import MotionNetwork
-from moclip_jax.sharding import replicate, shard_batch
+from moclip_jax.sharding import DATA_AXIS, replicate, shard_batch, split_over_model
 from moclip_jax.train_motion import motion_views
 
 # Videos in one file of the cache: what a killed run has to do again at most.
@@ -61,10 +61,18 @@ def appearance_features(clip: CLIP, images: jax.Array) -> jax.Array:
 def make_extract_step(
     network: MotionNetwork, clip: CLIP, mesh: Mesh
 ) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Returns a function from this process's rows of a batch to the features of all rows."""
+    """Returns a function from this process's rows of a batch to the features of all rows.
+
+    The motion network is whole on every device, and the fields are split over all of them. The
+    image tower is split over the `model` axis of the mesh, so devices along it see the same images.
+    """
     motion_graph, motion_state = nnx.split(network)
+    # The same arrays without the texts' tower, which would only take memory on every device.
+    clip = nnx.merge(*nnx.split(clip))
+    del clip.text
     clip_graph, clip_state = nnx.split(clip)
-    motion_state, clip_state = replicate((motion_state, clip_state), mesh)
+    motion_state = replicate(motion_state, mesh)
+    clip_state = split_over_model(clip_state, mesh)
 
     @jax.jit
     def step(motion_state, clip_state, fields, images):
@@ -78,8 +86,9 @@ def make_extract_step(
         }
 
     def extract(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        sharded = shard_batch({name: batch[name] for name in ("motion", "images")}, mesh)
-        outputs = step(motion_state, clip_state, sharded["motion"], sharded["images"])
+        fields = shard_batch({"motion": batch["motion"]}, mesh)["motion"]
+        images = shard_batch({"images": batch["images"]}, mesh, (DATA_AXIS,))["images"]
+        outputs = step(motion_state, clip_state, fields, images)
         local = {name: batch[name] for name in ("label", "index", "mask")}
         if jax.process_count() == 1:
             return {name: np.asarray(value) for name, value in outputs.items()} | local

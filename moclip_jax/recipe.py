@@ -65,7 +65,7 @@ class Recipe:
     def __init__(self, config: ConfigDict, workdir: Path):
         self._config = config
         self._workdir = workdir.expanduser()
-        self._mesh = make_mesh()
+        self._mesh = make_mesh(model=config.mesh.model)
         for section in ("motion", "features", "fusion"):
             check_batch_size(self._mesh, f"{section}.batch_size", config[section].batch_size)
         self._records: dict[str, StageRecord] = {}

@@ -12,11 +12,12 @@ import numpy as np
 import optax
 from clu import metric_writers
 from flax import nnx
-from jax.sharding import Mesh
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from input_pipeline.progress import Progress, say
 from moclip_jax.checkpoints import TrainingCheckpoints
-from moclip_jax.sharding import replicate, shard_batch
+from moclip_jax.sharding import BATCH_AXES, replicate, shard_batch
 
 Batch = dict[str, Any]
 
@@ -83,34 +84,60 @@ def make_train_step(
     graphdef: nnx.GraphDef,
     logits_fn: Callable[[Any, Batch, bool, jax.Array | None], jax.Array],
     optimizer: optax.GradientTransformation,
+    mesh: Mesh,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the jitted update `(state, batch, key) -> (state, sums)`.
 
-    The gradient is that of the mean cross-entropy over the global batch. `key` is folded with the
-    step, so a resumed run draws the same numbers. `sums` holds `loss`, `correct` and `count`.
+    The gradient is that of the mean cross-entropy over the global batch, which is split evenly over
+    all devices of the mesh. Each device takes the gradient of its own rows; then everything that
+    the devices must add up (gradients, `sums`, running statistics) goes through a single all-reduce
+    of one flat vector. What else crosses devices in a step is the statistics of each BatchNorm, as
+    all-gathers and, backwards, reduce-scatters.
+
+    `key` is folded with the step, so a resumed run draws the same numbers. `sums` holds `loss`,
+    `correct` and `count`, and `stop`: how many devices' `batch["stop"]`, if it is there, is 1.
     """
+
+    def on_one_device(params: nnx.State, stats: nnx.State, batch: Batch, key: jax.Array):
+        def loss_fn(params: nnx.State):
+            model = nnx.merge(graphdef, params, stats, copy=True)
+            model.set_attributes(batch_axes=BATCH_AXES, raise_if_not_found=False)
+            logits = logits_fn(model, batch, True, key)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            return losses.sum(), (logits, nnx.state(model, nnx.Not(nnx.Param)))
+
+        (loss, (logits, new)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        sums = {
+            "loss": loss,
+            "correct": (logits.argmax(-1) == batch["label"]).sum(dtype=jnp.float32),
+            "count": jnp.float32(batch["label"].size),
+            "stop": batch["stop"].sum() if "stop" in batch else jnp.float32(0),
+        }
+        # The same on all devices, so their mean is what each has.
+        shares = jax.tree.map(lambda leaf: leaf / mesh.size, new)
+        flat, unflatten = ravel_pytree((grads, sums, shares))
+        return unflatten(jax.lax.psum(flat, BATCH_AXES))
+
+    whole, split = PartitionSpec(), PartitionSpec(BATCH_AXES)
+    # With the check, JAX would sum the gradient of each parameter by itself as soon as it is known,
+    # and a model's own scans would have to name the mesh.
+    on_all_devices = jax.shard_map(
+        on_one_device,
+        mesh=mesh,
+        in_specs=(whole, whole, split, whole),
+        out_specs=whole,
+        check_vma=False,
+    )
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array):
         step_key = jax.random.fold_in(key, state.step)
-
-        def loss_fn(params: nnx.State):
-            model = nnx.merge(graphdef, params, state.stats, copy=True)
-            logits = logits_fn(model, batch, True, step_key)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-            return losses.mean(), (logits, nnx.state(model, nnx.Not(nnx.Param)))
-
-        (loss, (logits, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        grads, sums, stats = on_all_devices(state.params, state.stats, batch, step_key)
+        grads = jax.tree.map(lambda grad: grad / sums["count"], grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        count = batch["label"].size
-        sums = {
-            "loss": loss * count,
-            "correct": (logits.argmax(-1) == batch["label"]).sum(dtype=jnp.float32),
-            "count": jnp.float32(count),
-        }
         return TrainState(state.step + 1, params, stats, opt_state), sums
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=NamedSharding(mesh, whole))
 
 
 def make_eval_step(
@@ -153,7 +180,7 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
     state = replicate(
         TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params)), mesh
     )
-    train_step = make_train_step(graphdef, task.logits, optimizer)
+    train_step = make_train_step(graphdef, task.logits, optimizer, mesh)
     eval_step = make_eval_step(graphdef, task.logits)
     key = replicate(jax.random.key(task.seed), mesh)
 

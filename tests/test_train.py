@@ -2,16 +2,21 @@
 
 import dataclasses
 import json
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
 
 from moclip_jax import train
+from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.fusion import FusionConfig, FusionHead
-from moclip_jax.sharding import make_mesh
+from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
+from moclip_jax.optimizers import motion_optimizer
+from moclip_jax.sharding import make_mesh, replicate, shard_batch
 
 CLASSES, ROWS, BATCH = 5, 64, 16
 
@@ -91,10 +96,53 @@ def test_a_run_stopped_at_any_step_ends_bit_identical_to_one_that_was_not(tmp_pa
     _assert_equal(whole, resumed)
 
 
-def test_one_device_and_four_give_the_same_parameters(tmp_path):
+def test_one_two_and_four_devices_give_the_same_parameters_though_half_is_dropped(tmp_path):
     one = train.train_and_evaluate(_task(3), tmp_path / "one", make_mesh(jax.devices()[:1]))
-    four = train.train_and_evaluate(_task(3), tmp_path / "four", make_mesh())
-    _assert_equal(one, four, tolerance=1e-5)
+    for name, mesh in {
+        "two": make_mesh(jax.devices()[:2]),
+        "four": make_mesh(),
+        "two_by_two": make_mesh(model=2),
+    }.items():
+        _assert_equal(one, train.train_and_evaluate(_task(3), tmp_path / name, mesh), 1e-5)
+
+
+def motion_steps(mesh, num_steps: int):
+    """Returns the compiled step of a small motion network, and its state and sums after steps."""
+    config = MotionNetworkConfig(EfficientNetConfig.named("tiny", in_channels=2, num_classes=7))
+    network = nnx.jit(lambda: MotionNetwork(config, rngs=nnx.Rngs(0)))()
+    graphdef, params, stats = nnx.split(network, nnx.Param, ...)
+    optimizer = motion_optimizer(params, learning_rate=0.003)
+    state = train.TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+    state, key = replicate((state, jax.random.key(0)), mesh)
+    rng = np.random.default_rng(0)
+    batch = {
+        "motion": rng.integers(0, 256, (16, 2, 32, 32, 2), np.uint8),
+        "label": rng.integers(0, 7, 16).astype(np.int32),
+    }
+    batch = shard_batch(batch, mesh)
+    step = train.make_train_step(
+        graphdef, lambda model, batch, is_train, key: model(batch["motion"], train=is_train),
+        optimizer, mesh,
+    )  # fmt: skip
+    compiled = step.lower(state, batch, key).compile()
+    losses = []
+    for _ in range(num_steps):
+        state, sums = compiled(state, batch, key)
+        losses.append(float(sums["loss"] / sums["count"]))
+    return compiled, jax.tree.map(np.asarray, (state.params, state.stats)), losses
+
+
+def test_a_step_has_one_all_reduce_and_the_same_result_on_one_device_and_four():
+    """Of a network with BatchNorm, whose statistics are those of the whole batch."""
+    _, one, losses = motion_steps(make_mesh(jax.devices()[:1]), 3)
+    compiled, four, same = motion_steps(make_mesh(jax.devices()[:4], model=2), 3)
+    np.testing.assert_allclose(same, losses, rtol=0, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), one, four)
+    text = compiled.as_text()
+    reduced = re.findall(r"= (\S+) all-reduce(?:-start)?\(", text)
+    # Every gradient and running statistic, and loss, correct, count and stop.
+    size = sum(leaf.size for leaf in jax.tree.leaves(one)) + 4
+    assert [shape.partition("{")[0] for shape in reduced] == [f"f32[{size}]"]
 
 
 def test_the_best_epoch_is_kept_not_the_last(tmp_path):

@@ -51,10 +51,13 @@ class FusionHead(nnx.Module):
         config: its `FusionConfig`.
         hidden: `nnx.Linear` from the concatenated features; None in a linear head.
         classifier: `nnx.Linear` to the classes.
+        batch_axes: inside `jax.shard_map`, the mesh axes that the batch is split over, evenly; else
+            empty.
     """
 
     def __init__(self, config: FusionConfig, *, rngs: nnx.Rngs):
         self.config = config
+        self.batch_axes: tuple[str, ...] = ()
         in_features = config.motion_features + config.appearance_features
         self.hidden = torch_linear(in_features, config.hidden, rngs=rngs) if config.hidden else None
         self.classifier = torch_linear(config.hidden or in_features, config.num_classes, rngs=rngs)
@@ -102,9 +105,19 @@ class FusionHead(nnx.Module):
         hidden = nnx.relu(self.hidden(features))
         if rngs is not None and config.dropout > 0:
             keep = 1.0 - config.dropout
-            kept = jax.random.bernoulli(rngs.dropout(), keep, hidden.shape)
+            kept = self._draw(rngs.dropout(), keep, hidden.shape)
             hidden = jnp.where(kept, hidden / keep, 0.0)
         return self.classifier(hidden)
+
+    def _draw(self, key: jax.Array, keep: float, shape: tuple[int, ...]) -> jax.Array:
+        if not self.batch_axes:
+            return jax.random.bernoulli(key, keep, shape)
+        # Every device draws for the whole batch and takes its own rows: what is dropped must not
+        # depend on how many devices there are.
+        devices = jax.lax.axis_size(self.batch_axes)
+        whole = jax.random.bernoulli(key, keep, (devices * shape[0], *shape[1:]))
+        first = jax.lax.axis_index(self.batch_axes) * shape[0]
+        return jax.lax.dynamic_slice_in_dim(whole, first, shape[0])
 
 
 def _unit_length(features: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from flax import nnx
 
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.optimizers import head_optimizer
+from moclip_jax.sharding import make_mesh
 from moclip_jax.train import TrainState, make_train_step
 from moclip_jax.train_heads import head_logits
 from tests.parity.noise import tell
@@ -56,7 +57,7 @@ def test_twenty_steps_of_the_published_head_follow_torch():
     graph, params, stats = nnx.split(head, nnx.Param, ...)
     optimizer = head_optimizer()
     state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
-    train_step = make_train_step(graph, head_logits, optimizer)
+    train_step = make_train_step(graph, head_logits, optimizer, make_mesh(jax.devices()[:1]))
     losses = []
     for batch in batches:
         state, sums = train_step(state, batch, key)

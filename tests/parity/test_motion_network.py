@@ -15,6 +15,7 @@ from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 from moclip_jax.optimizers import motion_optimizer
 from moclip_jax.pretrained.timm_efficientnet import load_efficientnet, timm_arrays
+from moclip_jax.sharding import make_mesh
 from moclip_jax.train import TrainState, make_train_step
 from tests.parity.noise import relative_error, tell
 from tests.reference.motion_network_torch import (
@@ -133,7 +134,10 @@ def test_twenty_steps_of_training_follow_torch(pair):
     optimizer = motion_optimizer(params, learning_rate=rate, boundaries=boundaries)
     state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
     train_step = make_train_step(
-        graph, lambda model, batch, train, key: model(batch["motion"], train=train), optimizer
+        graph,
+        lambda model, batch, train, key: model(batch["motion"], train=train),
+        optimizer,
+        make_mesh(jax.devices()[:1]),
     )
     losses = []
     for fields, labels in batches:
