@@ -80,11 +80,17 @@ def run_ablations(
 
     Returns:
       `{variant: {row: {...}}}`, rows as in `results.json`; also in `workdir/ablations.json`.
+
+    Raises:
+      ValueError: the stages to run do not include `evaluate`.
     """
     from input_pipeline.progress import say
     from moclip_jax import recipe
+    from moclip_jax.check_config import stages_of
     from moclip_jax.checkpoints import write_json
 
+    if "evaluate" not in stages_of(config):
+        raise ValueError("config.stages must include evaluate, whose results are compared")
     base = variant_config(config, {}, workdir / "data")
     table: dict[str, dict[str, Any]] = {}
     everything: dict[str, dict[str, Any]] = {"base": {}} | variants
@@ -99,8 +105,7 @@ def run_ablations(
             config.stages if name == "base" else "prepare,motion,features,fusion,evaluate"
         )
         results = recipe.run(changed, folder)
-        if results is None:
-            raise ValueError("config.stages must include evaluate")
+        assert results is not None
         table[name] = results["rows"]
         write_json(workdir / "ablations.json", table)
     return table

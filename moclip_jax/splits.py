@@ -28,11 +28,17 @@ def run_splits(config: ConfigDict, workdir: Path, num_splits: int) -> dict[str, 
     Returns:
       `{"mean": {row: top1}, "stdev": {row: top1}, "splits": [results, ...]}` with top-1 from 0 to 1
       and the sample standard deviation; also in `workdir/splits.json`.
+
+    Raises:
+      ValueError: the stages to run do not include `evaluate`.
     """
     from input_pipeline.progress import say
     from moclip_jax import recipe
+    from moclip_jax.check_config import stages_of
     from moclip_jax.checkpoints import write_json
 
+    if "evaluate" not in stages_of(config):
+        raise ValueError("config.stages must include evaluate, whose results are compared")
     results = []
     for split in range(1, num_splits + 1):
         say(f"== split {split} of {num_splits}")
@@ -40,8 +46,7 @@ def run_splits(config: ConfigDict, workdir: Path, num_splits: int) -> dict[str, 
         changed.dataset.split = split
         changed.dataset.data_dir = config.dataset.data_dir or str(workdir / "data")
         result = recipe.run(changed, workdir / f"split{split}")
-        if result is None:
-            raise ValueError("config.stages must include evaluate")
+        assert result is not None
         results.append(result)
     top1 = {row: [r["rows"][row]["top1"] for r in results] for row in results[0]["rows"]}
     summary = {

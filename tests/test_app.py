@@ -189,6 +189,10 @@ def test_in_a_browser_an_uploaded_video_is_labelled_as_predict_labels_it(
         )
 
     browser.get(page.url)
+    wait(lambda: find("#video input[type=file]"))
+    find("#recognise").click()
+    wait(lambda: "Drop a video first, or choose an example." in text(".toast-wrap"))
+    browser.get(page.url)
     wait(lambda: find("#video input[type=file]")).send_keys(clip)
     wait(lambda: find("#video video"))
     find("#recognise").click()
@@ -317,9 +321,9 @@ def test_a_video_that_is_too_long_is_refused_before_it_is_decoded(recognizer, cl
 def test_words_are_separated_by_commas_and_lines_and_a_single_one_is_no_choice():
     assert app.parse_words(" a star, a ring\na star,,") == ("a star", "a ring")
     assert app.parse_words("  ") == ()
-    with pytest.raises(ValueError, match="at least two"):
+    with pytest.raises(ValueError, match="One label is no choice: give at least two"):
         app.parse_words("a star")
-    with pytest.raises(ValueError, match="at most 50"):
+    with pytest.raises(ValueError, match="51 labels are too many; at most 50"):
         app.parse_words(",".join(map(str, range(51))))
 
 

@@ -74,7 +74,7 @@ def test_a_stage_deleted_from_the_workdir_is_made_again_with_the_same_result(
 def test_a_stage_without_the_one_before_it_is_an_error(tmp_path):
     config = testing.get_config()
     config.stages = "fusion"
-    with pytest.raises(FileNotFoundError, match="'fusion' needs 'prepare'"):
+    with pytest.raises(FileNotFoundError, match="'fusion' needs 'prepare', which is not done in"):
         recipe.run(config, tmp_path)
 
 
@@ -130,7 +130,7 @@ def test_every_config_has_exactly_the_fields_of_the_common_one(module):
 def test_a_contradiction_is_an_error_that_names_the_field(field, value, message, tmp_path):
     config = testing.get_config()
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(ValueError, match="cannot work") as error:
+    with pytest.raises(ValueError, match="the configuration cannot work") as error:
         recipe.run(config, tmp_path)
     assert message in str(error.value)
     assert not list(tmp_path.iterdir())

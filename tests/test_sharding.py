@@ -40,7 +40,10 @@ def test_parameters_are_whole_on_every_device():
 def test_a_batch_that_cannot_be_split_names_the_field_and_what_would_do():
     mesh = make_mesh()
     check_batch_size(mesh, "motion.batch_size", 2 * mesh.size)
-    with pytest.raises(ValueError, match=rf"config.motion.batch_size=.*such as {mesh.size} or"):
+    with pytest.raises(
+        ValueError,
+        match=rf"config.motion.batch_size=.* cannot be split over .*such as {mesh.size} or",
+    ):
         check_batch_size(mesh, "motion.batch_size", mesh.size + 1)
 
 

@@ -86,6 +86,7 @@ def test_a_lost_connection_is_made_again(server, clip):
     found, waits = lines(address)
     (lost,) = [number for number, line in enumerate(found) if "reconnect" in line]
     assert 0 < lost < 4
+    assert "broke off (" in found[lost]["reconnect"]
     assert found[lost]["wait_s"] == 1 and waits == [1]
     assert [line["connection"] for line in found] == [1] * (lost + 1) + [2] * 6
     assert found[lost + 1]["start_s"] == 0

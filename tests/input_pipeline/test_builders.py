@@ -303,7 +303,7 @@ def test_moving_shapes_depends_on_its_seed_alone(tmp_path):
     ("options", "message"),
     [
         ({"height": 48}, "renders 64x48 but VideoSpec is 64x64"),
-        ({"num_test_groups": 0}, "num_test_groups is 0"),
+        ({"num_test_groups": 0}, "moving_shapes: num_test_groups is 0, least is 1"),
         ({"colour": "red"}, r"unknown options \['colour'\]"),
     ],
 )

@@ -130,7 +130,7 @@ def test_whole_groups_are_held_out_of_the_training_subset(dataset):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": 3}, "split is 3"),
+        ({"split": 3}, "split is 3, the data set has 1 to 2"),
         ({"selection": "best"}, "selection is 'best'"),
         ({"heldout_fraction": 0.0}, "heldout_fraction"),
     ],
@@ -357,7 +357,7 @@ def test_wrong_arguments_are_named(dataset, data_dir):
             train_batches(dataset, views=VIEWS, seed=0, epoch=0, **options)
     with pytest.raises(ValueError, match="neither motion nor frames"):
         view_batches(dataset, names, motion=None, batch_size=1)
-    with pytest.raises(ValueError, match="'first'"):
+    with pytest.raises(ValueError, match="frames is 'first', must be 'middle', 'random' or"):
         view_batches(dataset, names, motion=None, frames="first", batch_size=1)
     with pytest.raises(ValueError, match="unknown data set 'kinetics'"):
         prepare_dataset("kinetics", data_dir=data_dir, spec=SPEC)

@@ -213,7 +213,11 @@ def test_cut_files_are_refused(tmp_path, capfd, name, codec, container_options, 
     frames = drifting_frames(80, 96, 128, step=(1, 1))
     path = write_video(tmp_path / name, frames, codec=codec, container_options=container_options)
     target = cut(path, share)
-    with pytest.raises(VideoError, match="cut") as error:
+    reasons = (
+        "cut before its header|cut: it holds .* its header declares|cut or damaged at packet"
+        "|damaged at packet"
+    )
+    with pytest.raises(VideoError, match=reasons) as error:
         prepare_video(target, SPEC)
     assert str(target) in str(error.value)
     assert capfd.readouterr().err == ""  # FFmpeg says nothing of its own
@@ -247,7 +251,7 @@ def test_files_that_are_no_video_are_refused_with_the_reason(tmp_path):
         ".": "not a file",
         "empty.avi": "empty",
         "text.avi": "not a video",
-        "text.txt": "not a video",
+        "text.txt": "not a video file .FFmpeg reads it as",
         "list.ffconcat": "not a video",
         "bytes.mp4": "not a video",
         "picture.png": "not a video",
@@ -273,10 +277,16 @@ def test_error_survives_the_way_from_a_worker_process():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("width", 341), ("height", 8), ("qscale", 0), ("clip_frames", 0)]
+    ("field", "value", "reason"),
+    [
+        ("width", 341, "VideoSpec.width and height are 341x256, must be even"),
+        ("height", 8, r"VideoSpec.height is 8, must be from \d+ to \d+"),
+        ("qscale", 0, "VideoSpec.qscale is 0, must be from 1 to 31"),
+        ("clip_frames", 0, "VideoSpec.clip_frames is 0, must be from 1 to"),
+    ],
 )
-def test_spec_names_the_wrong_field(field, value):
-    with pytest.raises(ValueError, match=field):
+def test_spec_names_the_wrong_field(field, value, reason):
+    with pytest.raises(ValueError, match=reason):
         VideoSpec(**{field: value})
 
 

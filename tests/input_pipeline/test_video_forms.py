@@ -331,5 +331,5 @@ def test_limits_are_named(tmp_path, limit, value, reason):
 
 
 def test_an_unknown_source_is_refused():
-    with pytest.raises(ValueError, match="source is 'codec'"):
+    with pytest.raises(ValueError, match=r"VideoSpec.source is 'codec', must be one of"):
         VideoSpec(source="codec")

@@ -84,6 +84,14 @@ def test_state_dicts_that_do_not_belong_together_are_refused(network, head):
     other.input_norm.scale.set_value(other.input_norm.scale[...] + 1)
     with pytest.raises(ValueError, match=r"not trained on.*data_bn.weight differs"):
         load_published_fusion(motion_dict(other), fusion_dict(network, head), variant="tiny")
+    part = fusion_dict(network, head)
+    del part["mv_feature_extractor.data_bn.bias"]
+    with pytest.raises(ValueError, match=r"mv_feature_extractor.data_bn.bias is missing"):
+        load_published_fusion(motion_dict(network), part, variant="tiny")
+    narrow = fusion_dict(network, head)
+    narrow["fusion_classifier.0.bias"] = np.zeros(3)
+    with pytest.raises(ValueError, match=r"fusion_classifier.0.* has \(3,\), must be \(16,\)"):
+        load_published_fusion(motion_dict(network), narrow, variant="tiny")
 
 
 @pytest.mark.parametrize(
@@ -111,5 +119,7 @@ def test_what_does_not_fit_is_named(network, change, message):
 def test_pickles_are_refused_with_the_remedy(tmp_path):
     path = tmp_path / "fusion_best_model.pth"
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"pickle.*safetensors.torch.save_file"):
+    with pytest.raises(
+        ValueError, match=r"not a .safetensors file.*pickle.*safetensors.torch.save_file"
+    ):
         load_published_motion(path)
