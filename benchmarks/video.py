@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.run import real_video
+from benchmarks.clips import generated_video, real_video
 from input_pipeline.decoding import decode_frames
 from input_pipeline.motion_vectors import (
     VECTORS_ONLY,
@@ -27,7 +27,6 @@ from input_pipeline.motion_vectors import (
     read_motion_vectors,
 )
 from input_pipeline.video import VideoSpec, prepare_video
-from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 SEGMENTS = 25
 # Reads a path a line, reads all vectors of that file without pictures, prints seconds.
@@ -48,16 +47,6 @@ for line in sys.stdin:
     capture.release()
     print(time.perf_counter() - start, count, flush=True)
 """
-
-
-def generated_video(folder: pathlib.Path) -> pathlib.Path:
-    """Writes 300 frames of 340x256 in the canonical form: MPEG-4, quantiser 2, GOPs of 12."""
-    frames = drifting_frames(300, 256, 340, step=(2, 1))
-    frames[:, 60:180, 80:200] = drifting_frames(300, 120, 120, step=(-1, 1), seed=1)
-    noise = np.random.default_rng(0).integers(-6, 7, frames.shape)
-    frames = np.clip(frames + noise, 0, 255).astype(np.uint8)
-    options = {"flags": "+qscale", "global_quality": "118", "g": "12"}
-    return write_video(folder / "canonical.avi", frames, options=options)
 
 
 def whole_pass(path: str, wanted: list[int]) -> np.ndarray:

@@ -1,0 +1,221 @@
+"""Rows of the networks: a matrix product, B0 forward and in training, CLIP's image tower."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.peer import Peer, PeerJob
+from benchmarks.timing import Comparison, in_turns, timed
+from configs import common
+from moclip_jax.cost import multiply_adds
+from moclip_jax.models.clip import CLIP, CLIPConfig, normalize_images
+from moclip_jax.models.efficientnet import EfficientNetConfig
+from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
+from moclip_jax.optimizers import motion_optimizer
+from moclip_jax.pretrained import TINY_CLIP, load_clip, save_clip, save_efficientnet
+from moclip_jax.train import TrainState, make_train_step
+
+CLASSES = 101
+# Of one product; large enough that memory is no matter.
+SGEMM_SIDE = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The full-size networks with random weights, and those weights in the upstream formats.
+
+    Attributes:
+      motion: EfficientNet-B0 on motion fields.
+      clip: ViT-B/32.
+      tokenizer: the embedded CLIP's, whose numbers all lie in the large vocabulary.
+      folder: holds `efficientnet_b0.safetensors` and `clip/`.
+    """
+
+    motion: MotionNetwork
+    clip: CLIP
+    tokenizer: Any
+    folder: Path
+
+    @property
+    def motion_weights(self) -> str:
+        """The file that timm's model loads."""
+        return str(self.folder / "efficientnet_b0.safetensors")
+
+    @property
+    def clip_weights(self) -> str:
+        """The folder that transformers' model loads."""
+        return str(self.folder / "clip")
+
+
+def make_networks(folder: Path) -> Networks:
+    """Makes both networks, and writes their weights to `folder` for the other side."""
+    config = MotionNetworkConfig(EfficientNetConfig.named("b0", in_channels=2, num_classes=CLASSES))
+    motion = nnx.jit(lambda: MotionNetwork(config, rngs=nnx.Rngs(0)))()
+    save_efficientnet(motion.backbone, folder / "efficientnet_b0.safetensors")
+    _, tokenizer = load_clip(TINY_CLIP)
+    clip_config = CLIPConfig.named("vit_b32")
+    text = dataclasses.replace(clip_config.text, eos_token_id=tokenizer.eos_token_id)
+    clip_config = dataclasses.replace(clip_config, text=text)
+    clip = nnx.jit(lambda: CLIP(clip_config, rngs=nnx.Rngs(1)))()
+    save_clip(clip, tokenizer, folder / "clip")
+    return Networks(motion, clip, tokenizer, folder)
+
+
+def random_fields(*shape: int) -> np.ndarray:
+    """Returns uint8 `[*shape, 224, 224, 2]`: patches of motion around 128, as fields have."""
+    rng = np.random.default_rng(0)
+    coarse = rng.normal(128, 30, (*shape, 28, 28, 2)).clip(0, 255).astype(np.uint8)
+    return coarse.repeat(8, axis=-3).repeat(8, axis=-2)
+
+
+def compiled(function: Callable, *arguments: Any) -> tuple[Callable, float]:
+    """Returns the compiled function and the seconds that tracing and compiling took."""
+    start = time.perf_counter()
+    result = jax.jit(function).lower(*arguments).compile()
+    return result, time.perf_counter() - start
+
+
+def difference(ours: Any, other: PeerJob) -> float:
+    """Returns the largest difference between both sides' results, as a share of the largest."""
+    theirs = other.output()
+    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+
+
+def sgemm(peer: Peer, rounds: int) -> tuple[Comparison, float]:
+    """Times one product; returns the row and our operations a second."""
+    matrix = jax.random.uniform(jax.random.key(0), (SGEMM_SIDE, SGEMM_SIDE), jnp.float32)
+    product = jax.jit(lambda a: a @ a)
+    ours = timed(lambda: product(matrix).block_until_ready())
+    times = in_turns([ours, peer.job("sgemm", side=SGEMM_SIDE)], max(rounds, 15))
+    work = 2.0 * SGEMM_SIDE**3
+    row = Comparison(
+        f"sgemm, {SGEMM_SIDE} x {SGEMM_SIDE}", "PyTorch", 1, "product", *times, work=work
+    )
+    # The fastest pass: the limit of the machine, not what its other users left of it.
+    return row, work / min(times[0])
+
+
+def motion_inference(networks: Networks, peer: Peer, fields: int, rounds: int) -> Comparison:
+    """Logits of one video's fields."""
+    graphdef, state = nnx.split(networks.motion)
+    inputs = random_fields(1, fields)
+    forward, seconds = compiled(lambda state, x: nnx.merge(graphdef, state)(x), state, inputs)
+    other = peer.job(
+        "motion_inference",
+        weights=networks.motion_weights,
+        classes=CLASSES,
+        fields=_saved(networks.folder, "fields", inputs),
+    )
+    ours = timed(lambda: jax.block_until_ready(forward(state, inputs)))
+    times = in_turns([ours, other], rounds)
+    work = 2.0 * multiply_adds(lambda state, x: nnx.merge(graphdef, state)(x), state, inputs[:, :1])
+    notes = other.info | {
+        "compile_s": seconds,
+        "difference": difference(forward(state, inputs), other),
+    }
+    other.drop()
+    return Comparison(
+        f"motion network B0, {fields} fields",
+        "timm",
+        fields,
+        "field",
+        *times,
+        goal=0.45,
+        work=work,
+        notes=notes,
+    )
+
+
+def motion_training(networks: Networks, peer: Peer, videos: int, rounds: int) -> Comparison:
+    """One step of motion training: forward, backward, update."""
+    motion = common.get_config().motion
+    inputs = random_fields(videos, motion.num_segments)
+    labels = np.arange(videos, dtype=np.int32)
+    graphdef, params, stats = nnx.split(networks.motion, nnx.Param, ...)
+    params, stats = jax.tree.map(jnp.copy, (params, stats))
+    optimizer = motion_optimizer(params, learning_rate=motion.learning_rate)
+    step = make_train_step(
+        graphdef, lambda model, batch, train, key: model(batch["motion"], train=train), optimizer
+    )
+    state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+    batch, key = {"motion": inputs, "label": labels}, jax.random.key(0)
+    start = time.perf_counter()
+    train_step = step.lower(state, batch, key).compile()
+    notes: dict[str, Any] = {"compile_s": time.perf_counter() - start}
+
+    def one_step() -> None:
+        nonlocal state
+        state, sums = train_step(state, batch, key)
+        notes.setdefault("loss", float(sums["loss"]) / videos)
+        jax.block_until_ready(state)
+
+    other = peer.job(
+        "motion_training",
+        weights=networks.motion_weights,
+        classes=CLASSES,
+        fields=_saved(networks.folder, "fields", inputs),
+        labels=_saved(networks.folder, "labels", labels),
+    )
+    ours = timed(one_step)
+    # The first pass of both sides, from the same weights, gives the same loss.
+    first = ours(), other()
+    del first
+    notes |= other.info | {"difference": abs(notes["loss"] / float(other.output()) - 1)}
+    times = in_turns([ours, other], rounds)
+    other.drop()
+    fields = videos * motion.num_segments
+    return Comparison(
+        f"motion training step, {videos} videos x {motion.num_segments} fields",
+        "timm, torch.optim.Adam",
+        fields,
+        "field",
+        *times,
+        goal=1.0,
+        notes=notes,
+    )
+
+
+def clip_tower(
+    networks: Networks, peer: Peer, pictures: int, rounds: int, goal: float | None
+) -> Comparison:
+    """Embeddings of a batch of pictures."""
+    graphdef, state = nnx.split(networks.clip.vision)
+    images = np.random.default_rng(0).integers(0, 256, (pictures, 224, 224, 3), np.uint8)
+    inputs = np.asarray(normalize_images(images))
+    forward, seconds = compiled(lambda state, x: nnx.merge(graphdef, state)(x), state, inputs)
+    other = peer.job(
+        "clip_tower",
+        folder=networks.clip_weights,
+        images=_saved(networks.folder, "images", inputs),
+    )
+    ours = timed(lambda: jax.block_until_ready(forward(state, inputs)))
+    times = in_turns([ours, other], rounds)
+    work = 2.0 * multiply_adds(lambda state, x: nnx.merge(graphdef, state)(x), state, inputs[:1])
+    notes = other.info | {
+        "compile_s": seconds,
+        "difference": difference(forward(state, inputs), other),
+    }
+    other.drop()
+    return Comparison(
+        f"CLIP ViT-B/32, {pictures} picture{'s' * (pictures > 1)}",
+        "transformers",
+        pictures,
+        "picture",
+        *times,
+        goal=goal,
+        work=work,
+        notes=notes,
+    )
+
+
+def _saved(folder: Path, name: str, values: np.ndarray) -> str:
+    path = folder / f"{name}.npy"
+    np.save(path, values)
+    return str(path)

@@ -1,0 +1,437 @@
+"""The other side: what a user would assemble from PyTorch, timm, transformers and mv-extractor.
+
+Runs in an environment of its own (`make .venv-parity/.installed`), started by `benchmarks.peer`. It
+reads one JSON object a line and answers each with one: `{"make": NAME, ...}` sets a job up and
+gives its `id`, `{"run": ID}` does it once and gives its `seconds`, `{"output": ID, "path": FILE}`
+writes what it computed last as `.npy`. Nothing of this project is imported here.
+"""
+
+import collections
+import importlib.abc
+import importlib.machinery
+import json
+import os
+import sys
+import time
+import traceback
+import types
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+# What the published recipe trains with.
+LEARNING_RATE, ADAM_EPS, WEIGHT_DECAY = 0.01, 1e-3, 1e-4
+
+
+class _AnyClass(type):
+    """A class with every attribute."""
+
+    def __getattr__(cls, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return (cls.__name__, name)
+
+
+class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """An empty torchvision: the real one does not load beside torch's CPU build.
+
+    timm asks for it at import, for transforms and data sets; its networks use none of it.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torchvision":
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec):
+        module = types.ModuleType(spec.name)
+        module.__path__ = []
+        module.__version__ = "0"
+
+        def attribute(name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return _AnyClass(name, (), {})
+
+        module.__getattr__ = attribute
+        return module
+
+    def exec_module(self, module):
+        pass
+
+
+def import_timm():
+    """Returns timm, with a stand-in for torchvision where that cannot be imported."""
+    try:
+        import torchvision  # noqa: F401
+    except Exception:
+        if not any(isinstance(finder, _StandIn) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _StandIn())
+    import timm
+
+    return timm
+
+
+class MotionNetwork(nn.Module):
+    """BatchNorm of the input, timm's EfficientNet-B0, logits averaged over the segments."""
+
+    def __init__(self, weights, classes):
+        super().__init__()
+        from safetensors.torch import load_file
+
+        self.input_norm = nn.BatchNorm2d(2)
+        self.backbone = import_timm().create_model(
+            "efficientnet_b0", in_chans=2, num_classes=classes
+        )
+        missing, unexpected = self.backbone.load_state_dict(load_file(weights), strict=False)
+        assert not unexpected and all("num_batches" in name for name in missing), missing
+
+    def forward(self, fields):
+        """uint8 [B, S, H, W, 2] -> [B, classes]."""
+        batch, segments = fields.shape[:2]
+        pictures = fields.flatten(0, 1).permute(0, 3, 1, 2).float() / 255 - 0.5
+        return self.backbone(self.input_norm(pictures)).view(batch, segments, -1).mean(1)
+
+    def features(self, fields):
+        """uint8 [N, H, W, 2] -> [N, 1280]."""
+        pictures = fields.permute(0, 3, 1, 2).float() / 255 - 0.5
+        maps = self.backbone.forward_features(self.input_norm(pictures))
+        return self.backbone.forward_head(maps, pre_logits=True)
+
+
+def faster_layout(model, work):
+    """Puts the model into torch's contiguous or channels-last form, whichever `work` is faster in.
+
+    Both are what a user may well do, so the other side gets the better one.
+    """
+    times = {}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model.to(memory_format=layout)
+        work()
+        passes = []
+        for _ in range(3):
+            start = time.perf_counter()
+            work()
+            passes.append(time.perf_counter() - start)
+        times[layout] = min(passes)
+    best = min(times, key=times.get)
+    model.to(memory_format=best)
+    return str(best).removeprefix("torch.")
+
+
+class Job:
+    """Something to time: `run` does it once, `output` is what it computed last."""
+
+    info: collections.abc.Mapping = types.MappingProxyType({})
+    output = None
+
+    def run(self):
+        """Does the work; may return seconds of its stages."""
+        raise NotImplementedError
+
+
+class Sgemm(Job):
+    """A square product of float32."""
+
+    def __init__(self, side):
+        self.matrix = torch.rand(side, side)
+
+    def run(self):
+        """Does the work."""
+        self.output = self.matrix @ self.matrix
+
+
+class MotionInference(Job):
+    """Logits of fields, one video."""
+
+    def __init__(self, weights, classes, fields):
+        self.model = MotionNetwork(weights, classes).eval()
+        self.fields = torch.from_numpy(np.load(fields))
+        self.info = {"layout": faster_layout(self.model, self.run)}
+
+    @torch.inference_mode()
+    def run(self):
+        """Does the work."""
+        self.output = self.model(self.fields)
+
+
+class MotionTraining(Job):
+    """One step: forward, backward, Adam with three learning rates and coupled L2."""
+
+    def __init__(self, weights, classes, fields, labels):
+        self.model = MotionNetwork(weights, classes).train()
+        self.fields = torch.from_numpy(np.load(fields))
+        self.labels = torch.from_numpy(np.load(labels)).long()
+        groups = collections.defaultdict(list)
+        for name, parameter in self.model.named_parameters():
+            stem = name.startswith("input_norm") or "conv_stem" in name
+            factor = 1.0 if "classifier" in name else 0.1 if stem else 0.01
+            groups[factor].append(parameter)
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": list(members), "lr": LEARNING_RATE * factor}
+                for factor, members in groups.items()
+            ],
+            eps=ADAM_EPS,
+            weight_decay=WEIGHT_DECAY,
+        )
+        state = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.info = {"layout": faster_layout(self.model, self.run)}
+        # The passes that chose the layout have trained; the timed ones begin where ours do.
+        self.model.load_state_dict(state)
+        self.optimizer.state.clear()
+
+    def run(self):
+        """Does the work."""
+        self.optimizer.zero_grad()
+        loss = functional.cross_entropy(self.model(self.fields), self.labels)
+        loss.backward()
+        self.optimizer.step()
+        self.output = loss.detach()
+
+
+class ClipTower(Job):
+    """transformers' CLIP image tower, with its default attention."""
+
+    def __init__(self, folder, images):
+        from transformers import CLIPVisionModelWithProjection
+
+        self.model = CLIPVisionModelWithProjection.from_pretrained(folder).eval()
+        self.images = torch.from_numpy(np.load(images)).permute(0, 3, 1, 2)
+        self.info = {
+            "layout": faster_layout(self.model, self.run),
+            "attention": self.model.config._attn_implementation,
+        }
+
+    @torch.inference_mode()
+    def run(self):
+        """Does the work."""
+        self.output = self.model(pixel_values=self.images).image_embeds
+
+
+class HeadTraining(Job):
+    """A plain loop over cached features in memory: AdamW, batches of 64, a random view of each."""
+
+    def __init__(self, motion, appearance, labels, classes, epochs, batch_size):
+        self.motion, self.appearance, self.labels = (
+            torch.from_numpy(np.load(path)) for path in (motion, appearance, labels)
+        )
+        self.labels = self.labels.long()
+        self.classes, self.epochs, self.batch_size = classes, epochs, batch_size
+
+    def run(self):
+        """Does the work."""
+        width = self.motion.shape[2] + self.appearance.shape[1]
+        head = nn.Sequential(
+            nn.Linear(width, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, self.classes)
+        )
+        optimizer = torch.optim.AdamW(head.parameters(), lr=1e-4, weight_decay=0.01)
+        for _ in range(self.epochs):
+            order = torch.randperm(len(self.labels))
+            views = torch.randint(self.motion.shape[1], order.shape)
+            for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
+                rows = order[start : start + self.batch_size]
+                features = torch.cat([self.motion[rows, views[rows]], self.appearance[rows]], 1)
+                loss = functional.cross_entropy(head(features), self.labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        self.output = loss.detach()
+
+
+# Columns of mv-extractor's vectors: source, width, height, source x, y, destination x, y, ...
+def accumulated_fields(motion, wanted, height, width):
+    """Returns float32 [height, width, 2] of each wanted frame: motion since its I-frame."""
+    start = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
+    origin, made = start, {}
+    for index, (kind, vectors) in enumerate(motion):
+        if kind == "I":
+            origin = start
+            continue
+        before, origin = origin, origin.copy()
+        for _, w, h, source_x, source_y, x, y, *_ in vectors.tolist():
+            if source_x == x and source_y == y:
+                continue
+            # The part of the block that lies in the picture, at both ends.
+            left, top = x - w // 2, y - h // 2
+            dx, dy = source_x - x, source_y - y
+            x0, x1 = max(left, 0, -dx), min(left + w, width, width - dx)
+            y0, y1 = max(top, 0, -dy), min(top + h, height, height - dy)
+            if x0 < x1 and y0 < y1:
+                origin[y0:y1, x0:x1] = before[y0 + dy : y1 + dy, x0 + dx : x1 + dx]
+        if index in wanted:
+            made[index] = (start - origin).astype(np.float32)
+    return made
+
+
+def painted_field(vectors, height, width):
+    """Returns float32 [height, width, 2], the motion of each block of 8 pixels."""
+    grid = np.zeros((-(-height // 8), -(-width // 8), 2), np.float32)
+    left = (vectors[:, 5] - vectors[:, 1] // 2) // 8
+    top = (vectors[:, 6] - vectors[:, 2] // 2) // 8
+    for down in range(2):
+        for right in range(2):
+            inside = (vectors[:, 2] > 8 * down) & (vectors[:, 1] > 8 * right)
+            rows = np.clip(top[inside] + down, 0, grid.shape[0] - 1)
+            columns = np.clip(left[inside] + right, 0, grid.shape[1] - 1)
+            grid[rows, columns] = (vectors[:, 5:7] - vectors[:, 3:5])[inside]
+    return np.kron(grid, np.ones((8, 8, 1), np.float32))[:height, :width]
+
+
+class FileToLabel(Job):
+    """mv-extractor reads the file, timm and transformers look at it, a linear head tells.
+
+    With `accumulated` the fields are those that our side makes, by the loop over vectors that one
+    writes from the definition. Without, each field holds the frame's own vectors, painted a frame
+    at a time: less work than ours, and another input than the published network has.
+    """
+
+    def __init__(self, weights, classes, folder, video, segments, accumulated):
+        from transformers import CLIPVisionModelWithProjection
+
+        self.network = MotionNetwork(weights, classes).eval()
+        self.clip = CLIPVisionModelWithProjection.from_pretrained(folder).eval()
+        self.head = nn.Sequential(
+            nn.Linear(1280 + self.clip.config.projection_dim, 512),
+            nn.ReLU(),
+            nn.Linear(512, classes),
+        ).eval()
+        self.video, self.segments, self.accumulated = video, segments, accumulated
+        blank = torch.full((segments, 224, 224, 2), 128, dtype=torch.uint8)
+
+        @torch.inference_mode()
+        def work():
+            self.network.features(blank)
+
+        self.info = {"layout": faster_layout(self.network, work)}
+        # torchvision-free, so the slow processor of Pillow: resize, crop, scale.
+        self.mean = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+        self.std = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+    def read(self):
+        """Returns type and vectors of every frame, and the picture of the middle one."""
+        from mvextractor.videocap import VideoCap
+
+        capture = VideoCap()
+        capture.open(self.video)
+        motion, pictures = [], []
+        while True:
+            success, picture, vectors, kind, *_ = capture.read()
+            if not success:
+                break
+            motion.append((kind, vectors))
+            pictures.append(picture)
+        capture.release()
+        return motion, pictures[len(pictures) // 2]
+
+    def fields(self, motion, height, width):
+        """Returns uint8 [segments, 224, 224, 2] as the network takes them."""
+        import cv2
+
+        last = len(motion) - 1
+        wanted = [
+            min(round(last / self.segments * (segment + 0.5)) + 1, last)
+            for segment in range(self.segments)
+        ]
+        # An I-frame has no vectors; the frame before it is taken.
+        wanted = [index - (motion[index][0] == "I" and index > 0) for index in wanted]
+        if self.accumulated:
+            made = accumulated_fields(motion, set(wanted), height, width)
+        else:
+            made = {index: painted_field(motion[index][1], height, width) for index in wanted}
+        fields = []
+        for index in wanted:
+            scaled = (made[index] * 127.5 / 20).astype(np.int32) + 128
+            scaled = np.clip(scaled, 0, 255).astype(np.uint8)
+            fields.append(cv2.resize(scaled, (256, 256))[16:240, 16:240])
+        return torch.from_numpy(np.stack(fields))
+
+    def picture(self, bgr):
+        """Returns float [1, 3, 224, 224] as CLIP takes it."""
+        from PIL import Image
+
+        image = Image.fromarray(np.ascontiguousarray(bgr[..., ::-1]))
+        scale = 224 / min(image.size)
+        width, height = (round(side * scale) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - 224) // 2, (height - 224) // 2
+        pixels = np.asarray(image.crop((left, top, left + 224, top + 224)), np.float32) / 255
+        return torch.from_numpy((pixels - self.mean) / self.std).permute(2, 0, 1)[None]
+
+    @torch.inference_mode()
+    def run(self):
+        """Does the work; returns seconds of its stages."""
+        clock = [time.perf_counter()]
+
+        def lap():
+            clock.append(time.perf_counter())
+            return clock[-1] - clock[-2]
+
+        stages = {}
+        vectors, middle = self.read()
+        stages["read"] = lap()
+        fields = self.fields(vectors, *middle.shape[:2])
+        image = self.picture(middle)
+        stages["views"] = lap()
+        motion = self.network.features(fields).mean(0, keepdim=True)
+        stages["motion network"] = lap()
+        appearance = self.clip(pixel_values=image).image_embeds
+        stages["CLIP"] = lap()
+        self.output = self.head(torch.cat([motion, appearance], 1)).softmax(-1)
+        stages["head"] = lap()
+        return stages
+
+
+JOBS = {
+    "sgemm": Sgemm,
+    "motion_inference": MotionInference,
+    "motion_training": MotionTraining,
+    "clip_tower": ClipTower,
+    "head_training": HeadTraining,
+    "file_to_label": FileToLabel,
+}
+
+
+def versions():
+    """Returns the versions of what is compared with."""
+    import importlib.metadata
+
+    names = ("torch", "timm", "transformers", "motion-vector-extractor")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def main():
+    """Answers requests until there are no more."""
+    # Whatever a library prints goes to standard error, and not between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    jobs = []
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if "make" in request:
+                jobs.append(JOBS[request.pop("make")](**request))
+                answer = {"id": len(jobs) - 1, "info": dict(jobs[-1].info)}
+            elif "run" in request:
+                start = time.perf_counter()
+                stages = jobs[request["run"]].run()
+                answer = {"seconds": time.perf_counter() - start, "stages": stages or {}}
+            elif "output" in request:
+                np.save(request["path"], jobs[request["output"]].output.numpy())
+                answer = {}
+            elif "drop" in request:
+                jobs[request["drop"]] = None
+                answer = {}
+            else:
+                answer = {"versions": versions(), "threads": torch.get_num_threads()}
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
