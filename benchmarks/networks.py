@@ -20,6 +20,7 @@ from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 from moclip_jax.optimizers import motion_optimizer
 from moclip_jax.pretrained import TINY_CLIP, load_clip, save_clip, save_efficientnet
+from moclip_jax.sharding import make_mesh
 from moclip_jax.train import TrainState, make_train_step
 
 CLASSES = 101
@@ -142,7 +143,10 @@ def motion_training(networks: Networks, peer: Peer, videos: int, rounds: int) ->
     params, stats = jax.tree.map(jnp.copy, (params, stats))
     optimizer = motion_optimizer(params, learning_rate=motion.learning_rate)
     step = make_train_step(
-        graphdef, lambda model, batch, train, key: model(batch["motion"], train=train), optimizer
+        graphdef,
+        lambda model, batch, train, key: model(batch["motion"], train=train),
+        optimizer,
+        make_mesh(jax.devices()[:1]),
     )
     state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
     batch, key = {"motion": inputs, "label": labels}, jax.random.key(0)
