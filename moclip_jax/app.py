@@ -318,7 +318,9 @@ def serve(arguments: argparse.Namespace) -> None:
     # Before Gradio is imported, which reads them then.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    with _own_folder() as folder, socket.create_server((arguments.host, arguments.port)) as server:
+    with contextlib.ExitStack() as opened:
+        folder = opened.enter_context(_own_folder())
+        server = opened.enter_context(socket.create_server((arguments.host, arguments.port)))
         # A missing package is told before the model is loaded.
         try:
             import gradio  # noqa: F401
@@ -333,8 +335,12 @@ def serve(arguments: argparse.Namespace) -> None:
         recognizer = load_export(export_folder(workdir))
         drawn = folder / "examples"
         drawn.mkdir()
+        reader = VideoReader(
+            recognizer, max_seconds=arguments.max_seconds, patience_s=arguments.patience
+        )
+        opened.callback(reader.close)
         page = make_page(
-            VideoReader(recognizer, max_seconds=arguments.max_seconds),
+            reader,
             recognizer,
             example_videos(recognizer.class_names, arguments.examples, drawn),
             limits=f"Videos of at most {arguments.max_megabytes:g} MB and "
@@ -366,6 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     limits = {
         "max_megabytes": (100.0, "of a video (100)"),
         "max_seconds": (60.0, "of a video (60)"),
+        "patience": (60.0, "seconds that reading a video may take (60)"),
         "keep_minutes": (10.0, "before an upload is deleted (10)"),
     }
     for name, (default, text) in limits.items():

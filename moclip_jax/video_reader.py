@@ -1,12 +1,13 @@
 """Labels of one video after another: of the whole, and of windows of it in turn."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from input_pipeline.decoding import check_video
+from input_pipeline.isolation import WorkerError, WorkerPool, run_isolated
 from input_pipeline.video import PreparedVideo, VideoError, prepare_video
 from moclip_jax.export import Recognizer
 from moclip_jax.recognize import Classifier, with_frames_of
@@ -14,19 +15,29 @@ from moclip_jax.recognize import Classifier, with_frames_of
 MOST_WINDOWS = 12
 # No sensible video shows more frames in a second, and each costs time.
 MOST_FRAMES_PER_SECOND = 60
+# Of a reading process, in bytes; a few pictures of 4K and the motion of a minute are far less.
+MOST_MEMORY = 4 * 2**30
+
+_T = TypeVar("_T")
 
 
 class VideoReader:
     """Answers what is seen in a video, as a whole and window by window.
 
+    Files are read in a process of their own, so that one that crashes FFmpeg, or is never done,
+    costs its own answer and nothing else. Use it as a context manager, or call `close`.
+
     Args:
       recognizer: an exported model.
       max_seconds: a longer video is refused.
+      patience_s: seconds that reading a video may take.
     """
 
-    def __init__(self, recognizer: Recognizer, *, max_seconds: float):
+    def __init__(self, recognizer: Recognizer, *, max_seconds: float, patience_s: float = 60.0):
         self._recognizer = recognizer
         self._max_seconds = max_seconds
+        self._patience_s = patience_s
+        self._pool = WorkerPool(1, max_memory=MOST_MEMORY)
         # More RGB frames than the model needs, for the windows and to show. An odd multiple of
         # equal parts has, among its centres, those of the parts themselves.
         multiple = -(-MOST_WINDOWS // recognizer.video.clip_frames) | 1
@@ -37,19 +48,38 @@ class VideoReader:
         )
         self._trained = Classifier(recognizer)
 
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the reading process."""
+        self._pool.close()
+
     def read(self, path: str) -> PreparedVideo:
         """Returns the video in the canonical form, with RGB frames for the windows too.
 
         Raises:
-          VideoError: it cannot be read, or is too long; the message names it and the reason.
+          VideoError: it cannot be read, is too long, or takes too long; the message names it and
+            the reason.
         """
-        checked = check_video(path, self._spec.limits)
+        checked = self._isolated(check_video, path, self._spec.limits)
         seconds = checked.num_packets / checked.fps if checked.fps else 0.0
         if seconds > self._max_seconds:
             raise VideoError(
                 path, f"it is {seconds:.0f} s long; {self._max_seconds:g} s is allowed"
             )
-        return prepare_video(path, self._spec)
+        return self._isolated(prepare_video, path, self._spec)
+
+    def _isolated(self, function: Callable[..., _T], path: str, *arguments: Any) -> _T:
+        try:
+            return run_isolated(self._pool, function, (path, *arguments), self._patience_s)
+        except WorkerError as error:
+            raise VideoError(path, f"reading it {error.reason}") from error
+        except MemoryError as error:
+            raise VideoError(path, "reading it takes too much memory") from error
 
     def answer(self, video: PreparedVideo, words: Sequence[str] = ()) -> dict[str, Any]:
         """Returns labels of the whole video and of its windows.

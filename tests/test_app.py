@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ import pytest
 
 from input_pipeline.motion_vectors import accumulate
 from input_pipeline.video import VideoError
-from moclip_jax import app, recognize
+from moclip_jax import app, recognize, video_reader
 from moclip_jax.export import load_export
 from moclip_jax.video_reader import VideoReader, split_windows
 from tests.input_pipeline import real_clips
@@ -42,8 +43,9 @@ def recognizer(finished_run):
 
 
 @pytest.fixture(scope="module")
-def reader(recognizer) -> VideoReader:
-    return VideoReader(recognizer, max_seconds=MAX_SECONDS)
+def reader(recognizer) -> Iterator[VideoReader]:
+    with VideoReader(recognizer, max_seconds=MAX_SECONDS) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -314,8 +316,43 @@ def test_the_answer_for_the_whole_video_is_that_of_predict(reader, recognizer, c
 
 
 def test_a_video_that_is_too_long_is_refused_before_it_is_decoded(recognizer, clip):
-    with pytest.raises(VideoError, match=r"it is 4 s long; 3 s is allowed"):
-        VideoReader(recognizer, max_seconds=3).read(clip)
+    with (
+        VideoReader(recognizer, max_seconds=3) as reader,
+        pytest.raises(VideoError, match=r"it is 4 s long; 3 s is allowed"),
+    ):
+        reader.read(clip)
+
+
+def end_by_a_crash(*_):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def take_all_memory(*_):
+    return bytearray(video_reader.MOST_MEMORY + 1)
+
+
+def never_end(*_):
+    time.sleep(600)
+
+
+def test_a_file_that_crashes_or_holds_up_its_process_costs_only_its_own_answer(
+    recognizer, clip, monkeypatch
+):
+    with VideoReader(recognizer, max_seconds=60, patience_s=30) as reader:
+        expected = reader.read(clip)
+        with monkeypatch.context() as patch:
+            patch.setattr(video_reader, "prepare_video", end_by_a_crash)
+            with pytest.raises(VideoError, match=r"reading it crashed \(signal 11"):
+                reader.read(clip)
+        np.testing.assert_array_equal(reader.read(clip).displacements, expected.displacements)
+        with monkeypatch.context() as patch:
+            patch.setattr(video_reader, "prepare_video", take_all_memory)
+            with pytest.raises(VideoError, match="reading it takes too much memory"):
+                reader.read(clip)
+        monkeypatch.setattr(video_reader, "prepare_video", never_end)
+        reader._patience_s = 0.5
+        with pytest.raises(VideoError, match=r"reading it gave no result within 0.5 seconds"):
+            reader.read(clip)
 
 
 def test_words_are_separated_by_commas_and_lines_and_a_single_one_is_no_choice():
