@@ -38,8 +38,9 @@ def write_model_card(
     Args:
       config: the whole configuration of the run.
       class_names: labels, in the order of the logits.
-      num_videos: how many videos are `train`, `validation`, `test` and `refused_test`.
-      rows: the rows of results.
+      num_videos: how many videos are `train`, `validation`, `test` and `refused_test`; empty for
+        weights that were trained elsewhere.
+      rows: the rows of results; empty for weights that were not measured here.
       versions: of the packages the model was made with.
       path: the file, README.md of the export.
     """
@@ -67,7 +68,9 @@ def write_model_card(
                 metric_value=rows["fusion"][key],
             )
             for key, name in (("top1", "top-1"), ("top5", "top-5"))
-        ],
+        ]
+        if rows
+        else None,
     )
     settings = {
         f"{section}.{name}": repr(config[section][name])

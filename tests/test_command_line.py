@@ -16,7 +16,12 @@ from input_pipeline.progress import Progress
 from moclip_jax import command_line
 
 REPOSITORY = Path(__file__).parents[1]
-RECIPE_COMMANDS = ("moclip_jax.main", "moclip_jax.ablate", "moclip_jax.splits")
+RECIPE_COMMANDS = (
+    "moclip_jax.main",
+    "moclip_jax.ablate",
+    "moclip_jax.splits",
+    "moclip_jax.import_published",
+)
 OTHER_COMMANDS = (
     "moclip_jax.predict",
     "moclip_jax.visualize",
@@ -24,6 +29,7 @@ OTHER_COMMANDS = (
     "moclip_jax.app",
     "moclip_jax.serving",
     "benchmarks.draw_videos",
+    "benchmarks.plan",
     "benchmarks.full_size",
     "benchmarks.own_words",
     "benchmarks.run",

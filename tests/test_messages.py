@@ -28,7 +28,8 @@ from tests.input_pipeline.video_fixtures import drifting_frames, write_sound, wr
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "messages.md"
 TOLD = {  # What the commands tell in a sentence; other exceptions are nobody's messages.
-    "ValueError", "OSError", "FileNotFoundError", "NotADirectoryError", "RuntimeError",
+    "ValueError", "OSError", "FileNotFoundError", "FileExistsError", "NotADirectoryError",
+    "RuntimeError",
     "VideoError", "NoVectorsError", "TrainingDivergedError", "_UsageError",
 }  # fmt: skip
 # Mistakes of a programmer who calls our functions, not of a user of the commands.
@@ -213,6 +214,15 @@ def test_an_unknown_variant_is_named_with_those_there_are(tmp_path):
     )
     assert done.returncode == 1
     assert "error: --variants: unknown ['64 segments']; there are " in done.stderr
+
+
+def test_an_import_without_its_files(tmp_path):
+    command = [sys.executable, "-m", "moclip_jax.import_published", "--config=configs/testing.py"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: --motion is missing; name its file" in done.stderr
 
 
 def test_a_batch_larger_than_the_training_split(tmp_path):

@@ -56,7 +56,7 @@ def read_split_lists(folder: pathlib.Path) -> SplitLists:
     Raises:
       ValueError: A file is missing or has a wrong line; the message names the file and the line.
     """
-    class_names = _read_classes(folder / "classInd.txt")
+    class_names = read_classes(folder / "classInd.txt")
     # The lists and the files spell one class of UCF101 with other capitals.
     labels = {name.casefold(): label for label, name in enumerate(class_names)}
     if len(labels) != len(class_names):
@@ -88,7 +88,12 @@ def read_split_lists(folder: pathlib.Path) -> SplitLists:
     return SplitLists(class_names, tuple(splits))
 
 
-def _read_classes(path: pathlib.Path) -> tuple[str, ...]:
+def read_classes(path: pathlib.Path) -> tuple[str, ...]:
+    """Return the classes of a `classInd.txt`, a line `1 Class` each, numbered from 1.
+
+    Raises:
+      ValueError: The file is absent or empty, or a line is wrong; the message names it.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; it must name the classes, a line '1 Class' each")
     names: list[str] = []
