@@ -36,6 +36,9 @@ def get_config() -> ConfigDict:
     config.dataset.split = 1
     # Processes that prepare videos; 0 means one for each core.
     config.dataset.num_workers = 0
+    # Options of Apache Beam, to prepare on a cluster, such as
+    # runner=DirectRunner,direct_num_workers=2,direct_running_mode=multi_processing; empty: without.
+    config.dataset.beam = ""
     # Further settings of one builder (moving_shapes: how many groups, how large).
     config.dataset.options = ConfigDict()
 

@@ -11,6 +11,7 @@ import os
 import pickle
 import queue
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -40,15 +41,17 @@ class WorkerError(RuntimeError):
     Attributes:
       reason: A phrase to follow a name, such as 'crashed (signal 11: Segmentation fault)'.
       timed_out: Whether it was the time limit.
+      started: Whether the function had begun; if not, it is not to blame.
     """
 
-    def __init__(self, reason: str, timed_out: bool = False):
+    def __init__(self, reason: str, timed_out: bool = False, started: bool = True):
         self.reason = reason
         self.timed_out = timed_out
+        self.started = started
         super().__init__(reason)
 
     def __reduce__(self):
-        return type(self), (self.reason, self.timed_out)
+        return type(self), (self.reason, self.timed_out, self.started)
 
 
 class WorkerPool:
@@ -75,6 +78,9 @@ class WorkerPool:
             raise ValueError("max_memory cannot be enforced on this system")
         self._max_memory = max_memory
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        self._lent: set[_Worker] = set()
+        self._killed = False
+        self._lock = threading.Lock()
         self._num_workers = num_workers
         for _ in range(num_workers):
             self._idle.put(None)
@@ -93,6 +99,14 @@ class WorkerPool:
                 worker.stop()
         for _ in range(self._num_workers):
             self._idle.put(None)
+        self._killed = False
+
+    def kill(self) -> None:
+        """End the calls that are running; they and later ones raise `WorkerError` until `close`."""
+        with self._lock:
+            self._killed = True
+            for worker in self._lent:
+                worker.process.kill()
 
     @contextlib.contextmanager
     def _worker(self):
@@ -104,14 +118,23 @@ class WorkerPool:
                 worker = None
             if worker is None:
                 worker = _Worker(self._max_memory)
+            with self._lock:
+                if self._killed:
+                    raise WorkerError("was not called: the pool is being closed", started=False)
+                self._lent.add(worker)
             yield worker
         except BaseException:
             # Whatever it was (also Ctrl-C in the parent), a result may still be on its way.
             if worker is not None and worker.busy:
+                with self._lock:
+                    self._lent.discard(worker)
                 worker.stop()
                 worker = None
             raise
         finally:
+            if worker is not None:
+                with self._lock:
+                    self._lent.discard(worker)
             self._idle.put(worker)
 
 
@@ -161,21 +184,24 @@ class _Worker:
 
     def call(self, message: bytes, timeout: float) -> tuple[bool, Any]:
         """Return (True, result) or (False, exception)."""
-        self.busy = True
+        self.busy, started = True, False
         try:
             self._connection.send_bytes(message)
-            answer = self._receive(_START_SECONDS, "did not start")
+            answer = self._receive(_START_SECONDS, started)
             if answer == _LOADED:
-                answer = self._receive(timeout, "gave no result")
+                started = True
+                answer = self._receive(timeout, started)
         except (EOFError, ConnectionError) as error:
             self.process.join(_ORPHAN_SECONDS)
-            raise WorkerError(_death(self.process.exitcode)) from error
+            raise WorkerError(_death(self.process.exitcode), started=started) from error
         self.busy = False
         return pickle.loads(answer)
 
-    def _receive(self, timeout: float, what: str) -> bytes:
+    def _receive(self, timeout: float, started: bool) -> bytes:
         if not self._connection.poll(timeout):
-            raise WorkerError(f"{what} within {timeout:g} seconds", timed_out=True)
+            what = "gave no result" if started else "did not start"
+            reason = f"{what} within {timeout:g} seconds"
+            raise WorkerError(reason, timed_out=True, started=started)
         return self._connection.recv_bytes()
 
     def stop(self) -> None:

@@ -1,8 +1,6 @@
 """Prepared data sets on disk: made if absent, opened if there, and what each video is for."""
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +18,7 @@ from input_pipeline.builders.base import (
 )
 from input_pipeline.builders.hmdb51 import Hmdb51
 from input_pipeline.builders.moving_shapes import MovingShapes
+from input_pipeline.builders.on_beam import pipeline_options
 from input_pipeline.builders.ucf101 import Ucf101
 from input_pipeline.builders.video_folder import VideoFolder
 from input_pipeline.native_motion import NATIVE_FEATURES
@@ -140,8 +139,11 @@ def prepare_dataset(
     num_workers: int = 0,
     options: Mapping[str, Any] | None = None,
     only_open: bool = False,
+    beam: str = "",
 ) -> PreparedDataset:
     """Open a prepared data set; prepare it first if it is not there.
+
+    A preparation that was killed is gone on from. Two at a time in one folder: the second waits.
 
     Args:
       name: A key of `BUILDERS`.
@@ -153,32 +155,21 @@ def prepare_dataset(
       num_workers: Processes that prepare videos; 0 for one a core.
       options: Further options of the builder.
       only_open: True prepares nothing.
+      beam: Options of Apache Beam, see `on_beam.pipeline_options`; empty prepares without it.
 
     Returns:
       The data set.
 
     Raises:
       FileNotFoundError: It is not there and `only_open`.
-      ValueError: Unknown name or options; wrong lists or folders; no video could be prepared; or
-        the files have changed since the data set was prepared.
+      ValueError: Unknown name or options; wrong lists or folders; no video could be prepared; the
+        files have changed since the data set was prepared; or Beam is asked for and not installed.
+      RuntimeError: A process that prepares videos could not start.
     """
     if name not in BUILDERS:
         raise ValueError(f"unknown data set {name!r}, known are {sorted(BUILDERS)}")
-    options = dict(options or {})
-    source: dict[str, Any] = {
-        "spec": dataclasses.asdict(spec),
-        "videos": os.path.abspath(os.path.expanduser(videos)) if videos else "",
-        "lists": os.path.abspath(os.path.expanduser(lists)) if lists else "",
-        "options": options,
-    }
-    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
     config = PreparationConfig(
-        name=f"{spec.width}x{spec.height}-{digest}",
-        spec=spec,
-        videos=source["videos"],
-        lists=source["lists"],
-        options=options,
-        num_workers=num_workers,
+        spec=spec, videos=videos, lists=lists, options=options or {}, num_workers=num_workers
     )
     # Progress comes as lines of our own, which also make sense in a log file.
     tfds.disable_progress_bar()
@@ -189,10 +180,12 @@ def prepare_dataset(
             "them back, or start the run in another --workdir"
         )
     builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        download_config=tfds.download.DownloadConfig(
+            try_download_gcs=False, beam_options=pipeline_options(beam) if beam else None
+        )
     )
     metadata = builder.info.metadata
-    now = source_digest(source["videos"], source["lists"])
+    now = source_digest(config.videos, config.lists)
     # Folders may be gone once the data set is prepared, but not silently hold something else.
     if now and now != metadata["source_digest"]:
         raise ValueError(

@@ -62,7 +62,7 @@ class Progress:
             remaining = (self._total - self._count) / rate
             line = (
                 f"{self._what}: {self._count}/{self._total} {self._unit}, "
-                f"{rate:.1f} {self._unit}/s, {_duration(remaining)} left"
+                f"{rate:.1f} {self._unit}/s, {duration(remaining)} left"
             )
             if self._rewrites:
                 print(f"{_CLEAR}{line}", end="", flush=True, file=self._file)
@@ -79,10 +79,11 @@ class Progress:
         self.clear()
         seconds = time.monotonic() - self._start
         count = self._count - self._before
-        say(f"{self._what}: {count} {self._unit} in {_duration(seconds)}", self._file)
+        say(f"{self._what}: {count} {self._unit} in {duration(seconds)}", self._file)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds as '1:05', or '1:01:05' from an hour on."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -29,6 +29,7 @@ def open_dataset(config: ConfigDict, workdir: Path, *, only_open: bool = False) 
         num_workers=config.dataset.num_workers,
         options=config.dataset.options.to_dict(),
         only_open=only_open,
+        beam=config.dataset.beam,
     )
 
 

@@ -19,7 +19,7 @@ _LIST = re.compile(r"(.+)_test_split([1-9])\.txt")
 _SUBSETS = {"0": "unused", "1": "train", "2": "test"}
 
 
-class Hmdb51(PreparedVideoBuilder, skip_registration=True):  # type: ignore[call-arg]
+class Hmdb51(PreparedVideoBuilder):
     """The videos, in a folder for each class, and the lists, as the published archives unpack."""
 
     name = "hmdb51_motion"

@@ -52,7 +52,7 @@ class MovingShapesOptions:
             raise ValueError(f"moving_shapes: more than {_GROUPS_PER_SEED} groups")
 
 
-class MovingShapes(PreparedVideoBuilder, skip_registration=True):  # type: ignore[call-arg]
+class MovingShapes(PreparedVideoBuilder):
     """Class = shape and motion; groups never cross from the training to the test subset."""
 
     name = "moving_shapes"

@@ -14,7 +14,7 @@ VIDEOS_URL = "https://storage.googleapis.com/thumos14_files/UCF101_videos.zip"
 LISTS_URL = "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip"
 
 
-class Ucf101(PreparedVideoBuilder, skip_registration=True):  # type: ignore[call-arg]
+class Ucf101(PreparedVideoBuilder):
     """The videos and lists given, or downloaded (6.5 GB) where a folder is not given."""
 
     name = "ucf101_motion"

@@ -37,7 +37,7 @@ class VideoFolderOptions:
             )
 
 
-class VideoFolder(PreparedVideoBuilder, skip_registration=True):  # type: ignore[call-arg]
+class VideoFolder(PreparedVideoBuilder):
     """One class a folder. Lists may be given, or lie in the folder itself."""
 
     name = "video_folder"

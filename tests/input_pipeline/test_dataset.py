@@ -324,7 +324,7 @@ def test_a_prepared_data_set_is_opened_and_not_made_again(dataset, videos, data_
     def fail(*_):
         raise AssertionError("prepared again")
 
-    monkeypatch.setattr("input_pipeline.builders.base._prepare_all", fail)
+    monkeypatch.setattr("input_pipeline.builders.base.make_records", fail)
     again = prepare(videos, data_dir)
     assert again.index == dataset.index
     assert again.class_names == dataset.class_names
