@@ -151,6 +151,16 @@ class PreparedVideoBuilder(FileReaderBuilder, skip_registration=True):  # type: 
 
     builder_config: PreparationConfig
 
+    def __init__(self, *, data_dir: str | os.PathLike | None = None, **options: Any):
+        """Open the data set, or describe one to be made, as TFDS's builders do.
+
+        Raises:
+          ValueError: `data_dir` is the address of a bucket.
+        """
+        if data_dir and "://" in os.fspath(data_dir):
+            raise ValueError(f"{data_dir}: videos are prepared in local or mounted folders")
+        super().__init__(data_dir=data_dir, **options)
+
     @abc.abstractmethod
     def sources(
         self, dl_manager: tfds.download.DownloadManager
@@ -184,8 +194,6 @@ class PreparedVideoBuilder(FileReaderBuilder, skip_registration=True):  # type: 
         One process at a time works on a data set; others wait, and find it done.
         """
         final = pathlib.Path(self.data_dir)
-        if "://" in os.fspath(self.data_dir):
-            raise ValueError(f"{self.data_dir}: videos are prepared in local or mounted folders")
         self._final_folder = final
         self._work_folder = final.with_name(f"{final.name}.preparing")
         if final.exists() and not self._work_folder.exists():

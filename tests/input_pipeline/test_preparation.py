@@ -21,8 +21,15 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import prepared
 from input_pipeline.builders import shards
-from input_pipeline.builders.base import MANIFEST, PreparedVideoBuilder, Source, VideoEntry
+from input_pipeline.builders.base import (
+    MANIFEST,
+    PreparationConfig,
+    PreparedVideoBuilder,
+    Source,
+    VideoEntry,
+)
 from input_pipeline.dataset import PreparedDataset, prepare_dataset
+from input_pipeline.isolation import WorkerError
 from input_pipeline.prepared import BUILDERS
 from input_pipeline.video import VideoSpec
 from tests.input_pipeline.misbehaving import SPEC, make
@@ -276,6 +283,23 @@ def test_shards_hold_all_videos_in_an_order_as_good_as_random():
     assert len(set(labels[:20])) == 4
 
 
+def test_a_process_that_cannot_start_is_no_fault_of_a_video(tmp_path, monkeypatch):
+    def cannot_start(*_):
+        raise WorkerError("did not start within 120 seconds", timed_out=True, started=False)
+
+    monkeypatch.setattr("input_pipeline.builders.worker.run_isolated", cannot_start)
+    with pytest.raises(RuntimeError, match=r"did not start.* use fewer \(config\.dataset\.num_wor"):
+        prepare(tmp_path)
+
+
+def test_what_cannot_be_asked_of_a_preparation_is_named(tmp_path):
+    builder = Generated(config=PreparationConfig(spec=SPEC), data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="generated: cannot be prepared with num_shards"):
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
+    with pytest.raises(ValueError, match=r"gs://b/data: videos are prepared in local or mounted"):
+        Generated(config=PreparationConfig(spec=SPEC), data_dir="gs://b/data")
+
+
 # Beam
 
 _BEAM = "runner=DirectRunner,direct_num_workers=2,direct_running_mode=multi_processing"
@@ -315,7 +339,9 @@ def test_without_beam_it_is_said_how_to_get_it(tmp_path, monkeypatch):
 
 def test_unknown_beam_options_are_named(tmp_path):
     pytest.importorskip("apache_beam", reason="pip install -r requirements-beam.txt for this test")
-    with pytest.raises(ValueError, match="no option direct_workers"):
+    with pytest.raises(
+        ValueError, match=r"config.dataset.beam: Beam knows no option direct_w"
+    ):
         prepare(tmp_path, beam="runner=DirectRunner,direct_workers=3")
 
 
