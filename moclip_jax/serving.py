@@ -5,7 +5,6 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from orbax.export import ExportManager, JaxModule, ServingConfig
 
 from input_pipeline.dataset import example_from_video
 from input_pipeline.video import prepare_frames
-from input_pipeline.views import num_images
+from input_pipeline.views import example_signature, num_images
 from moclip_jax.command_line import CommandParser, run
 from moclip_jax.export import Recognizer, export_folder, load_export
 from moclip_jax.extract_features import appearance_features, motion_features
@@ -156,13 +155,7 @@ def _function(recognizer: Recognizer) -> tuple[Parameters, Recognize]:
 def _video_signature(recognizer: Recognizer) -> dict[str, tf.TensorSpec]:
     """Describes a prepared video of any length (and, of native motion, any size)."""
     frames = np.zeros((2, 32, 32, 3), np.uint8)
-    example: dict[str, Any] = example_from_video(prepare_frames(frames, recognizer.video, 25.0))
-    return {
-        name: tf.TensorSpec(
-            [None] * min(value.shape.rank, 3) + value.shape.as_list()[3:], value.dtype, name=name
-        )
-        for name, value in example.items()
-    }
+    return example_signature(example_from_video(prepare_frames(frames, recognizer.video, 25.0)))
 
 
 def _make_anew(directory: Path) -> None:

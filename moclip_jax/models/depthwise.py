@@ -2,9 +2,11 @@
 
 XLA's grouped convolution is right on GPU and TPU but 20 to 50 times slower on CPU than a sum of k *
 k shifted slices, and the derivative XLA would take of that sum is slow again. The choice, and the
-hand-written derivative, live here and nowhere else.
+hand-written derivative, live here and nowhere else; so does how many rows a network works on at a
+time.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Literal, get_args
@@ -20,6 +22,9 @@ _MAX_ROWS = 32
 # The same for rows of several small images together, where the gain is smaller beside the compile
 # time.
 _MAX_ROWS_OF_IMAGES = 8
+
+# Most rows of a block that stays in cache; the best of 1, 2, 4, 8 and 32 fields for a B0.
+_BLOCK = 4
 
 _Sums = tuple[jax.Array, ...]
 
@@ -44,6 +49,30 @@ def depthwise_implementation(name: Implementation) -> AbstractContextManager[Non
             f"depthwise implementation {name!r}: use one of {', '.join(get_args(Implementation))}"
         )
     return _FORCED(name)
+
+
+def in_cached_blocks(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Applies a network to a few rows at a time where that is faster: on a single CPU device.
+
+    The maps of four fields of a B0 stay in the last cache; those of 32 are 300 MB, which are
+    written and read again by every layer. Elsewhere all rows go at once: accelerators want large
+    products, and rows that are split over several devices do not divide into blocks of neighbours.
+
+    Args:
+        function: works on every row alone, `[n, ...] -> [n, D]` for any n.
+        x: [N, ...].
+
+    Returns:
+        [N, D], the same numbers as `function(x)` but for rounding.
+    """
+    name = _FORCED.value
+    if name is None and jax.default_backend() == "cpu" and jax.device_count() == 1:
+        name = "shifted"
+    if name != "shifted" or x.shape[0] <= _BLOCK:
+        return function(x)
+    size = max(n for n in range(1, _BLOCK + 1) if x.shape[0] % n == 0)
+    rows = lax.map(function, x.reshape(-1, size, *x.shape[1:]))
+    return rows.reshape(x.shape[0], *rows.shape[2:])
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
@@ -103,7 +132,9 @@ def _convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 def _shifted(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     size = kernel.shape[0]
     height, width = _output_size(x.shape[1], stride), _output_size(x.shape[2], stride)
-    padded = _pad(x, size // 2)
+    # Without the barrier XLA takes the middle slice from x itself, so that whatever x is made of
+    # (a normalisation, an activation) is written twice and read three times.
+    padded = lax.optimization_barrier(_pad(x, size // 2))
     total = jnp.zeros((x.shape[0], height, width, x.shape[3]), x.dtype)
     for i in range(size):
         for j in range(size):

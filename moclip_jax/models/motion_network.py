@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moclip_jax.models.batch_norm import BatchNorm
+from moclip_jax.models.depthwise import in_cached_blocks
 from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
 
 
@@ -73,14 +74,21 @@ class MotionNetwork(nnx.Module):
         """
         if fields.ndim != 5 or fields.shape[4] != 2:
             raise ValueError(f"MotionNetwork needs fields [B, S, H, W, 2], got {fields.shape}")
-        if fields.dtype == jnp.uint8:
-            fields = fields.astype(jnp.float32) / 255.0 - 0.5
-        elif not jnp.issubdtype(fields.dtype, jnp.floating):
+        if fields.dtype != jnp.uint8 and not jnp.issubdtype(fields.dtype, jnp.floating):
             raise ValueError(f"MotionNetwork needs uint8 or floating fields, got {fields.dtype}")
         batch, segments = fields.shape[:2]
         flat = fields.reshape(batch * segments, *fields.shape[2:])
-        flat = self.input_norm(flat, train=train)
-        return self.backbone.features(flat, train=train).reshape(batch, segments, -1)
+        if train:
+            features = self._features_of_fields(flat, train=True)
+        else:
+            features = in_cached_blocks(self._features_of_fields, flat)
+        return features.reshape(batch, segments, -1)
+
+    def _features_of_fields(self, fields: jax.Array, *, train: bool = False) -> jax.Array:
+        """[N, H, W, 2] -> [N, num_features]."""
+        if fields.dtype == jnp.uint8:
+            fields = fields.astype(jnp.float32) / 255.0 - 0.5
+        return self.backbone.features(self.input_norm(fields, train=train), train=train)
 
     def __call__(self, fields: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits averaged over the segments, float32 [B, num_classes]; the rest as `features`."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moclip_jax.models.depthwise import depthwise_implementation
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 
@@ -71,3 +72,22 @@ def test_wrong_fields_and_configurations_are_refused(network):
         network(jnp.zeros((1, 1, 32, 32, 2), jnp.int32))
     with pytest.raises(ValueError, match="in_channels must be 2"):
         MotionNetworkConfig(EfficientNetConfig.named("tiny"))
+
+
+def test_fields_taken_a_few_at_a_time_have_the_features_of_all_at_once():
+    network = MotionNetwork(
+        MotionNetworkConfig(EfficientNetConfig.named("tiny", in_channels=2, num_classes=3)),
+        rngs=nnx.Rngs(0),
+    )
+    fields = np.random.default_rng(0).integers(0, 256, (3, 5, 16, 16, 2), np.uint8)
+
+    @jax.jit
+    def features(network, fields):
+        return network.features(fields)
+
+    with depthwise_implementation("convolution"):
+        at_once = features(network, fields)
+    with depthwise_implementation("shifted"):
+        assert "while" in features.lower(network, fields).as_text()
+        in_blocks = features(network, fields)
+    np.testing.assert_allclose(in_blocks, at_once, rtol=1e-4, atol=1e-5)
