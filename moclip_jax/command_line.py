@@ -21,6 +21,8 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from moclip_jax.compilation_cache import use_compilation_cache
+
 STATUS_OK, STATUS_ERROR, STATUS_USAGE, STATUS_STOPPED = 0, 1, 2, 130
 STATUSES = (
     "exit status: 0 all is done; 1 an error, told in a sentence; 2 a mistake on the\n"
@@ -105,6 +107,7 @@ def run(
     """
     logging.set_verbosity(logging.ERROR)
     sys.unraisablehook = _again_if_interrupted
+    use_compilation_cache()
     try:
         return work() or STATUS_OK
     except KeyboardInterrupt:

@@ -7,6 +7,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+# What one test compiled must not help or harm another, in this run or the next.
+os.environ["MOCLIP_JAX_CACHE"] = ""
 # A test that reached for the hub would pass or fail with the network; none may.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
