@@ -31,7 +31,10 @@ from input_pipeline.video import VideoSpec, prepare_video
 SEGMENTS = 25
 # Reads a path a line, reads all vectors of that file without pictures, prints seconds.
 _MV_EXTRACTOR = """
-import sys, time
+import os, sys, time
+# One core, and so one thread, as ours. With more, FFmpeg's frame threads lose some of the vectors,
+# and others in every run.
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from mvextractor.videocap import VideoCap
 for line in sys.stdin:
     start = time.perf_counter()

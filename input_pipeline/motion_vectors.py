@@ -7,20 +7,22 @@ millisecond a frame. `docs/video.md` has the definition with a picture.
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import av
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from input_pipeline.decoding import NO_LIMITS, Limits, VideoError, decode_frames, picture_type
 from input_pipeline.orientation import frame_orientation, orient_field
+from input_pipeline.painting import (
+    BLOCK,
+    VECTOR_DTYPE,
+    paint_blocks,
+    paint_displacements,
+    paint_frames,
+)
 from input_pipeline.seeking import UncertainOrderError, decode_needed
-
-BLOCK = 8
-"""Side in pixels of the grid on which displacements are painted."""
 
 CODECS_WITH_VECTORS = frozenset(
     {"mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"}
@@ -36,28 +38,10 @@ EXPORT_VECTORS = {"flags2": "+export_mvs"}
 VECTORS_ONLY = EXPORT_VECTORS | {"skip_idct": "all", "skip_loop_filter": "all"}
 """Decoder options that export motion vectors and compute no more of the picture than they need."""
 
-VECTOR_DTYPE = np.dtype(
-    {
-        "names": [
-            "source",
-            "w",
-            "h",
-            "src_x",
-            "src_y",
-            "dst_x",
-            "dst_y",
-            "flags",
-            "motion_x",
-            "motion_y",
-            "motion_scale",
-        ],
-        "formats": ["<i4", "u1", "u1", "<i2", "<i2", "<i2", "<i2", "<u8", "<i4", "<i4", "<u2"],
-        "offsets": [0, 4, 5, 6, 8, 10, 12, 16, 24, 28, 32],
-        "itemsize": 40,
-        "aligned": True,
-    }
-)
-"""FFmpeg's `AVMotionVector`, field by field."""
+# Eight origins side by side, as one item of an array.
+_PIECE = np.dtype((np.void, 8 * 4))
+# Frames whose vectors wait to be painted together: numpy's cost a call is shared by them.
+_PAINT_AT_ONCE = 16
 
 
 class NoVectorsError(VideoError):
@@ -118,98 +102,6 @@ def read_motion_vectors(
             height=frame.height,
             width=frame.width,
         )
-
-
-def paint_displacements(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Paint the vectors that point to the past on the 8-pixel grid.
-
-    Args:
-      vectors: Structured array of `VECTOR_DTYPE`. Those with `source > 0` (from a future frame, in
-        B-frames) are not painted.
-      height: Height of the picture in pixels.
-      width: Width of the picture in pixels.
-
-    Returns:
-      int16 `[ceil(height / 8), ceil(width / 8), 2]`, (x, y) of `src - dst` in pixels; zero where
-      there is no vector.
-
-    Raises:
-      ValueError: A block does not lie on the 8-pixel grid.
-    """
-    past = vectors["source"] < 0
-    return _paint(vectors if past.all() else vectors[past], height, width)
-
-
-def paint_blocks(vectors: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Paint all vectors of a frame; where a block has both kinds, the one from the past.
-
-    Args:
-      vectors: Structured array of `VECTOR_DTYPE`.
-      height: Height of the picture in pixels.
-      width: Width of the picture in pixels.
-
-    Returns:
-      int16 `[gh, gw, 2]` as `paint_displacements`, and bool `[gh, gw]`, True where the displacement
-      points to a future frame.
-
-    Raises:
-      ValueError: A block does not lie on the 8-pixel grid.
-    """
-    displacements = paint_displacements(vectors, height, width)
-    future = np.zeros(displacements.shape[:2], bool)
-    coming = vectors["source"] > 0
-    if coming.any():
-        # A block that stands still also says where it comes from, so cover is painted apart.
-        for chosen, value in ((coming, True), (~coming, False)):
-            cells, _ = _covered_cells(vectors[chosen], height, width)
-            future.ravel()[cells] = value
-        np.copyto(displacements, _paint(vectors[coming], height, width), where=future[..., None])
-    return displacements, future
-
-
-def _paint(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return int16 `[gh, gw, 2]`, `src - dst` of the last moving vector over each cell."""
-    grid_h, grid_w = -(-height // BLOCK), -(-width // BLOCK)
-    shift = np.empty((len(vectors), 2), np.int16)
-    np.subtract(vectors["src_x"], vectors["dst_x"], out=shift[:, 0])
-    np.subtract(vectors["src_y"], vectors["dst_y"], out=shift[:, 1])
-    # Both halves at once: numpy copies whole int32 faster than pairs.
-    pairs = shift.view(np.int32)[:, 0]
-    moving = np.flatnonzero(pairs)
-    grid = np.zeros(grid_h * grid_w, np.int32)
-    if moving.size:
-        cells, blocks = _covered_cells(vectors[moving], height, width)
-        grid[cells] = pairs[moving][blocks]
-    return grid.view(np.int16).reshape(grid_h, grid_w, 2)
-
-
-@functools.lru_cache
-def _block_cells(rows: int, columns: int) -> np.ndarray:
-    """Return int `[2, rows * columns]`: row and column of each cell of a block."""
-    return np.mgrid[:rows, :columns].reshape(2, -1)
-
-
-def _covered_cells(blocks: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions in the grid that blocks cover, block by block, and whose each is."""
-    grid_h, grid_w = -(-height // BLOCK), -(-width // BLOCK)
-    if not len(blocks):
-        return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    w, h = blocks["w"].astype(np.int16), blocks["h"].astype(np.int16)
-    left, top = blocks["dst_x"] - (w >> 1), blocks["dst_y"] - (h >> 1)
-    # An or has the low bits of any, and the sign of any.
-    together = int(np.bitwise_or.reduce(left | top | w | h))
-    if together < 0 or together % BLOCK:
-        raise ValueError("a motion vector's block does not lie on the picture's 8-pixel grid")
-    widest, highest = int(w.max()), int(h.max())
-    j, i = _block_cells(highest // BLOCK, widest // BLOCK)
-    row, column = (top // BLOCK)[:, None] + j, (left // BLOCK)[:, None] + i
-    cells = row * grid_w + column
-    # The last blocks may reach over the picture's edge.
-    inside = (row < grid_h) & (column < grid_w)
-    if int(w.min()) < widest or int(h.min()) < highest:
-        inside &= (h[:, None] > j * BLOCK) & (w[:, None] > i * BLOCK)
-    chosen = np.flatnonzero(inside)
-    return cells.ravel()[chosen], chosen // j.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,7 +223,10 @@ class BlockMotionReader:
           path: The file, for messages.
         """
         self._path = path
-        self._frames: list[FrameBlocks] = []
+        self._picture: tuple[int, int, int] | None = None
+        self._types: list[str] = []
+        self._waiting: list[np.ndarray] = []
+        self._painted: list[tuple[np.ndarray, np.ndarray]] = []
         self.has_vectors = False
         self.num_bytes = 0
 
@@ -343,35 +238,76 @@ class BlockMotionReader:
           wanted: False leaves out a B-frame's motion, on which no other frame depends.
 
         Raises:
-          VideoError: The picture changes its size or orientation, or as `frame_blocks`.
+          VideoError: The picture changes its size or orientation, is to be shown at an angle that
+            is no multiple of 90 degrees, or a vector's block does not lie on the 8-pixel grid.
         """
-        index = len(self._frames)
+        index = len(self._types)
         try:
-            blocks = frame_blocks(frame, wanted)
+            picture = frame.height, frame.width, frame_orientation(frame)
         except ValueError as error:
             raise VideoError(self._path, f"frame {index}: {error}") from error
-        if self._frames and blocks.picture != self._frames[0].picture:
+        if self._picture is None:
+            self._picture = picture
+        elif picture != self._picture:
             raise VideoError(
                 self._path, f"the picture changes its size or orientation at frame {index}"
             )
-        self._frames.append(blocks)
+        kind = picture_type(frame)
+        self._types.append(kind)
+        # Copied, for the array is the frame's own memory, and would keep its picture.
+        self._waiting.append(
+            frame_vectors(frame).copy() if wanted or kind != "B" else np.empty(0, VECTOR_DTYPE)
+        )
         self.has_vectors = self.has_vectors or "MOTION_VECTORS" in frame.side_data
-        self.num_bytes += blocks.displacements.nbytes + blocks.future.nbytes
+        if len(self._waiting) == _PAINT_AT_ONCE:
+            self._paint()
+
+    def _paint(self) -> None:
+        assert self._picture is not None
+        size = self._picture[:2]
+        first = len(self._types) - len(self._waiting)
+        both_ways = [kind == "B" for kind in self._types[first:]]
+        try:
+            painted = paint_frames(self._waiting, both_ways, *size)
+        except ValueError:
+            # One by one, to say which it was.
+            for index, vectors in enumerate(self._waiting):
+                try:
+                    paint_frames([vectors], [both_ways[index]], *size)
+                except ValueError as error:
+                    raise VideoError(self._path, f"frame {first + index}: {error}") from error
+            raise
+        self._painted.append(painted)
+        self.num_bytes += painted[0].nbytes + painted[1].nbytes
+        self._waiting = []
 
     def result(self) -> BlockMotion:
         """Return the motion of all frames that were added, at least one.
 
         Raises:
+          VideoError: A vector's block does not lie on the 8-pixel grid.
           NoVectorsError: Not a single vector came, and not all frames are I-frames.
         """
-        motion = join_blocks(self._frames)
-        if not self.has_vectors and not motion.is_intra.all():
+        assert self._picture is not None
+        if self._waiting:
+            self._paint()
+        height, width, orientation = self._picture
+        types = np.array(self._types)
+        if not self.has_vectors and not (types == "I").all():
             raise NoVectorsError(
                 self._path,
                 "its codec carries no motion vectors that FFmpeg exports; use the canonical form "
                 "(input_pipeline.video.prepare_video with VideoSpec.source='reencode' or 'auto')",
             )
-        return motion
+        return BlockMotion(
+            displacements=np.concatenate([displacements for displacements, _ in self._painted]),
+            is_intra=types == "I",
+            is_bidirectional=types == "B",
+            future=np.concatenate([future for _, future in self._painted]),
+            height=height,
+            width=width,
+            orientation=orientation,
+        )
 
 
 def accumulate_motion(
@@ -465,7 +401,7 @@ def accumulate(
     outside = wanted[(wanted < 0) | (wanted >= num_frames)]
     if outside.size:
         raise IndexError(f"frame {outside[0]} is outside a video of {num_frames} frames")
-    fields = np.zeros((len(wanted), height, width, 2), np.int32)
+    fields = np.empty((len(wanted), height, width, 2), np.int32)  # Each is written below.
     rows: dict[int, list[int]] = {}
     for row, index in enumerate(wanted.tolist()):
         rows.setdefault(index, []).append(row)
@@ -536,8 +472,10 @@ class _OriginGrid:
         self._rows, self._columns = -(-height // BLOCK), -(-width // BLOCK)
         ys = np.arange(self._rows * BLOCK, dtype=np.int32)
         xs = np.arange(self._columns * BLOCK, dtype=np.int32)
-        self.identity = (ys[:, None] << 16) + xs
+        self.identity = ((ys[:, None] << 16) + xs).astype("<i4")
         self._inner = np.arange(BLOCK)
+        self._top = BLOCK * np.arange(self._rows)[:, None]
+        self._left = BLOCK * np.arange(self._columns)
 
     def follow(
         self, held: np.ndarray, source: np.ndarray, chosen: np.ndarray, cells: np.ndarray
@@ -553,32 +491,42 @@ class _OriginGrid:
         Returns:
           A new map, or `held` itself where no cell is chosen.
         """
-        row, column = np.nonzero(chosen)
-        if not row.size:
+        if not chosen.any():
             return held
-        shift = cells[row, column].astype(np.intp)
-        top, left = row * BLOCK + shift[:, 1], column * BLOCK + shift[:, 0]
+        top = self._top + cells[..., 1] * chosen
+        left = self._left + cells[..., 0] * chosen
         crossing = (top < 0) | (left < 0)
         crossing |= (top + BLOCK > self._height) | (left + BLOCK > self._width)
-        edge = np.flatnonzero(crossing)
-        y, x = top[edge, None] + self._inner, left[edge, None] + self._inner
-        top[edge] = left[edge] = 0
-        # A view of every 8x8 piece of the map, so that each cell is found in one piece.
-        found = sliding_window_view(source, (BLOCK, BLOCK))[top, left]
-        result = held.copy()
-        blocks = result.reshape(self._rows, BLOCK, self._columns, BLOCK).swapaxes(1, 2)
-        if edge.size:
+        row, column = np.nonzero(crossing & chosen)
+        y, x = top[row, column, None] + self._inner, left[row, column, None] + self._inner
+        if row.size:
+            top[row, column], left[row, column] = self._top[row, 0], self._left[column]
+        # Eight pixels that follow one another, from any pixel on, are one item of this view, and
+        # all cells are found in one look: a row of a cell at a time, in the order of the picture.
+        pixels_in_row = self._columns * BLOCK
+        pieces = np.ndarray((source.size - BLOCK + 1,), _PIECE, source, strides=(source.itemsize,))
+        start = (top * pixels_in_row + left)[:, None, :] + (self._inner * pixels_in_row)[:, None]
+        result = pieces[start].view(np.int32).reshape(source.shape)
+        blocks, held_blocks = self._blocks(result), self._blocks(held)
+        if held is not source:
+            blocks[~chosen] = held_blocks[~chosen]
+        if row.size:
             inside_y, inside_x = (y >= 0) & (y < self._height), (x >= 0) & (x < self._width)
             inside = inside_y[:, :, None] & inside_x[:, None, :]
             y, x = np.where(inside_y, y, 0)[:, :, None], np.where(inside_x, x, 0)[:, None, :]
-            found[edge] = np.where(inside, source[y, x], blocks[row[edge], column[edge]])
-        blocks[row, column] = found
+            blocks[row, column] = np.where(inside, source[y, x], held_blocks[row, column])
         return result
+
+    def _blocks(self, pixels: np.ndarray) -> np.ndarray:
+        """Return a view `[gh, gw, 8, 8]` of a map."""
+        return pixels.reshape(self._rows, BLOCK, self._columns, BLOCK).swapaxes(1, 2)
 
     def write_motion(self, origin: np.ndarray, field: np.ndarray) -> None:
         """Write `position - origin`, int32 `[height, width, 2]` (x, y), into `field`."""
-        # Both halves of an origin lie within the picture, so that neither borrows from the other.
-        shape = (slice(self._height), slice(self._width))
-        here, there = self.identity[shape], origin[shape]
-        np.subtract(here & 0xFFFF, there & 0xFFFF, out=field[..., 0])
-        np.subtract(here >> 16, there >> 16, out=field[..., 1])
+        here, there = self._coordinates(self.identity), self._coordinates(origin)
+        np.subtract(here, there, out=field, dtype=np.int32)
+
+    def _coordinates(self, pixels: np.ndarray) -> np.ndarray:
+        """Return int16 `[height, width, 2]`, x and y of a map, which the machine stores so."""
+        halves = pixels.view("<i2").reshape(*pixels.shape, 2)
+        return halves[: self._height, : self._width]

@@ -1,0 +1,174 @@
+"""Paint the blocks that motion vectors move on an 8-pixel grid."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+BLOCK = 8
+"""Side in pixels of the grid, the smallest block that FFmpeg exports."""
+
+VECTOR_DTYPE = np.dtype(
+    {
+        "names": [
+            "source",
+            "w",
+            "h",
+            "src_x",
+            "src_y",
+            "dst_x",
+            "dst_y",
+            "flags",
+            "motion_x",
+            "motion_y",
+            "motion_scale",
+        ],
+        "formats": ["<i4", "u1", "u1", "<i2", "<i2", "<i2", "<i2", "<u8", "<i4", "<i4", "<u2"],
+        "offsets": [0, 4, 5, 6, 8, 10, 12, 16, 24, 28, 32],
+        "itemsize": 40,
+        "aligned": True,
+    }
+)
+"""FFmpeg's `AVMotionVector`, field by field."""
+
+
+def paint_displacements(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Paint the vectors that point to the past on the 8-pixel grid.
+
+    Args:
+      vectors: Structured array of `VECTOR_DTYPE`. Those with `source > 0` (from a future frame, in
+        B-frames) are not painted.
+      height: Height of the picture in pixels.
+      width: Width of the picture in pixels.
+
+    Returns:
+      int16 `[ceil(height / 8), ceil(width / 8), 2]`, (x, y) of `src - dst` in pixels; zero where
+      there is no vector.
+
+    Raises:
+      ValueError: A block does not lie on the 8-pixel grid.
+    """
+    return paint_frames([vectors], [False], height, width)[0][0]
+
+
+def paint_blocks(vectors: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Paint all vectors of a frame; where a block has both kinds, the one from the past.
+
+    Args:
+      vectors: Structured array of `VECTOR_DTYPE`.
+      height: Height of the picture in pixels.
+      width: Width of the picture in pixels.
+
+    Returns:
+      int16 `[gh, gw, 2]` as `paint_displacements`, and bool `[gh, gw]`, True where the displacement
+      points to a future frame.
+
+    Raises:
+      ValueError: A block does not lie on the 8-pixel grid.
+    """
+    displacements, future = paint_frames([vectors], [True], height, width)
+    return displacements[0], future[0]
+
+
+def paint_frames(
+    vectors: Sequence[np.ndarray], both_ways: Sequence[bool], height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Paint several frames of one size at once, which costs little more than painting one.
+
+    Args:
+      vectors: For each frame, a structured array of `VECTOR_DTYPE`.
+      both_ways: For each frame, whether it is painted as `paint_blocks` does (B-frames), or as
+        `paint_displacements` does.
+      height: Height of the pictures in pixels.
+      width: Width of the pictures in pixels.
+
+    Returns:
+      int16 `[n, gh, gw, 2]` displacements and bool `[n, gh, gw]`, True where they point to a future
+      frame.
+
+    Raises:
+      ValueError: A block does not lie on the 8-pixel grid.
+    """
+    grid_h, grid_w = -(-height // BLOCK), -(-width // BLOCK)
+    joined = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
+    frame = np.repeat(np.arange(len(vectors)), [len(v) for v in vectors])
+    w, h = joined["w"].astype(np.intp), joined["h"].astype(np.intp)
+    left, top = joined["dst_x"] - (w >> 1), joined["dst_y"] - (h >> 1)
+    # An or has the low bits of any, and the sign of any.
+    together = int(np.bitwise_or.reduce(left | top | w | h))
+    if together < 0 or together % BLOCK:
+        raise ValueError("a motion vector's block does not lie on the picture's 8-pixel grid")
+    # Blocks may reach over the picture's edge: grids that hold them whole need no look at each.
+    rows = max(int((top + h).max(initial=0)) // BLOCK, grid_h)
+    columns = max(int((left + w).max(initial=0)) // BLOCK, grid_w)
+    shape = (len(vectors), rows, columns)
+    first = (frame * rows + top // BLOCK) * columns + left // BLOCK
+    blocks = _Blocks(first, h // BLOCK, w // BLOCK, columns)
+    shift = np.empty((len(joined), 2), np.int16)
+    np.subtract(joined["src_x"], joined["dst_x"], out=shift[:, 0])
+    np.subtract(joined["src_y"], joined["dst_y"], out=shift[:, 1])
+    # Both halves at once: numpy copies whole int32 faster than pairs.
+    pairs = shift.view(np.int32)[:, 0]
+    moving = pairs != 0
+
+    displacements = np.zeros(shape, np.int32)
+    future = np.zeros(shape, bool)
+    past = joined["source"] < 0
+    blocks.paint(displacements, moving & past, pairs)
+    if not past.all():
+        both = np.asarray(both_ways)[frame]
+        coming = both & (joined["source"] > 0)
+        # A block that stands still also says where it comes from, so cover is painted apart.
+        blocks.paint(future, coming, coming)
+        blocks.paint(future, both & ~coming, coming)
+        ahead = np.zeros(shape, np.int32)
+        blocks.paint(ahead, moving & coming, pairs)
+        np.copyto(displacements, ahead, where=future)
+    inside = np.ascontiguousarray(displacements[:, :grid_h, :grid_w])
+    return (
+        inside.view(np.int16).reshape(len(vectors), grid_h, grid_w, 2),
+        np.ascontiguousarray(future[:, :grid_h, :grid_w]),
+    )
+
+
+class _Blocks:
+    """Which cells of a row of grids each block covers.
+
+    Args:
+      first: int `[n]`, position of the upper left cell, in the row of all grids.
+      rows: int `[n]`, cells from top to bottom.
+      columns: int `[n]`, cells from left to right.
+      grid_columns: Cells in a row of a grid.
+    """
+
+    def __init__(self, first: np.ndarray, rows: np.ndarray, columns: np.ndarray, grid_columns: int):
+        self._first, self._rows, self._columns = first, rows, columns
+        self._grid_columns = grid_columns
+
+    def paint(self, grids: np.ndarray, chosen: np.ndarray, values: np.ndarray) -> None:
+        """Write the values of the chosen blocks over their cells; the last block counts.
+
+        Args:
+          grids: What is painted, of any shape.
+          chosen: bool `[n]`.
+          values: `[n]`, one for each block, chosen or not.
+        """
+        which = np.flatnonzero(chosen)
+        if not which.size:
+            return
+        first, rows, columns = self._first[which], self._rows[which], self._columns[which]
+        highest, widest = int(rows.max()), int(columns.max())
+        row, column = _block_cells(highest, widest)
+        cells = first[:, None] + (row * self._grid_columns + column)
+        flat = grids.ravel()
+        if int(rows.min()) == highest and int(columns.min()) == widest:
+            flat[cells] = values[which][:, None]
+        else:
+            covered = np.flatnonzero((rows[:, None] > row) & (columns[:, None] > column))
+            flat[cells.ravel()[covered]] = values[which][covered // row.size]
+
+
+@functools.lru_cache
+def _block_cells(rows: int, columns: int) -> np.ndarray:
+    """Return int `[2, rows * columns]`: row and column of each cell of a block."""
+    return np.mgrid[:rows, :columns].reshape(2, -1)
