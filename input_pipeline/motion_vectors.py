@@ -259,6 +259,8 @@ class BlockMotionReader:
             frame_vectors(frame).copy() if wanted or kind != "B" else np.empty(0, VECTOR_DTYPE)
         )
         self.has_vectors = self.has_vectors or "MOTION_VECTORS" in frame.side_data
+        # Of each cell two int16 and a bool.
+        self.num_bytes += -(-frame.height // BLOCK) * -(-frame.width // BLOCK) * 5
         if len(self._waiting) == _PAINT_AT_ONCE:
             self._paint()
 
@@ -278,7 +280,6 @@ class BlockMotionReader:
                     raise VideoError(self._path, f"frame {first + index}: {error}") from error
             raise
         self._painted.append(painted)
-        self.num_bytes += painted[0].nbytes + painted[1].nbytes
         self._waiting = []
 
     def result(self) -> BlockMotion:
