@@ -3,8 +3,10 @@
 import importlib.util
 import pathlib
 
+import av
 import numpy as np
 
+from input_pipeline.decoding import decode_frames
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 
@@ -31,3 +33,18 @@ def generated_video(
     frames = np.clip(frames + noise, 0, 255).astype(np.uint8)
     options = {"flags": "+qscale", "global_quality": "118", "g": "12"}
     return write_video(folder / f"{num_frames}x{width}x{height}.avi", frames, options=options)
+
+
+def ucf101_like(folder: pathlib.Path, name: str = "bikes") -> pathlib.Path:
+    """Writes a real clip as UCF101's are: MPEG-4 in AVI, 320x240, some 600 kbit/s."""
+    path = folder / f"{name}_ucf101.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        stream.bit_rate = 600_000
+        for frame in decode_frames(real_video(name)):
+            # As an array, because a frame would bring its own time and type along.
+            pixels = frame.reformat(320, 240, "rgb24").to_ndarray()
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.clips import generated_video, real_video
+from benchmarks.clips import generated_video, real_video, ucf101_like
 from input_pipeline.decoding import decode_frames
 from input_pipeline.motion_vectors import (
     VECTORS_ONLY,
@@ -110,9 +110,10 @@ def print_table(rounds: int, mv_extractor: str | None = None) -> None:
       mv_extractor: interpreter that has mv-extractor; None leaves its rows out.
     """
     extractor = MvExtractor(mv_extractor) if mv_extractor else None
-    print(f"{'file':<16}{'ours':<32}{'frames/s':>9}  {'against':<28}{'frames/s':>9}{'ratio':>7}")
+    print(f"{'file':<18}{'ours':<32}{'frames/s':>9}  {'against':<28}{'frames/s':>9}{'ratio':>7}")
     with tempfile.TemporaryDirectory() as folder:
-        for path in (generated_video(pathlib.Path(folder)), pathlib.Path(real_video())):
+        root = pathlib.Path(folder)
+        for path in (generated_video(root), ucf101_like(root), pathlib.Path(real_video())):
             name = str(path)
             frames = sum(1 for _ in decode_frames(name))
             segments = [int(frames * (i + 0.5) / SEGMENTS) for i in range(SEGMENTS)]
@@ -159,7 +160,7 @@ def print_table(rounds: int, mv_extractor: str | None = None) -> None:
                 times = [(our_seconds(), other_seconds()) for _ in range(rounds + 1)][1:]
                 mine, theirs = np.median(times, axis=0)
                 print(
-                    f"{path.name:<16}{ours:<32}{frames / mine:9.0f}  {other:<28}"
+                    f"{path.name:<18}{ours:<32}{frames / mine:9.0f}  {other:<28}"
                     f"{frames / theirs:9.0f}{theirs / mine:7.2f}",
                     flush=True,
                 )

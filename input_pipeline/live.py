@@ -25,7 +25,7 @@ from input_pipeline.motion_vectors import (
     join_blocks,
 )
 from input_pipeline.orientation import Uprighter
-from input_pipeline.video import CanonicalMotion, PreparedVideo, VideoSpec, frame_jpeg
+from input_pipeline.video import CanonicalStream, PreparedVideo, VideoSpec, frame_jpeg
 
 # A stream without I-frames (some only refresh their pictures bit by bit) must not fill the memory.
 _LONGEST_LEAD = 600
@@ -265,7 +265,7 @@ class _Recording:
         source = "native" if native else "reencode"
         self._cutter = WindowCutter(spec, length_s, hop_s, source)
         self._upright = Uprighter()
-        self._canonical = None if native else CanonicalMotion(spec)
+        self._canonical = None if native else CanonicalStream(spec)
         self._size: tuple[int, int] | None = None
         self._waiting: collections.deque[float] = collections.deque()
 
@@ -281,13 +281,13 @@ class _Recording:
             yield from self._cutter.add_motion(time, frame_blocks(frame))
             return
         self._waiting.append(time)
-        for blocks in self._canonical.add(picture):
-            yield from self._cutter.add_motion(self._waiting.popleft(), blocks)
+        for encoded in self._canonical.add(picture):
+            yield from self._cutter.add_motion(self._waiting.popleft(), frame_blocks(encoded))
 
     def end(self) -> Iterator[Window]:
         if self._canonical is not None:
-            for blocks in self._canonical.end():
-                yield from self._cutter.add_motion(self._waiting.popleft(), blocks)
+            for encoded in self._canonical.end():
+                yield from self._cutter.add_motion(self._waiting.popleft(), frame_blocks(encoded))
         yield from self._cutter.end()
 
 

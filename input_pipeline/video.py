@@ -9,7 +9,7 @@ also become JPEG.
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 
 import av
@@ -25,7 +25,6 @@ from input_pipeline.decoding import (
     VideoError,
     check_video,
     decode_frames,
-    picture_type,
 )
 from input_pipeline.motion_vectors import (
     CODECS_WITH_VECTORS,
@@ -33,13 +32,9 @@ from input_pipeline.motion_vectors import (
     VECTORS_ONLY,
     BlockMotion,
     BlockMotionReader,
-    FrameBlocks,
     NoVectorsError,
-    frame_vectors,
-    join_blocks,
-    paint_displacements,
 )
-from input_pipeline.orientation import UPRIGHT, Uprighter
+from input_pipeline.orientation import Uprighter
 
 __all__ = [
     "PreparedVideo",
@@ -383,8 +378,8 @@ def _native(
     return _prepared("native", motion, keeper)
 
 
-class CanonicalMotion:
-    """Encodes pictures in the canonical form and gives the motion of that."""
+class CanonicalStream:
+    """Encodes pictures in the canonical form and decodes the motion vectors of that."""
 
     def __init__(self, spec: VideoSpec):
         """Start a stream.
@@ -398,23 +393,19 @@ class CanonicalMotion:
         self._decoder.thread_count = 1
         self._decoder.options = VECTORS_ONLY
 
-    def add(self, picture: av.VideoFrame) -> Iterator[FrameBlocks]:
-        """Take the next picture, upright; yield the motion that is known by now, in order."""
-        for packet in self._encoder.encode(picture):
-            yield from self._read(packet)
+    def add(self, picture: av.VideoFrame) -> list[av.VideoFrame]:
+        """Take the next picture, upright; return the frames that are decoded by now, in order.
 
-    def end(self) -> Iterator[FrameBlocks]:
-        """Yield the motion of the last pictures."""
-        for packet in self._encoder.end():
-            yield from self._read(packet)
-        yield from self._read(None)
+        Their vectors count; of the picture no more is computed than these need.
+        """
+        return self._decode(self._encoder.encode(picture))
 
-    def _read(self, packet: av.Packet | None) -> Iterator[FrameBlocks]:
-        size = self._spec.height, self._spec.width
-        for frame in self._decoder.decode(packet):
-            displacements = paint_displacements(frame_vectors(frame), *size)
-            future = np.zeros(displacements.shape[:2], bool)
-            yield FrameBlocks(displacements, future, picture_type(frame), *size, UPRIGHT)
+    def end(self) -> list[av.VideoFrame]:
+        """Return the last frames."""
+        return self._decode([*self._encoder.end(), None])
+
+    def _decode(self, packets: Sequence[av.Packet | None]) -> list[av.VideoFrame]:
+        return [frame for packet in packets for frame in self._decoder.decode(packet)]
 
 
 def _reencoded(
@@ -423,15 +414,17 @@ def _reencoded(
     """Encode the pictures anew and take the motion vectors of that."""
     keeper = _FrameKeeper(expected, spec)
     upright = Uprighter()
-    canonical = CanonicalMotion(spec)
-    frames: list[FrameBlocks] = []
+    canonical = CanonicalStream(spec)
+    reader = BlockMotionReader(path)
     for index, picture in enumerate(pictures):
         picture = _turned(path, upright, picture)
         if keeper.wants(index):
             keeper.keep(index, picture)
-        frames.extend(canonical.add(picture))
-    frames.extend(canonical.end())
-    return _prepared("reencode", join_blocks(frames), keeper)
+        for frame in canonical.add(picture):
+            reader.add(frame)
+    for frame in canonical.end():
+        reader.add(frame)
+    return _prepared("reencode", reader.result(), keeper)
 
 
 def _turned(path: str | os.PathLike, upright: Uprighter, picture: av.VideoFrame) -> av.VideoFrame:

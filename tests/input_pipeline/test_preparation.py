@@ -339,9 +339,7 @@ def test_without_beam_it_is_said_how_to_get_it(tmp_path, monkeypatch):
 
 def test_unknown_beam_options_are_named(tmp_path):
     pytest.importorskip("apache_beam", reason="pip install -r requirements-beam.txt for this test")
-    with pytest.raises(
-        ValueError, match=r"config.dataset.beam: Beam knows no option direct_w"
-    ):
+    with pytest.raises(ValueError, match=r"config.dataset.beam: Beam knows no option direct_w"):
         prepare(tmp_path, beam="runner=DirectRunner,direct_workers=3")
 
 
