@@ -3,10 +3,19 @@
 import time
 from typing import TextIO
 
+_silent = False
+
+
+def set_silent(silent: bool) -> None:
+    """Let `say` print nothing: where several processes are one run, one of them tells its story."""
+    global _silent
+    _silent = silent
+
 
 def say(line: str, file: TextIO | None = None) -> None:
     """Print a line of the run's own story, at once; to standard output unless another is given."""
-    print(line, flush=True, file=file)
+    if not _silent:
+        print(line, flush=True, file=file)
 
 
 # To the beginning of the terminal's line, and what stands there away.

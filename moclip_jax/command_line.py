@@ -8,6 +8,7 @@ worker processes import a command's main module again.
 import _thread
 import argparse
 import difflib
+import errno
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from moclip_jax import processes
 from moclip_jax.compilation_cache import use_compilation_cache
 
 STATUS_OK, STATUS_ERROR, STATUS_USAGE, STATUS_STOPPED = 0, 1, 2, 130
@@ -28,14 +30,33 @@ STATUSES = (
     "exit status: 0 all is done; 1 an error, told in a sentence; 2 a mistake on the\n"
     "command line; 130 stopped by Ctrl-C"
 )
+# Of the commands that run the recipe, in addition.
+RECIPE_STATUSES = (
+    STATUSES + f"; {processes.STATUS_TERMINATED} stopped by SIGTERM, after saving;\n"
+    f"{processes.STATUS_PEER_LOST} another process of the run was lost"
+)
 
 _WIDTH = 80
+
+_REMEDIES = {
+    errno.ENOSPC: "; make room, and the same command goes on from what is there",
+    errno.EDQUOT: "; make room, and the same command goes on from what is there",
+    errno.EROFS: "; use a folder that can be written",
+}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "file of settings, such as configs/demo.py", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder for everything that is made; the same command goes on in it"
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, in a run of several; see docs/launching.md"
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "processes of the run")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "which of them this one is, from 0")
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed", "", "auto, or slurm, gketpu ...: let the cluster say the three above"
 )
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error was raised")
 
@@ -51,10 +72,16 @@ class CommandParser(argparse.ArgumentParser):
       description: what it does.
       examples: command lines to show, without `python -m MODULE`.
       usage: the usage line after `python -m MODULE`; None for argparse's own.
+      statuses: what the exit statuses mean.
     """
 
     def __init__(
-        self, module: str, description: str, examples: Iterable[str] = (), usage: str | None = None
+        self,
+        module: str,
+        description: str,
+        examples: Iterable[str] = (),
+        usage: str | None = None,
+        statuses: str = STATUSES,
     ):
         shown = "".join(f"  python -m {module} {example}\n" for example in examples)
         super().__init__(
@@ -63,7 +90,7 @@ class CommandParser(argparse.ArgumentParser):
             description="\n\n".join(
                 textwrap.fill(" ".join(part.split()), _WIDTH) for part in description.split("\n\n")
             ),
-            epilog=(f"examples:\n{shown}\n" if shown else "") + STATUSES,
+            epilog=(f"examples:\n{shown}\n" if shown else "") + statuses,
             formatter_class=_help_formatter,
             allow_abbrev=False,
         )
@@ -96,7 +123,11 @@ def unknown_option(name: str, known: Iterable[str]) -> str:
 
 
 def run(
-    work: Callable[[], int | None], *, stopped: str = "stopped", traceback: bool = False
+    work: Callable[[], int | None],
+    *,
+    stopped: str = "stopped",
+    traceback: bool = False,
+    ended: Callable[[int, str], None] = lambda status, sentence: None,
 ) -> int:
     """Calls `work` and returns the exit status; tells what a user can cause in a sentence.
 
@@ -104,25 +135,35 @@ def run(
       work: the command; what it returns is the status, None is 0.
       stopped: what to say after Ctrl-C.
       traceback: lets errors through.
+      ended: called with the status and what was said.
     """
+    status, sentence = _run(work, stopped, traceback)
+    if sentence:
+        print(sentence, file=sys.stderr)
+    ended(status, sentence)
+    return status
+
+
+def _run(work: Callable[[], int | None], stopped: str, traceback: bool) -> tuple[int, str]:
     logging.set_verbosity(logging.ERROR)
     sys.unraisablehook = _again_if_interrupted
     use_compilation_cache()
     try:
-        return work() or STATUS_OK
+        return work() or STATUS_OK, ""
     except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
-        return STATUS_STOPPED
+        return STATUS_STOPPED, stopped
+    except processes.StoppedError:
+        return processes.STATUS_TERMINATED, stopped
     except BrokenPipeError:
         # Whoever read our output has had enough (`| head`); nothing can be printed any more, also
         # not what Python still holds back.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return STATUS_ERROR
+        return STATUS_ERROR, ""
     except (ValueError, OSError, RuntimeError) as error:
         if traceback:
             raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        return STATUS_ERROR
+        status, sentence = processes.explain(error) or (STATUS_ERROR, _sentence(error))
+        return status, f"error: {sentence}"
 
 
 def _again_if_interrupted(unraisable: Any) -> None:
@@ -144,7 +185,8 @@ def _interrupt_main_thread() -> None:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror.lower()}"
+        remedy = _REMEDIES.get(error.errno or 0, "")
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}{remedy}"
     return str(error) or type(error).__name__
 
 
@@ -152,7 +194,8 @@ def start(work: Callable[[ConfigDict, Path], None], examples: Sequence[str] = ()
     """Parses the command line, calls `work(config, workdir)` and ends the program.
 
     The exit status is 0; 1 after an error that is explained in a sentence, 2 after one on the
-    command line, 130 after Ctrl-C. Help begins with the docstring of the command's module.
+    command line, 130 after Ctrl-C, 143 after SIGTERM, 3 when another process of the run was lost.
+    Help begins with the docstring of the command's module.
     """
     module = sys.modules["__main__"]
     name = module.__spec__.name if module.__spec__ else Path(sys.argv[0]).stem
@@ -163,14 +206,23 @@ def start(work: Callable[[ConfigDict, Path], None], examples: Sequence[str] = ()
             return STATUS_OK
         try:
             config = _parse_flags(sys.argv)
+            launch = _launch()
         except _UsageError as error:
             print(f"error: {error}\npython -m {name} --help shows what there is", file=sys.stderr)
             return STATUS_USAGE
         workdir = Path(str(_WORKDIR.value)).expanduser()
+
+        def joined() -> None:
+            processes.on_sigterm()
+            processes.join(launch)
+            processes.compare(config=config.to_dict())
+            work(config, workdir)
+
         return run(
-            lambda: work(config, workdir),
+            joined,
             stopped="stopped; the same command goes on from here",
             traceback=_TRACEBACK.value,
+            ended=processes.leave,
         )
 
     sys.exit(run(parsed, traceback=True))
@@ -180,21 +232,39 @@ class _UsageError(Exception):
     """A mistake on the command line."""
 
 
+def _launch() -> processes.Launch:
+    try:
+        return processes.Launch(
+            str(_COORDINATOR.value),
+            int(_NUM_PROCESSES.value or 0),
+            -1 if _PROCESS_ID.value is None else int(_PROCESS_ID.value),
+            str(_DISTRIBUTED.value),
+        )
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+
+
 def _flags_help(name: str, docstring: str, examples: Sequence[str]) -> str:
     parser = CommandParser(
         name,
         docstring.strip(),
         examples,
         usage="--config=FILE --workdir=DIR [OPTION ...]",
+        statuses=RECIPE_STATUSES,
     )
     values = flags.FLAGS
     own = values.get_key_flags_for_module(sys.argv[0])
     shared = {flag.name: flag for flag in (values["config"], values["workdir"])}
-    others = {flag.name: flag for flag in (*own, values["traceback"]) if flag.name not in shared}
+    several = ("coordinator", "num_processes", "process_id", "distributed", "traceback")
+    others = {
+        flag.name: flag
+        for flag in (*own, *(values[name] for name in several))
+        if flag.name not in shared
+    }
     for flag in (*shared.values(), *others.values()):
         metavar = {"config": "FILE", "workdir": "DIR"}.get(flag.name, "VALUE")
         kind: dict[str, Any] = {"action": "store_true"} if flag.boolean else {"metavar": metavar}
-        default = "" if flag.value in (None, False, []) else f" (default: {flag.value})"
+        default = "" if flag.value in (None, False, [], "", 0, -1) else f" (default: {flag.value})"
         parser.add_argument(f"--{flag.name}", help=(flag.help or "") + default, **kind)
         if flag.name == "config":
             parser.add_argument(

@@ -141,10 +141,9 @@ def evaluate(
         }
         for name in scores
     }
-    if jax.process_index() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        np.savez(directory / "scores.npz", **(scores | {"label": features.label}))  # type: ignore[arg-type]
-        write_json(directory / "rows.json", rows)
+    directory.mkdir(parents=True, exist_ok=True)
+    np.savez(directory / "scores.npz", **(scores | {"label": features.label}))  # type: ignore[arg-type]
+    write_json(directory / "rows.json", rows)
     return rows
 
 

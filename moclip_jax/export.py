@@ -99,22 +99,21 @@ def export_model(
             "text": jnp.asarray(text),
         },
     )
-    if jax.process_index() == 0:
-        tokenizer.save_pretrained(directory / "tokenizer")
-        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-        write_json(
-            directory / "metadata.json",
-            {
-                "format": FORMAT,
-                "class_names": class_names,
-                "config": json.loads(config.to_json()),
-                "clip": clip.config.to_hf(),
-                "head": _fusion_settings(head),
-                "rows": rows,
-                "versions": versions,
-            },
-        )
-        write_model_card(config, class_names, num_videos, rows, versions, directory / "README.md")
+    tokenizer.save_pretrained(directory / "tokenizer")
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    write_json(
+        directory / "metadata.json",
+        {
+            "format": FORMAT,
+            "class_names": class_names,
+            "config": json.loads(config.to_json()),
+            "clip": clip.config.to_hf(),
+            "head": _fusion_settings(head),
+            "rows": rows,
+            "versions": versions,
+        },
+    )
+    write_model_card(config, class_names, num_videos, rows, versions, directory / "README.md")
 
 
 def export_folder(workdir: Path) -> Path:

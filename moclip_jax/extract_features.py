@@ -1,5 +1,6 @@
 """Stage `features`: run both frozen backbones over every video once, and keep what they say."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.dataset import PreparedDataset, view_batches
 from input_pipeline.progress import Progress, say
+from moclip_jax import processes
 from moclip_jax.models.clip import CLIP, normalize_images
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.sharding import DATA_AXIS, replicate, shard_batch, split_over_model
@@ -139,10 +141,9 @@ def extract_features(
             directory / role / f"{first:06d}.npz"
             for first in range(0, num_batches, batches_per_file)
         ]
-        done = next((i for i, path in enumerate(files) if not path.exists()), len(files))
+        done = processes.on_first(functools.partial(_first_missing, files))
         if done == len(files):
             continue
-        (directory / role).mkdir(parents=True, exist_ok=True)
         if done:
             say(f"features: {done} of {len(files)} files of '{role}' are there")
         first_batch = done * batches_per_file
@@ -170,6 +171,10 @@ def extract_features(
         progress.done()
 
 
+def _first_missing(files: list[Path]) -> int:
+    return next((i for i, path in enumerate(files) if not path.exists()), len(files))
+
+
 def load_features(directory: Path, role: str, num_videos: int) -> Features:
     """Reads what `extract_features` wrote of one role.
 
@@ -193,7 +198,8 @@ def load_features(directory: Path, role: str, num_videos: int) -> Features:
 def _write(path: Path, parts: list[dict[str, np.ndarray]]) -> None:
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     rows = whole.pop("mask")
-    if jax.process_index() == 0:
+    if processes.is_first():
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".part")
         with open(temporary, "wb") as file:
             np.savez(file, **{name: value[rows] for name, value in whole.items()})

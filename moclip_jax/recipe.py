@@ -1,20 +1,23 @@
 """The recipe: its stages in order, each skipped when its result stands in the workdir."""
 
+import contextlib
+import dataclasses
 import functools
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from flax import nnx
 from ml_collections import ConfigDict
 
 from configs.common import STAGES
 from input_pipeline.prepared import PreparedDataset
 from input_pipeline.progress import say
+from moclip_jax import processes
 from moclip_jax.check_config import check_config, stages_of
-from moclip_jax.checkpoints import StageRecord, write_json
+from moclip_jax.checkpoints import StageRecord, check_weights, write_json
 from moclip_jax.evaluate import evaluate
 from moclip_jax.export import export_model
 from moclip_jax.extract_features import extract_features, load_features
@@ -29,9 +32,15 @@ from moclip_jax.train_heads import HEADS, head_config, load_head, train_heads
 from moclip_jax.train_motion import (
     initial_motion_network,
     load_motion_network,
+    result_settings,
     train_motion,
 )
+from moclip_jax.weights import frozen
+from moclip_jax.workdir_lock import alone_in
 from moclip_jax.zero_shot import class_embeddings, class_phrases
+
+# In the folder of the stage `features`: which frozen networks it asked.
+WEIGHTS_FILE = "weights.json"
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
@@ -66,6 +75,7 @@ class Recipe:
         self._config = config
         self._workdir = workdir.expanduser()
         self._mesh = make_mesh(model=config.mesh.model)
+        self._weights: dict[str, dict[str, str]] = {}
         for section in ("motion", "features", "fusion"):
             check_batch_size(self._mesh, f"{section}.batch_size", config[section].batch_size)
         self._records: dict[str, StageRecord] = {}
@@ -75,10 +85,19 @@ class Recipe:
             self._records[stage] = previous
 
     def run(self) -> dict[str, Any] | None:
-        """Runs what is asked for and not yet done."""
+        """Runs what is asked for and not yet done; alone in the workdir."""
+        # The first process holds the folder for all of them.
+        alone = alone_in(self._workdir) if processes.is_first() else contextlib.nullcontext()
+        with alone:
+            processes.check_shared(self._workdir)
+            return self._run()
+
+    def _run(self) -> dict[str, Any] | None:
         asked = stages_of(self._config)
         # All records are read before the first stage, so that a mixture is noticed at once.
-        done = {stage: record.is_done() for stage, record in self._records.items()}
+        done = processes.on_first(
+            lambda: {stage: record.is_done() for stage, record in self._records.items()}
+        )
         for position, stage in enumerate(STAGES):
             missing = [s for s in STAGES[:position] if s not in asked and not done[s]]
             if stage in asked and missing:
@@ -96,29 +115,36 @@ class Recipe:
             if done[stage]:
                 say(f"{stage}: done before, skipped ({self._workdir / stage})")
                 continue
+            processes.stop_if_asked()
             say(f"{stage}: start")
             gone_on = (self._workdir / stage / "stage.json").exists()
             began = time.monotonic()
-            self._records[stage].begin()
+            processes.on_first(self._records[stage].begin)
             getattr(self, f"_{stage}")()
-            if jax.process_index() == 0:
-                seconds = round(time.monotonic() - began, 1)
-                write_json(
-                    self._workdir / stage / TIME_FILE, {"seconds": seconds, "gone_on": gone_on}
-                )
-            self._records[stage].finish()
+            seconds = round(time.monotonic() - began, 1)
+            processes.on_first(
+                functools.partial(self._finish, stage, {"seconds": seconds, "gone_on": gone_on})
+            )
             done[stage] = True
         if not done["evaluate"]:
             return None
+        # With nothing done, the prepared videos may be gone, and are not made again for a report.
+        if pending:
+            _ = self._roles
+        return processes.on_first(functools.partial(self._tell, report=bool(pending)))
+
+    def _finish(self, stage: str, took: dict[str, Any]) -> None:
+        write_json(self._workdir / stage / TIME_FILE, took)
+        self._records[stage].finish()
+
+    def _tell(self, report: bool) -> dict[str, Any]:
         results = {"rows": self._rows}
-        if jax.process_index() == 0:
-            write_json(self._workdir / "results.json", results)
-            say(format_table(results["rows"]))
-            say(f"results: {self._workdir / 'results.json'}")
-            # With nothing done, the prepared videos may be gone, and are not made again for this.
-            if pending:
-                report = write_report(self._config, self._dataset, self._roles, self._workdir)
-                say(f"report: {report}")
+        write_json(self._workdir / "results.json", results)
+        say(format_table(results["rows"]))
+        say(f"results: {self._workdir / 'results.json'}")
+        if report:
+            path = write_report(self._config, self._dataset, self._roles, self._workdir)
+            say(f"report: {path}")
         return results
 
     @functools.cached_property
@@ -186,8 +212,20 @@ class Recipe:
     def _motion(self) -> None:
         train_motion(self._config, self._dataset, self._roles, self._mesh, self._workdir / "motion")
 
+    def _check_weights(self, *, note: bool = False) -> None:
+        """Makes sure that features and all that follows see the same frozen networks."""
+        clip, _ = self._clip_and_tokenizer
+        if not self._weights:
+            self._weights = {
+                "clip": frozen(self._config.clip.source, nnx.state(clip)),
+                "motion": frozen("motion/network", nnx.state(self._network)),
+            }
+        path = self._workdir / "features" / WEIGHTS_FILE
+        processes.on_first(lambda: check_weights(path, self._weights, note=note))
+
     def _features(self) -> None:
         clip, _ = self._clip_and_tokenizer
+        self._check_weights(note=True)
         extract_features(
             self._config,
             self._dataset,
@@ -199,6 +237,7 @@ class Recipe:
         )
 
     def _fusion(self) -> None:
+        self._check_weights()
         train, validation = (
             load_features(self._workdir / "features", role, len(self._roles[role]))
             for role in ("train", "validation")
@@ -210,9 +249,20 @@ class Recipe:
             len(self._dataset.class_names),
             self._mesh,
             self._workdir / "fusion",
+            about={
+                "class_names": self._dataset.class_names,
+                "preprocessing": dataclasses.asdict(self._dataset.spec),
+                "weights": self._weights,
+            },
         )
 
     def _evaluate(self) -> None:
+        self._check_weights()
+        _ = self._roles
+        # Small work on cached features, so one process does it.
+        processes.on_first(self._evaluate_on_first)
+
+    def _evaluate_on_first(self) -> None:
         clip, _ = self._clip_and_tokenizer
         evaluate(
             self._config,
@@ -226,6 +276,11 @@ class Recipe:
         )
 
     def _export(self) -> None:
+        self._check_weights()
+        _ = self._roles
+        processes.on_first(self._export_on_first)
+
+    def _export_on_first(self) -> None:
         clip, tokenizer = self._clip_and_tokenizer
         export_model(
             self._config,
@@ -249,8 +304,7 @@ def stage_settings(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """
     sections = config.to_dict()
     dataset = {name: sections["dataset"][name] for name in ("name", "videos", "lists", "options")}
-    motion = sections["motion"]
-    motion.pop("checkpoint_every_steps")
+    motion = result_settings(config.motion)
     own = {
         "prepare": {"dataset": dataset, "video": sections["video"], "source": motion["source"]},
         "motion": {

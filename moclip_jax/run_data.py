@@ -5,6 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from input_pipeline.prepared import PreparedDataset, prepare_dataset
+from moclip_jax import processes
 from moclip_jax.train_motion import video_spec
 
 
@@ -16,20 +17,24 @@ def open_dataset(config: ConfigDict, workdir: Path, *, only_open: bool = False) 
       workdir: the run's folder, which holds them unless `config.dataset.data_dir` names another.
       only_open: True prepares nothing.
 
+    In a run of several processes one prepares while the others wait.
+
     Raises:
       FileNotFoundError: they are not there and `only_open`.
       ValueError: the data set's files or settings are wrong, or changed since.
     """
-    return prepare_dataset(
-        config.dataset.name,
-        data_dir=config.dataset.data_dir or str(workdir / "data"),
-        spec=video_spec(config),
-        videos=config.dataset.videos,
-        lists=config.dataset.lists,
-        num_workers=config.dataset.num_workers,
-        options=config.dataset.options.to_dict(),
-        only_open=only_open,
-        beam=config.dataset.beam,
+    return processes.first_then_others(
+        lambda: prepare_dataset(
+            config.dataset.name,
+            data_dir=config.dataset.data_dir or str(workdir / "data"),
+            spec=video_spec(config),
+            videos=config.dataset.videos,
+            lists=config.dataset.lists,
+            num_workers=config.dataset.num_workers,
+            options=config.dataset.options.to_dict(),
+            only_open=only_open,
+            beam=config.dataset.beam,
+        )
     )
 
 

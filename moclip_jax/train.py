@@ -1,22 +1,23 @@
 """The one training loop, for every trained stage: a jitted step on a mesh, resumable."""
 
+import collections
 import dataclasses
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from clu import metric_writers
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from input_pipeline.progress import Progress, say
-from moclip_jax.checkpoints import TrainingCheckpoints
+from moclip_jax import processes
+from moclip_jax.checkpoints import NO_SCORE, TrainingCheckpoints
+from moclip_jax.history import History
 from moclip_jax.sharding import BATCH_AXES, replicate, shard_batch
 
 Batch = dict[str, Any]
@@ -50,7 +51,8 @@ class Task:
       model: the network with the weights that training starts from; all its nnx.Param leaves
         are trained.
       logits: `(model, batch, train, key) -> float32 [B, classes]`; updates running statistics
-        where `train` is true.
+        where `train` is true. In training it sees one device's rows: modules with an attribute
+        `batch_axes` are told the mesh axes over which the batch is split; `key` is the same on all.
       optimizer: from the parameters to an optax transformation.
       batches: `(epoch, first_step) -> iterator` of this process's rows of each global batch, with
         an int32 `label [B]`; a pure function of its arguments.
@@ -61,6 +63,9 @@ class Task:
       eval_every_epochs: epochs between two evaluations.
       checkpoint_every_steps: steps between two checkpoints inside an epoch.
       seed: of the random draws inside the network (dropout).
+      about: what the stage is made from, as nested JSON values, kept in every checkpoint: `config`,
+        `class_names`, `preprocessing`, `weights` (frozen or initial ones, by source and hash). A
+        checkpoint that was made from anything else is refused.
     """
 
     name: str
@@ -74,6 +79,7 @@ class Task:
     eval_every_epochs: int = 1
     checkpoint_every_steps: int = 1000
     seed: int = 0
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class TrainingDivergedError(RuntimeError):
@@ -97,11 +103,13 @@ def make_train_step(
     `key` is folded with the step, so a resumed run draws the same numbers. `sums` holds `loss`,
     `correct` and `count`, and `stop`: how many devices' `batch["stop"]`, if it is there, is 1.
     """
+    # One device has nothing to exchange, and compiles faster without.
+    axes = BATCH_AXES if mesh.size > 1 else ()
 
     def on_one_device(params: nnx.State, stats: nnx.State, batch: Batch, key: jax.Array):
         def loss_fn(params: nnx.State):
             model = nnx.merge(graphdef, params, stats, copy=True)
-            model.set_attributes(batch_axes=BATCH_AXES, raise_if_not_found=False)
+            model.set_attributes(batch_axes=axes, raise_if_not_found=False)
             logits = logits_fn(model, batch, True, key)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
             return losses.sum(), (logits, nnx.state(model, nnx.Not(nnx.Param)))
@@ -113,10 +121,12 @@ def make_train_step(
             "count": jnp.float32(batch["label"].size),
             "stop": batch["stop"].sum() if "stop" in batch else jnp.float32(0),
         }
+        if not axes:
+            return grads, sums, new
         # The same on all devices, so their mean is what each has.
         shares = jax.tree.map(lambda leaf: leaf / mesh.size, new)
         flat, unflatten = ravel_pytree((grads, sums, shares))
-        return unflatten(jax.lax.psum(flat, BATCH_AXES))
+        return unflatten(jax.lax.psum(flat, axes))
 
     whole, split = PartitionSpec(), PartitionSpec(BATCH_AXES)
     # With the check, JAX would sum the gradient of each parameter by itself as soon as it is known,
@@ -173,99 +183,155 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
 
     Raises:
       TrainingDivergedError: the loss is not a number; the checkpoints stay as they were.
+      OSError: the disk is full or cannot be written; likewise.
+      ValueError: the newest checkpoint was made from another config, other classes or weights.
+      StoppedError: SIGTERM arrived; everything up to the last step is saved.
     """
     directory.mkdir(parents=True, exist_ok=True)
     graphdef, params, stats = nnx.split(task.model, nnx.Param, ...)  # type: ignore[misc]
     optimizer = task.optimizer(params)
-    state = replicate(
-        TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params)), mesh
-    )
+    state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
     train_step = make_train_step(graphdef, task.logits, optimizer, mesh)
     eval_step = make_eval_step(graphdef, task.logits)
     key = replicate(jax.random.key(task.seed), mesh)
 
-    checkpoints = TrainingCheckpoints(directory / "checkpoints")
-    writer = (
-        metric_writers.SummaryWriter(str(directory / "tensorboard"))
-        if jax.process_index() == 0
-        else metric_writers.MultiWriter([])
-    )
     last_step = task.steps_per_epoch * task.num_epochs
-    step = checkpoints.latest_step() or 0
-    if step:
-        state = checkpoints.restore(step, state)
-        say(f"{task.name}: going on from step {step} of {last_step}")
-    _forget_history_after(directory, step)
-    progress = Progress(last_step, f"{task.name}: training", "steps", done_before=step)
+    step, sums = 0, _EpochSums({})
+    checkpoints = TrainingCheckpoints(directory / "checkpoints", task.about)
     try:
-        while step < last_step:
-            epoch, first = divmod(step, task.steps_per_epoch)
-            sums: list[dict[str, jax.Array]] = []
-            for batch in task.batches(epoch, first):
-                state, step_sums = train_step(state, shard_batch(batch, mesh), key)
-                sums.append(step_sums)
-                # Two steps in flight keep a device busy; more would only hold batches in memory.
-                jax.block_until_ready(sums[-3:-2])
-                step += 1
-                progress.advance()
-                if step % task.checkpoint_every_steps == 0 and step % task.steps_per_epoch:
-                    _check_finite(task.name, step, sums)
-                    # Without a score it can be gone on from but never be the best.
-                    checkpoints.save(step, state, score=-1.0)
-            if step != (epoch + 1) * task.steps_per_epoch:
-                raise RuntimeError(
-                    f"{task.name}: epoch {epoch} ended at step {step}, not at "
-                    f"{(epoch + 1) * task.steps_per_epoch}; the prepared data does not hold the "
-                    "videos that its index lists, so prepare it again"
-                )
-            train_metrics = _check_finite(task.name, step, sums)
-            metrics = {f"train_{name}": value for name, value in train_metrics.items()}
-            is_last = step == last_step
-            if (epoch + 1) % task.eval_every_epochs == 0 or is_last:
-                # Without validation videos the newest epoch counts as the best.
-                score = float(step)
-                if task.validation is not None:
-                    validation = [
-                        eval_step(state.params, state.stats, shard_batch(batch, mesh))
-                        for batch in task.validation()
-                    ]
-                    means = _means(validation)
-                    metrics |= {f"validation_{name}": value for name, value in means.items()}
-                    score = means["top1"]
-                checkpoints.save(step, state, score=score)
-            elif step % task.checkpoint_every_steps == 0:
-                checkpoints.save(step, state, score=-1.0)
-            _record(directory, writer, step, epoch, metrics)
-            if task.num_epochs <= _EPOCHS_TO_SAY or (epoch + 1) % 10 == 0 or is_last:
-                told = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-                say(f"{task.name}: epoch {epoch + 1}/{task.num_epochs}, {told}")
-        progress.done()
+        newest = checkpoints.restore_newest(state)
+        if newest is not None:
+            step, state, saved_sums = newest
+            sums = _EpochSums(saved_sums)
+            say(f"{task.name}: going on from step {step} of {last_step}")
+        state = replicate(state, mesh)
+        history = History(directory, step)
+        progress = Progress(last_step, f"{task.name}: training", "steps", done_before=step)
+        try:
+            with processes.steps():
+                while step < last_step:
+                    epoch, first = divmod(step, task.steps_per_epoch)
+                    for batch in task.batches(epoch, first):
+                        rows = shard_batch(batch | _stop_flags(mesh), mesh)
+                        state, step_sums = train_step(state, rows, key)
+                        # Two steps in flight keep a device busy; more would only hold batches in
+                        # memory.
+                        sums.add(step_sums, in_flight=2)
+                        step += 1
+                        progress.advance()
+                        stop = sums.stop_asked()
+                        due = step % task.checkpoint_every_steps == 0
+                        if step % task.steps_per_epoch and (due or stop):
+                            _check_finite(task.name, step, sums.means())
+                            # It can be gone on from but never be the best.
+                            checkpoints.save(step, state, NO_SCORE, sums.totals())
+                            if stop:
+                                _stop(task.name, step, last_step, checkpoints)
+                    if step != (epoch + 1) * task.steps_per_epoch:
+                        raise RuntimeError(
+                            f"{task.name}: epoch {epoch} ended at step {step}, not at "
+                            f"{(epoch + 1) * task.steps_per_epoch}; the prepared data does not "
+                            "hold the videos that its index lists, so prepare it again"
+                        )
+                    train_means = _check_finite(task.name, step, sums.means())
+                    metrics = {f"train_{name}": value for name, value in train_means.items()}
+                    is_last = step == last_step
+                    evaluated = (epoch + 1) % task.eval_every_epochs == 0 or is_last
+                    # Without validation videos the newest epoch counts as the best.
+                    score = float(step)
+                    if evaluated and task.validation is not None:
+                        validation = _EpochSums({})
+                        for batch in task.validation():
+                            rows = shard_batch(batch, mesh)
+                            validation.add(eval_step(state.params, state.stats, rows), in_flight=2)
+                        means = validation.means()
+                        metrics |= {f"validation_{name}": value for name, value in means.items()}
+                        score = means["top1"]
+                    # Noted first: of a line without its checkpoint the next start makes a new one.
+                    history.record(step, epoch, metrics)
+                    stop = sums.stop_asked()
+                    if evaluated:
+                        checkpoints.save(step, state, score, {})
+                    elif stop or step % task.checkpoint_every_steps == 0:
+                        checkpoints.save(step, state, NO_SCORE, {})
+                    sums = _EpochSums({})
+                    if task.num_epochs <= _EPOCHS_TO_SAY or (epoch + 1) % 10 == 0 or is_last:
+                        told = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+                        say(f"{task.name}: epoch {epoch + 1}/{task.num_epochs}, {told}")
+                    if stop and not is_last:
+                        _stop(task.name, step, last_step, checkpoints)
+            progress.done()
+        finally:
+            history.close()
+        best = checkpoints.restore_best(state)
     finally:
         checkpoints.close()
-        writer.close()
-
-    best_step = checkpoints.best_step()
-    if best_step is None:
+    if best is None:
         raise RuntimeError(f"{task.name}: no checkpoint in {directory}; delete it and start again")
-    best = TrainingCheckpoints(directory / "checkpoints")
-    state = best.restore(best_step, state)
-    best.close()
+    best_step, best_state, _ = best
     say(f"{task.name}: keeping the weights of step {best_step}")
-    return nnx.merge(graphdef, state.params, state.stats)
+    best_state = jax.tree.map(jnp.asarray, best_state)
+    return nnx.merge(graphdef, best_state.params, best_state.stats)
 
 
-def _means(sums: list[dict[str, jax.Array]]) -> dict[str, float]:
-    totals = {
-        name: float(np.sum([float(s[name]) for s in sums])) for name in ("loss", "correct", "count")
-    }
-    return {
-        "loss": totals["loss"] / totals["count"],
-        "top1": totals["correct"] / totals["count"],
-    }
+class _EpochSums:
+    """Sums over the steps of an epoch, in the order of the steps, so that they can be gone on from.
+
+    Args:
+      totals: of the epoch's steps that an earlier run did.
+    """
+
+    _NAMES = ("loss", "correct", "count")
+
+    def __init__(self, totals: Mapping[str, float]):
+        self._totals = {name: totals.get(name, 0.0) for name in self._NAMES}
+        self._pending: collections.deque[dict[str, jax.Array]] = collections.deque()
+        self._stops = 0.0
+
+    def add(self, sums: dict[str, jax.Array], in_flight: int) -> None:
+        """Adds a step, and waits for all but the newest `in_flight` ones."""
+        self._pending.append(sums)
+        self._take(in_flight)
+
+    def _take(self, left: int) -> None:
+        while len(self._pending) > left:
+            sums = jax.device_get(self._pending.popleft())
+            for name in self._NAMES:
+                self._totals[name] += float(sums[name])
+            self._stops += float(sums.get("stop", 0.0))
+
+    def totals(self) -> dict[str, float]:
+        self._take(0)
+        return dict(self._totals)
+
+    def means(self) -> dict[str, float]:
+        totals = self.totals()
+        return {
+            "loss": totals["loss"] / totals["count"],
+            "top1": totals["correct"] / totals["count"],
+        }
+
+    def stop_asked(self) -> bool:
+        """Tells whether to stop, and the same on every process, as all have the same sums."""
+        if jax.process_count() == 1:
+            return processes.stop_asked()
+        return self._stops > 0
 
 
-def _check_finite(name: str, step: int, sums: list[dict[str, jax.Array]]) -> dict[str, float]:
-    means = _means(sums)
+def _stop_flags(mesh: Mesh) -> Batch:
+    """Rides in the all-reduce of a step, so that all processes stop after the same one."""
+    if jax.process_count() == 1:
+        return {}
+    return {"stop": np.full(len(mesh.local_devices), processes.stop_asked(), np.float32)}
+
+
+def _stop(name: str, step: int, last_step: int, checkpoints: TrainingCheckpoints) -> NoReturn:
+    checkpoints.close()
+    say(f"{name}: saved at step {step} of {last_step}")
+    raise processes.StoppedError
+
+
+def _check_finite(name: str, step: int, means: dict[str, float]) -> dict[str, float]:
     if not np.isfinite(means["loss"]):
         raise TrainingDivergedError(
             f"{name}: the loss became {means['loss']} before step {step}. Lower "
@@ -273,19 +339,3 @@ def _check_finite(name: str, step: int, sums: list[dict[str, jax.Array]]) -> dic
             "stage's folder; earlier checkpoints are kept until then."
         )
     return means
-
-
-def _forget_history_after(directory: Path, step: int) -> None:
-    """Drops lines of epochs that a stopped run had done after its last checkpoint."""
-    path = directory / "history.jsonl"
-    if path.exists() and jax.process_index() == 0:
-        lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
-
-
-def _record(directory: Path, writer: Any, step: int, epoch: int, metrics: dict[str, float]) -> None:
-    if jax.process_index() != 0:
-        return
-    writer.write_scalars(step, metrics)
-    with open(directory / "history.jsonl", "a") as history:
-        history.write(json.dumps({"epoch": epoch + 1, "step": step, **metrics}) + "\n")

@@ -1,7 +1,8 @@
 """Stage `fusion`: train the fusion head, and a head on CLIP alone to compare it with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from moclip_jax import processes
 from moclip_jax.checkpoints import load_tree, save_tree
 from moclip_jax.extract_features import Features
 from moclip_jax.models.fusion import FusionConfig, FusionHead
@@ -93,8 +95,11 @@ def train_heads(
     num_classes: int,
     mesh: Mesh,
     directory: Path,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains both heads on cached features and writes each to `directory/NAME/network`.
+
+    `about` is what else the heads are made from, as `Task.about` describes it.
 
     Raises:
       ValueError: there are fewer training videos than one batch.
@@ -106,9 +111,9 @@ def train_heads(
             f"config.fusion.batch_size={fusion.batch_size} is larger than the training split "
             f"({len(train.label)} videos); lower it"
         )
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     for name, sees_motion in HEADS.items():
-        if (directory / name / "network").exists():
+        if processes.on_first((directory / name / "network").exists):
             continue
         head = FusionHead(
             head_config(
@@ -127,11 +132,11 @@ def train_heads(
                 seed=config.seed,
                 epoch=epoch,
                 first_step=first_step,
-                **processes,
+                **share,
             )
 
         def validation_batches() -> Iterator[Batch]:
-            return padded_batches(validation, batch_size=fusion.batch_size, **processes)
+            return padded_batches(validation, batch_size=fusion.batch_size, **share)
 
         trained = train_and_evaluate(
             Task(
@@ -148,6 +153,7 @@ def train_heads(
                 eval_every_epochs=fusion.eval_every_epochs,
                 checkpoint_every_steps=steps_per_epoch * fusion.num_epochs,
                 seed=config.seed,
+                about={"config": fusion.to_dict(), **(about or {})},
             ),
             directory / name,
             mesh,

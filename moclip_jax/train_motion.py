@@ -1,5 +1,6 @@
 """Stage `motion`: train the motion network on segments of motion fields."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 from moclip_jax.optimizers import motion_optimizer
 from moclip_jax.pretrained import load_efficientnet
 from moclip_jax.train import Batch, Task, train_and_evaluate
+from moclip_jax.weights import frozen
 
 
 def motion_network_config(motion: ConfigDict, num_classes: int) -> MotionNetworkConfig:
@@ -46,6 +48,13 @@ def motion_views(motion: ConfigDict, *, num_segments: int, crops: int = 1) -> Mo
         bound=motion.bound,
         accumulated=motion.accumulated,
     )
+
+
+def result_settings(motion: ConfigDict) -> dict[str, Any]:
+    """Returns those of the section `config.motion` that change the result, as plain values."""
+    settings = motion.to_dict()
+    settings.pop("checkpoint_every_steps")
+    return settings
 
 
 def initial_motion_network(config: ConfigDict, num_classes: int) -> MotionNetwork:
@@ -125,10 +134,11 @@ def train_motion(
     def logits(model: MotionNetwork, batch: Batch, train: bool, key: Any) -> jax.Array:
         return model(batch["motion"], train=train).astype(jnp.float32)
 
+    initial = initial_motion_network(config, len(dataset.class_names))
     network = train_and_evaluate(
         Task(
             name="motion",
-            model=initial_motion_network(config, len(dataset.class_names)),
+            model=initial,
             logits=logits,
             optimizer=lambda params: motion_optimizer(
                 params,
@@ -150,6 +160,12 @@ def train_motion(
             eval_every_epochs=motion.eval_every_epochs,
             checkpoint_every_steps=motion.checkpoint_every_steps,
             seed=config.seed,
+            about={
+                "config": result_settings(motion),
+                "class_names": dataset.class_names,
+                "preprocessing": dataclasses.asdict(dataset.spec),
+                "weights": {"initial": frozen(motion.pretrained or "random", nnx.state(initial))},
+            },
         ),
         directory,
         mesh,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from input_pipeline.progress import Progress
-from moclip_jax import command_line
+from moclip_jax import command_line, processes
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPE_COMMANDS = (
@@ -108,7 +108,13 @@ def test_a_mistake_on_the_command_line_is_a_sentence_and_status_2(
     ("error", "status", "said"),
     [
         (ValueError("a wrong value; use another"), 1, "error: a wrong value; use another\n"),
-        (OSError(28, "No space left on device", "/x"), 1, "error: /x: no space left on device\n"),
+        (
+            OSError(28, "No space left on device", "/x"),
+            1,
+            "error: /x: no space left on device; make room, and the same command goes on from "
+            "what is there\n",
+        ),
+        (processes.StoppedError(), 143, "stopped\n"),
         (RuntimeError("a worker died"), 1, "error: a worker died\n"),
         (KeyboardInterrupt(), 130, "stopped\n"),
     ],

@@ -1,6 +1,7 @@
 """Meshes and batches."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -51,6 +52,12 @@ def test_a_model_axis_that_does_not_divide_the_devices_is_an_error_that_names_th
     assert dict(make_mesh(model=2).shape) == {"data": len(jax.devices()) // 2, "model": 2}
     with pytest.raises(ValueError, match=r"config.mesh.model=3 does not divide the 4 devices"):
         make_mesh(jax.devices()[:4], model=3)
+
+
+def test_processes_with_different_numbers_of_devices_are_refused():
+    devices = [SimpleNamespace(process_index=i // 2, id=i) for i in range(3)]
+    with pytest.raises(ValueError, match="processes have different numbers of devices"):
+        make_mesh(devices)  # type: ignore[arg-type]
 
 
 def small_l14() -> CLIP:
