@@ -225,7 +225,7 @@ class BlockMotionReader:
         self._path = path
         self._picture: tuple[int, int, int] | None = None
         self._types: list[str] = []
-        self._waiting: list[np.ndarray] = []
+        self._waiting: list[bytes] = []
         self._painted: list[tuple[np.ndarray, np.ndarray]] = []
         self.has_vectors = False
         self.num_bytes = 0
@@ -254,11 +254,13 @@ class BlockMotionReader:
             )
         kind = picture_type(frame)
         self._types.append(kind)
-        # Copied, for the array is the frame's own memory, and would keep its picture.
-        self._waiting.append(
-            frame_vectors(frame).copy() if wanted or kind != "B" else np.empty(0, VECTOR_DTYPE)
-        )
-        self.has_vectors = self.has_vectors or "MOTION_VECTORS" in frame.side_data
+        vectors = frame.side_data.get("MOTION_VECTORS")
+        self.has_vectors = self.has_vectors or vectors is not None
+        if vectors is None or (kind == "B" and not wanted):
+            self._waiting.append(b"")
+        else:
+            # Copied, for they are the frame's own memory, and would keep its picture.
+            self._waiting.append(bytes(memoryview(vectors)))
         # Of each cell two int16 and a bool.
         self.num_bytes += -(-frame.height // BLOCK) * -(-frame.width // BLOCK) * 5
         if len(self._waiting) == _PAINT_AT_ONCE:
@@ -275,7 +277,7 @@ class BlockMotionReader:
             # One by one, to say which it was.
             for index, vectors in enumerate(self._waiting):
                 try:
-                    paint_frames([vectors], [both_ways[index]], *size)
+                    paint_frames([vectors], both_ways[index : index + 1], *size)
                 except ValueError as error:
                     raise VideoError(self._path, f"frame {first + index}: {error}") from error
             raise
@@ -475,8 +477,8 @@ class _OriginGrid:
         xs = np.arange(self._columns * BLOCK, dtype=np.int32)
         self.identity = ((ys[:, None] << 16) + xs).astype("<i4")
         self._inner = np.arange(BLOCK)
-        self._top = BLOCK * np.arange(self._rows)[:, None]
-        self._left = BLOCK * np.arange(self._columns)
+        in_row = self._columns * BLOCK
+        self._start = BLOCK * (np.arange(self._rows)[:, None] * in_row + np.arange(self._columns))
 
     def follow(
         self, held: np.ndarray, source: np.ndarray, chosen: np.ndarray, cells: np.ndarray
@@ -492,30 +494,38 @@ class _OriginGrid:
         Returns:
           A new map, or `held` itself where no cell is chosen.
         """
-        if not chosen.any():
+        row, column = np.nonzero(chosen)
+        if not row.size:
             return held
-        top = self._top + cells[..., 1] * chosen
-        left = self._left + cells[..., 0] * chosen
+        shift = cells[row, column].astype(np.intp)
+        top, left = row * BLOCK + shift[:, 1], column * BLOCK + shift[:, 0]
         crossing = (top < 0) | (left < 0)
         crossing |= (top + BLOCK > self._height) | (left + BLOCK > self._width)
-        row, column = np.nonzero(crossing & chosen)
-        y, x = top[row, column, None] + self._inner, left[row, column, None] + self._inner
-        if row.size:
-            top[row, column], left[row, column] = self._top[row, 0], self._left[column]
-        # Eight pixels that follow one another, from any pixel on, are one item of this view, and
-        # all cells are found in one look: a row of a cell at a time, in the order of the picture.
-        pixels_in_row = self._columns * BLOCK
+        edge = np.flatnonzero(crossing)
+        y, x = top[edge, None] + self._inner, left[edge, None] + self._inner
+        top[edge] = left[edge] = 0
+        # Eight pixels that follow one another, from any pixel on, are one item of this view: a row
+        # of a cell, found at once.
+        in_row = self._columns * BLOCK
         pieces = np.ndarray((source.size - BLOCK + 1,), _PIECE, source, strides=(source.itemsize,))
-        start = (top * pixels_in_row + left)[:, None, :] + (self._inner * pixels_in_row)[:, None]
-        result = pieces[start].view(np.int32).reshape(source.shape)
-        blocks, held_blocks = self._blocks(result), self._blocks(held)
-        if held is not source:
-            blocks[~chosen] = held_blocks[~chosen]
-        if row.size:
+        start = top * in_row + left
+        if held is source and 2 * row.size > chosen.size:
+            # Where most cells move, the others are found at their own place just as fast.
+            everywhere = self._start.copy()
+            everywhere[row, column] = start
+            result = pieces[everywhere[:, None, :] + self._inner[:, None] * in_row]
+            result = result.view(np.int32).reshape(held.shape)
+        else:
+            result = held.copy()
+            at = (row * BLOCK)[:, None] + self._inner, column[:, None]
+            result.view(_PIECE)[at] = pieces[start[:, None] + self._inner * in_row]
+        if edge.size:
+            blocks, held_blocks = self._blocks(result), self._blocks(held)
             inside_y, inside_x = (y >= 0) & (y < self._height), (x >= 0) & (x < self._width)
             inside = inside_y[:, :, None] & inside_x[:, None, :]
             y, x = np.where(inside_y, y, 0)[:, :, None], np.where(inside_x, x, 0)[:, None, :]
-            blocks[row, column] = np.where(inside, source[y, x], held_blocks[row, column])
+            at = row[edge], column[edge]
+            blocks[at] = np.where(inside, source[y, x], held_blocks[at])
         return result
 
     def _blocks(self, pixels: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ def paint_displacements(vectors: np.ndarray, height: int, width: int) -> np.ndar
     Raises:
       ValueError: A block does not lie on the 8-pixel grid.
     """
-    return paint_frames([vectors], [False], height, width)[0][0]
+    return paint_frames([vectors.tobytes()], [False], height, width)[0][0]
 
 
 def paint_blocks(vectors: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,17 +66,17 @@ def paint_blocks(vectors: np.ndarray, height: int, width: int) -> tuple[np.ndarr
     Raises:
       ValueError: A block does not lie on the 8-pixel grid.
     """
-    displacements, future = paint_frames([vectors], [True], height, width)
+    displacements, future = paint_frames([vectors.tobytes()], [True], height, width)
     return displacements[0], future[0]
 
 
 def paint_frames(
-    vectors: Sequence[np.ndarray], both_ways: Sequence[bool], height: int, width: int
+    vectors: Sequence[bytes], both_ways: Sequence[bool], height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paint several frames of one size at once, which costs little more than painting one.
 
     Args:
-      vectors: For each frame, a structured array of `VECTOR_DTYPE`.
+      vectors: For each frame, the bytes of an array of `VECTOR_DTYPE`.
       both_ways: For each frame, whether it is painted as `paint_blocks` does (B-frames), or as
         `paint_displacements` does.
       height: Height of the pictures in pixels.
@@ -90,8 +90,9 @@ def paint_frames(
       ValueError: A block does not lie on the 8-pixel grid.
     """
     grid_h, grid_w = -(-height // BLOCK), -(-width // BLOCK)
-    joined = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
-    frame = np.repeat(np.arange(len(vectors)), [len(v) for v in vectors])
+    joined = np.frombuffer(b"".join(vectors), VECTOR_DTYPE)
+    counts = [len(one) // VECTOR_DTYPE.itemsize for one in vectors]
+    frame = np.repeat(np.arange(len(vectors)), counts)
     w, h = joined["w"].astype(np.intp), joined["h"].astype(np.intp)
     left, top = joined["dst_x"] - (w >> 1), joined["dst_y"] - (h >> 1)
     # An or has the low bits of any, and the sign of any.
