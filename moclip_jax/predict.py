@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -126,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     # Imported late, so that help and mistakes come at once.
+    from input_pipeline.isolated_reading import GRACE_S, IsolatedReader
     from input_pipeline.progress import Progress
     from input_pipeline.video_files import find_videos
     from moclip_jax.export import export_folder, load_export
@@ -148,18 +150,22 @@ def _predict(arguments: argparse.Namespace) -> int:
     show = make_printer(arguments)
     progress = Progress(len(videos), "predict", "videos", file=sys.stderr)
     status = STATUS_OK
-    for result in predict_videos(
-        recognizer,
-        videos,
-        topk=arguments.topk,
-        classes=arguments.words,
-        window_s=arguments.timeline,
-    ):
-        if "error" in result:
-            status = STATUS_ERROR
-        progress.clear()
-        show(result)
-        progress.advance()
+    num_workers = min(os.cpu_count() or 1, len(videos))
+    with IsolatedReader(num_workers, recognizer.video.max_seconds + GRACE_S) as reader:
+        for result in predict_videos(
+            recognizer,
+            videos,
+            topk=arguments.topk,
+            classes=arguments.words,
+            window_s=arguments.timeline,
+            num_workers=num_workers,
+            read=reader,
+        ):
+            if "error" in result:
+                status = STATUS_ERROR
+            progress.clear()
+            show(result)
+            progress.advance()
     progress.clear()
     return status
 

@@ -220,15 +220,22 @@ def split_windows(video: PreparedVideo, seconds: float, spec: VideoSpec) -> list
     return windows
 
 
-def decode_for_windows(path: str, seconds: float, spec: VideoSpec) -> PreparedVideo:
+def read_here(function: Callable[..., Any], path: str, *arguments: Any) -> Any:
+    """Calls `function(path, *arguments)`; stands where an `IsolatedReader` may be."""
+    return function(path, *arguments)
+
+
+def decode_for_windows(
+    path: str, seconds: float, spec: VideoSpec, read: Callable[..., Any] = read_here
+) -> PreparedVideo:
     """Prepares a video with an RGB frame for each of its windows, besides those of `spec`."""
-    checked = check_video(path, spec.limits)
+    checked = read(check_video, path, spec.limits)
     windows = round(checked.num_packets / checked.fps / seconds) if checked.fps else 1
     # An odd multiple of equal parts has, among its centres, those of the parts themselves.
     multiple = -(-windows // spec.clip_frames) | 1
     most = (_MOST_CLIP_FRAMES // spec.clip_frames - 1) | 1
     frames = spec.clip_frames * min(multiple, most)
-    return prepare_video(path, dataclasses.replace(spec, clip_frames=frames))
+    return read(prepare_video, path, dataclasses.replace(spec, clip_frames=frames))
 
 
 def with_frames_of(video: PreparedVideo, spec: VideoSpec) -> PreparedVideo:
@@ -274,6 +281,7 @@ def predict_videos(
     classes: Sequence[str] = (),
     window_s: float = 0.0,
     num_workers: int = 0,
+    read: Callable[..., Any] = read_here,
 ) -> Iterator[dict[str, Any]]:
     """Yields one result a video, in order; files are decoded ahead while the model works.
 
@@ -289,6 +297,8 @@ def predict_videos(
       classes: words of the user's own; none means the model's classes.
       window_s: length of the timeline's windows in seconds; 0 for no timeline.
       num_workers: threads that decode; 0 means one for each core.
+      read: calls a function of a file; an `input_pipeline.isolated_reading.IsolatedReader` keeps a
+        file that crashes FFmpeg from ending the program.
     """
     classifier = Classifier(recognizer, classes)
     spec = recognizer.video
@@ -297,8 +307,8 @@ def predict_videos(
         if isinstance(video, VideoError):
             raise video
         if not window_s:
-            return classifier.view(prepare_video(video, spec)), []
-        prepared = decode_for_windows(video, window_s, spec)
+            return classifier.view(read(prepare_video, video, spec)), []
+        prepared = decode_for_windows(video, window_s, spec, read)
         try:
             windows = split_windows(prepared, window_s, spec)
         except ValueError as error:

@@ -1,13 +1,13 @@
 """Labels of one video after another: of the whole, and of windows of it in turn."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from input_pipeline.decoding import check_video
-from input_pipeline.isolation import WorkerError, WorkerPool, run_isolated
+from input_pipeline.isolated_reading import IsolatedReader
 from input_pipeline.video import PreparedVideo, VideoError, prepare_video
 from moclip_jax.export import Recognizer
 from moclip_jax.recognize import Classifier, with_frames_of
@@ -15,10 +15,6 @@ from moclip_jax.recognize import Classifier, with_frames_of
 MOST_WINDOWS = 12
 # No sensible video shows more frames in a second, and each costs time.
 MOST_FRAMES_PER_SECOND = 60
-# Of a reading process, in bytes; a few pictures of 4K and the motion of a minute are far less.
-MOST_MEMORY = 4 * 2**30
-
-_T = TypeVar("_T")
 
 
 class VideoReader:
@@ -36,8 +32,7 @@ class VideoReader:
     def __init__(self, recognizer: Recognizer, *, max_seconds: float, patience_s: float = 60.0):
         self._recognizer = recognizer
         self._max_seconds = max_seconds
-        self._patience_s = patience_s
-        self._pool = WorkerPool(1, max_memory=MOST_MEMORY)
+        self._isolated = IsolatedReader(1, patience_s)
         # More RGB frames than the model needs, for the windows and to show. An odd multiple of
         # equal parts has, among its centres, those of the parts themselves.
         multiple = -(-MOST_WINDOWS // recognizer.video.clip_frames) | 1
@@ -56,7 +51,7 @@ class VideoReader:
 
     def close(self) -> None:
         """Ends the reading process."""
-        self._pool.close()
+        self._isolated.close()
 
     def read(self, path: str) -> PreparedVideo:
         """Returns the video in the canonical form, with RGB frames for the windows too.
@@ -72,14 +67,6 @@ class VideoReader:
                 path, f"it is {seconds:.0f} s long; {self._max_seconds:g} s is allowed"
             )
         return self._isolated(prepare_video, path, self._spec)
-
-    def _isolated(self, function: Callable[..., _T], path: str, *arguments: Any) -> _T:
-        try:
-            return run_isolated(self._pool, function, (path, *arguments), self._patience_s)
-        except WorkerError as error:
-            raise VideoError(path, f"reading it {error.reason}") from error
-        except MemoryError as error:
-            raise VideoError(path, "reading it takes too much memory") from error
 
     def answer(self, video: PreparedVideo, words: Sequence[str] = ()) -> dict[str, Any]:
         """Returns labels of the whole video and of its windows.

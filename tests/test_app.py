@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from input_pipeline import isolated_reading
 from input_pipeline.motion_vectors import accumulate
 from input_pipeline.video import VideoError
 from moclip_jax import app, recognize, video_reader
@@ -328,7 +329,7 @@ def end_by_a_crash(*_):
 
 
 def take_all_memory(*_):
-    return bytearray(video_reader.MOST_MEMORY + 1)
+    return bytearray(isolated_reading.MOST_MEMORY + 1)
 
 
 def never_end(*_):
@@ -350,7 +351,7 @@ def test_a_file_that_crashes_or_holds_up_its_process_costs_only_its_own_answer(
             with pytest.raises(VideoError, match="reading it takes too much memory"):
                 reader.read(clip)
         monkeypatch.setattr(video_reader, "prepare_video", never_end)
-        reader._patience_s = 0.5
+        reader._isolated.patience_s = 0.5
         with pytest.raises(VideoError, match=r"reading it gave no result within 0.5 seconds"):
             reader.read(clip)
 
