@@ -1,5 +1,7 @@
 """From stored displacements and JPEG frames to what the networks see (TensorFlow ops)."""
 
+import dataclasses
+
 import tensorflow as tf
 
 BLOCK = 8  # Side in pixels of the grid of displacements, as in motion_vectors.py.
@@ -116,6 +118,73 @@ def scale_to_uint8(fields: tf.Tensor, bound: float = 20.0) -> tf.Tensor:
     return tf.cast(tf.clip_by_value(tf.cast(scaled, tf.int32) + 128, 0, 255), tf.uint8)
 
 
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """A place in a resized picture.
+
+    Attributes:
+      choice: int32 scalar, which of the sides the picture is resized to.
+      top: int32 scalar, first row.
+      left: int32 scalar, first column.
+      flip: bool scalar, whether to flip horizontally.
+    """
+
+    choice: tf.Tensor
+    top: tf.Tensor
+    left: tf.Tensor
+    flip: tf.Tensor
+
+
+def crop_sides(size: int, scales: tuple[float, ...]) -> tuple[int, ...]:
+    """Return the sides that a picture may be resized to: `round(size / scale)` of each scale."""
+    return tuple(round(size / scale) for scale in scales)
+
+
+def random_crop(
+    size: int, scales: tuple[float, ...], flip_probability: float, seed: tf.Tensor
+) -> Crop:
+    """Draw a crop of `size` pixels (TSN's group transforms).
+
+    Args:
+      size: Side of the crop in pixels.
+      scales: Share of the picture's side that the crop takes, each in (0, 1].
+      flip_probability: Probability of the flip.
+      seed: int `[2]`; the draws are a pure function of it.
+
+    Returns:
+      The crop; its side is drawn from `crop_sides`, its place uniformly.
+    """
+    seeds = tf.random.split(seed, 4)
+    sides = tf.constant(crop_sides(size, scales))
+    choice = tf.random.stateless_uniform([], seeds[0], 0, len(scales), tf.int32)
+    room = sides[choice] - size + 1
+    top = tf.random.stateless_uniform([], seeds[1], 0, room, tf.int32)
+    left = tf.random.stateless_uniform([], seeds[2], 0, room, tf.int32)
+    flip = tf.random.stateless_uniform([], seeds[3]) < flip_probability
+    return Crop(choice, top, left, flip)
+
+
+def crop_flip(fields: tf.Tensor, size: int, sides: tuple[int, ...], crop: Crop) -> tf.Tensor:
+    """Resize, crop and flip, the same way for all segments.
+
+    Square bilinear resize without antialiasing; a flip also turns the sign of x.
+
+    Args:
+      fields: uint8 `[S, H, W, 2]` from `scale_to_uint8`.
+      size: Side of the crop in pixels.
+      sides: From `crop_sides`.
+      crop: From `random_crop`.
+
+    Returns:
+      uint8 `[S, size, size, 2]`.
+    """
+    resized = _resize(fields, tf.constant(sides)[crop.choice])
+    cut = resized[:, crop.top : crop.top + size, crop.left : crop.left + size]
+    cut = _to_uint8(cut)
+    cut = tf.cond(crop.flip, lambda: _flip(cut), lambda: cut)
+    return tf.ensure_shape(cut, [None, size, size, 2])
+
+
 def random_crop_flip(
     fields: tf.Tensor,
     size: int,
@@ -123,33 +192,9 @@ def random_crop_flip(
     flip_probability: float,
     seed: tf.Tensor,
 ) -> tf.Tensor:
-    """Resize, crop and flip at random, the same way for all segments (TSN's group transforms).
-
-    Square bilinear resize without antialiasing to `round(size / scale)`, a scale drawn from
-    `scales`; a random square of `size` pixels of it; a horizontal flip, which also turns the sign
-    of x.
-
-    Args:
-      fields: uint8 `[S, H, W, 2]` from `scale_to_uint8`.
-      size: Side of the crop in pixels.
-      scales: Share of the picture's side that the crop takes, each in (0, 1].
-      flip_probability: Probability of the flip.
-      seed: int `[2]`; the draws are a pure function of it.
-
-    Returns:
-      uint8 `[S, size, size, 2]`.
-    """
-    seeds = tf.random.split(seed, 4)
-    sides = tf.constant([round(size / scale) for scale in scales])
-    choice = tf.random.stateless_uniform([], seeds[0], 0, len(scales), tf.int32)
-    side = sides[choice]
-    top = tf.random.stateless_uniform([], seeds[1], 0, side - size + 1, tf.int32)
-    left = tf.random.stateless_uniform([], seeds[2], 0, side - size + 1, tf.int32)
-    flip = tf.random.stateless_uniform([], seeds[3]) < flip_probability
-    resized = _resize(fields, side)
-    crop = _to_uint8(resized[:, top : top + size, left : left + size])
-    crop = tf.cond(flip, lambda: _flip(crop), lambda: crop)
-    return tf.ensure_shape(crop, [None, size, size, 2])
+    """Resize, crop and flip at random: `crop_flip` of a `random_crop`."""
+    crop = random_crop(size, scales, flip_probability, seed)
+    return crop_flip(fields, size, crop_sides(size, scales), crop)
 
 
 def center_crop(fields: tf.Tensor, resize: int, size: int) -> tf.Tensor:

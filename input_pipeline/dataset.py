@@ -216,7 +216,8 @@ def _of_process(
 def _train_function(dataset: PreparedDataset, views: MotionViews) -> Callable:
     @tf.function(autograph=False)
     def function(record: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = dataset.parse(record, _MOTION_FEATURES + native_features(dataset.spec))
+        features = _MOTION_FEATURES + native_features(dataset.spec)
+        example = dataset.parse(record, features, packed=True)
         return {
             "motion": training_view(example, views, dataset.spec, seed),
             "label": tf.cast(example["label"], tf.int32),
@@ -240,7 +241,7 @@ def _view_function(
 
     @tf.function(autograph=False)
     def function(record: tf.Tensor, index: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = dataset.parse(record, features)
+        example = dataset.parse(record, features, packed=True)
         view = view_of_example(
             example,
             dataset.spec,

@@ -21,6 +21,8 @@ from input_pipeline.builders.moving_shapes import MovingShapes
 from input_pipeline.builders.on_beam import pipeline_options
 from input_pipeline.builders.ucf101 import Ucf101
 from input_pipeline.builders.video_folder import VideoFolder
+from input_pipeline.motion_storage import unpack_displacements
+from input_pipeline.motion_vectors import BLOCK
 from input_pipeline.native_motion import NATIVE_FEATURES
 from input_pipeline.video import VideoSpec
 
@@ -107,12 +109,16 @@ class PreparedDataset:
         """Return the paths of the record files, in order."""
         return [os.fspath(path) for path in self.builder.info.splits[SPLIT].filepaths]
 
-    def parse(self, record: tf.Tensor, features: Sequence[str]) -> dict[str, tf.Tensor]:
+    def parse(
+        self, record: tf.Tensor, features: Sequence[str], *, packed: bool = False
+    ) -> dict[str, tf.Tensor]:
         """Parse some features of a serialised example, and no more.
 
         Args:
           record: string scalar.
           features: Names of features; RGB `frames` stay JPEG.
+          packed: Leave canonical `displacements` packed, string `[groups]`, for whoever needs few
+            of them (`accumulation.motion_to_frames`).
 
         Returns:
           The features, in the dtypes that `example_from_video` gives.
@@ -120,8 +126,13 @@ class PreparedDataset:
         stored = self.builder.info.features
         spec = stored.tf_example_spec
         example = tf.io.parse_single_example(record, {name: spec[name] for name in features})
+        canonical = self.spec.source == "reencode"
         for name in features:
-            if name in ("displacements", "future"):
+            if name == "displacements" and canonical:
+                if not packed:
+                    grid = -(-self.spec.height // BLOCK), -(-self.spec.width // BLOCK)
+                    example[name] = unpack_displacements(example[name], grid)
+            elif name in ("displacements", "future"):
                 example[name] = stored[name].decode_example(example[name])
             elif name in ("is_intra", "frame_indices", *NATIVE_FEATURES):
                 # Records know no integers but int64.

@@ -9,12 +9,9 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import augment, sampling
+from input_pipeline import accumulation, augment, sampling
 from input_pipeline.native_motion import NATIVE_FEATURES, native_fields
 from input_pipeline.video import PreparedVideo, VideoSpec
-
-# A field takes up to 4 MB while it is accumulated; more segments than this go in turns.
-_FIELDS_AT_ONCE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +119,18 @@ def training_view(
     """
     seeds = tf.random.split(seed, 2)
     indices = sampling.training_segments(example["num_frames"], views.num_segments, seeds[0])
-    fields = _fields(example, indices, views, spec)
-    return augment.random_crop_flip(
-        fields, views.image_size, views.scales, views.flip_probability, seeds[1]
+    drawn = (views.image_size, views.scales, views.flip_probability, seeds[1])
+    if spec.source != "reencode":
+        return augment.random_crop_flip(_fields(example, indices, views, spec), *drawn)
+    motion, steps = _motion(example, indices, views, spec)
+    return accumulation.cropped_fields(
+        motion,
+        steps,
+        spec,
+        views.bound,
+        size=views.image_size,
+        sides=augment.crop_sides(views.image_size, views.scales),
+        crop=augment.random_crop(*drawn),
     )
 
 
@@ -244,28 +250,20 @@ def _fields(
     example: Mapping[str, tf.Tensor], indices: tf.Tensor, views: MotionViews, spec: VideoSpec
 ) -> tf.Tensor:
     """Return uint8 `[S, height, width, 2]`."""
+    if spec.source == "reencode":
+        return accumulation.fields(*_motion(example, indices, views, spec), spec, views.bound)
+    indices = _carrying_motion(example, indices)
+    return native_fields(example, indices, spec, views.bound, views.accumulated)
+
+
+def _motion(
+    example: Mapping[str, tf.Tensor], indices: tf.Tensor, views: MotionViews, spec: VideoSpec
+) -> tuple[tf.Tensor, tf.Tensor]:
+    indices = _carrying_motion(example, indices)
+    return accumulation.motion_to_frames(example, indices, spec, views.accumulated)
+
+
+def _carrying_motion(example: Mapping[str, tf.Tensor], indices: tf.Tensor) -> tf.Tensor:
     if "lead" in example:
         indices += example["lead"]
-    indices = sampling.frame_before_intra(indices, example["is_intra"])
-    if spec.source != "reencode":
-        return native_fields(example, indices, spec, views.bound, views.accumulated)
-
-    def some(indices: tf.Tensor) -> tf.Tensor:
-        fields = augment.accumulate_tf(
-            example["displacements"],
-            example["is_intra"],
-            indices,
-            spec.height,
-            spec.width,
-            views.accumulated,
-        )
-        return augment.scale_to_uint8(fields, views.bound)
-
-    if views.num_segments <= _FIELDS_AT_ONCE:
-        return some(indices)
-    one = tf.map_fn(
-        lambda index: some(index[None])[0],
-        indices,
-        fn_output_signature=tf.TensorSpec([spec.height, spec.width, 2], tf.uint8),
-    )
-    return tf.ensure_shape(one, [views.num_segments, spec.height, spec.width, 2])
+    return sampling.frame_before_intra(indices, example["is_intra"])

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -143,7 +144,7 @@ class PreparedVideoBuilder(FileReaderBuilder, skip_registration=True):  # type: 
     the data set's own, where a killed run is gone on from; TFDS reads them.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     # TFDS would look for checksums beside this file, by means of a package it does not require.
     code_path = None
     # What `tfds build` makes of no --config; it also needs one to accept any.
@@ -200,6 +201,12 @@ class PreparedVideoBuilder(FileReaderBuilder, skip_registration=True):  # type: 
             # Also where it may not be written to. TFDS may be told to make it again.
             super().download_and_prepare(**options)
             return
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            # It would wait for the lock of its parent, which waits for it.
+            raise RuntimeError(
+                "a process that is to prepare videos runs the main program again; put that under "
+                "if __name__ == '__main__':"
+            )
         there = final.exists()
         with exclusively(final.with_name(f"{final.name}.lock"), f"prepare {self.name}"):
             if final.exists() and not there:

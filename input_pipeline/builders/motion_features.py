@@ -8,26 +8,26 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline.motion_vectors import BLOCK
+from input_pipeline.motion_storage import pack_displacements
 from input_pipeline.video import PreparedVideo, VideoSpec
 
 
 def record_features(spec: VideoSpec) -> dict[str, Any]:
     """Return the TFDS features of a stored video's motion.
 
-    Canonical motion has a fixed grid. Of a stream's own, records hold the grid's cells in a row:
-    sizes differ from video to video, and a TFDS tensor has one free dimension at no cost.
+    Canonical displacements are packed by groups of pictures, see `motion_storage`. Of a stream's
+    own, records hold the grid's cells in a row: sizes differ from video to video, and a TFDS tensor
+    has one free dimension at no cost.
     """
     stored = {"is_intra": tfds.features.Tensor(shape=(None,), dtype=np.bool_)}
     if spec.source == "reencode":
-        shape: tuple[int | None, ...] = (None, -(-spec.height // BLOCK), -(-spec.width // BLOCK), 2)
-    else:
-        shape = (None, 2)
-        stored["is_bidirectional"] = tfds.features.Tensor(shape=(None,), dtype=np.bool_)
-        stored["future"] = tfds.features.Tensor(shape=(None,), dtype=np.bool_, encoding="zlib")
-        stored["height"] = stored["width"] = stored["orientation"] = np.int32
-        stored["source"] = tfds.features.Text()
-    stored["displacements"] = tfds.features.Tensor(shape=shape, dtype=np.int16, encoding="zlib")
+        stored["displacements"] = tfds.features.Sequence(tfds.features.Text())
+        return stored
+    stored["is_bidirectional"] = tfds.features.Tensor(shape=(None,), dtype=np.bool_)
+    stored["future"] = tfds.features.Tensor(shape=(None,), dtype=np.bool_, encoding="zlib")
+    stored["height"] = stored["width"] = stored["orientation"] = np.int32
+    stored["source"] = tfds.features.Text()
+    stored["displacements"] = tfds.features.Tensor(shape=(None, 2), dtype=np.int16, encoding="zlib")
     return stored
 
 
@@ -35,7 +35,9 @@ def record_values(prepared: PreparedVideo, spec: VideoSpec) -> dict[str, Any]:
     """Return a prepared video's values of `record_features`."""
     names = tuple(record_features(spec))
     values = {name: getattr(prepared, name) for name in names}
-    if spec.source != "reencode":
+    if spec.source == "reencode":
+        values["displacements"] = pack_displacements(prepared.displacements, prepared.is_intra)
+    else:
         values["displacements"] = prepared.displacements.reshape(-1, 2)
         values["future"] = prepared.future.reshape(-1)
     return values

@@ -193,8 +193,8 @@ def _make_isolated(pool: WorkerPool, source: Source, spec: VideoSpec) -> tuple[b
         except WorkerError as error:
             if not error.started:
                 raise RuntimeError(
-                    f"a process that prepares videos {error.reason}, most likely for want of "
-                    "memory; use fewer (config.dataset.num_workers)"
+                    f"a process that prepares videos {error.reason}, unless it said why most "
+                    "likely for want of memory; use fewer (config.dataset.num_workers)"
                 ) from error
             # A process is used again, so a crash may be the work of the video before: once more,
             # in a new one.

@@ -197,15 +197,23 @@ if __name__ == "__main__":
 """
 
 
-def start(folder: pathlib.Path) -> subprocess.Popen:
+def start(folder: pathlib.Path, program: str = _RUN) -> subprocess.Popen:
     script = folder / "run.py"
-    script.write_text(_RUN)
+    script.write_text(program)
     return subprocess.Popen(
         [sys.executable, str(script), str(folder)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def test_a_script_without_a_guard_is_told(tmp_path):
+    run = start(tmp_path, _RUN.replace('if __name__ == "__main__":', "if True:"))
+    said, _ = run.communicate(timeout=110)
+    assert run.returncode != 0
+    assert "runs the main program again; put that under if __name__ == '__main__':" in said
 
 
 def test_a_killed_run_keeps_its_shards_and_its_processes_end(tmp_path):
