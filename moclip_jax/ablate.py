@@ -5,13 +5,14 @@ whose settings a variant leaves as they are is not run again: its folder is link
 """
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from moclip_jax import command_line
+from moclip_jax import command_line, processes
 
 _VARIANTS = flags.DEFINE_list("variants", [], "run these only, separated by commas; else all")
 
@@ -99,7 +100,9 @@ def run_ablations(
         changed = variant_config(config, changes, workdir / "data")
         folder = workdir / name.replace(" ", "_")
         if name != "base":
-            link_stages(changed, base, folder, workdir / "base")
+            processes.on_first(
+                functools.partial(link_stages, changed, base, folder, workdir / "base")
+            )
         # A variant is measured, not used: only the base is exported.
         changed.stages = (
             config.stages if name == "base" else "prepare,motion,features,fusion,evaluate"
@@ -107,7 +110,7 @@ def run_ablations(
         results = recipe.run(changed, folder)
         assert results is not None
         table[name] = results["rows"]
-        write_json(workdir / "ablations.json", table)
+        processes.on_first(functools.partial(write_json, workdir / "ablations.json", table))
     return table
 
 
@@ -128,7 +131,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
     if unknown:
         raise ValueError(f"--variants: unknown {unknown}; there are {', '.join(VARIANTS)}")
     chosen = {name: VARIANTS[name] for name in _VARIANTS.value or VARIANTS}
-    print(format_ablations(run_ablations(config, workdir, chosen)))
+    table = run_ablations(config, workdir, chosen)
+    if processes.is_first():
+        print(format_ablations(table))
 
 
 if __name__ == "__main__":

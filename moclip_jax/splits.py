@@ -5,6 +5,7 @@ is not run again.
 """
 
 import copy
+import functools
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from moclip_jax import command_line
+from moclip_jax import command_line, processes
 
 _SPLITS = flags.DEFINE_integer("num_splits", 3, "how many splits the data set has", lower_bound=2)
 
@@ -54,7 +55,7 @@ def run_splits(config: ConfigDict, workdir: Path, num_splits: int) -> dict[str, 
         "stdev": {row: statistics.stdev(values) for row, values in top1.items()},
         "splits": results,
     }
-    write_json(workdir / "splits.json", summary)
+    processes.on_first(functools.partial(write_json, workdir / "splits.json", summary))
     return summary
 
 
@@ -70,7 +71,9 @@ def format_splits(summary: dict[str, Any]) -> str:
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Runs the splits and prints their table."""
-    print(format_splits(run_splits(config, workdir, _SPLITS.value)))
+    summary = run_splits(config, workdir, _SPLITS.value)
+    if processes.is_first():
+        print(format_splits(summary))
 
 
 if __name__ == "__main__":
