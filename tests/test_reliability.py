@@ -34,6 +34,9 @@ SETTINGS = (
     "--config.motion.batch_size=8",
     "--config.features.batch_size=8",
     "--config.fusion.batch_size=8",
+    # As published. AdamW takes a step of this size whatever the size of a gradient, so where that
+    # is nothing but rounding, it blows the rounding up; at the demo's 1e-3, to 7e-5.
+    "--config.fusion.learning_rate=1e-4",
     "--config.motion.checkpoint_every_steps=1",
     "--config.dataset.num_workers=2",
 )
@@ -129,12 +132,14 @@ def numbers_of(workdir: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def assert_same(workdir: Path, expected: Path, tolerance: float) -> None:
+    """Checks every number, to a tolerance that is absolute below 1 and relative above."""
     found = dict(numbers_of(workdir))
     wanted = dict(numbers_of(expected))
     assert found.keys() == wanted.keys()
     worst = ("", 0.0)
     for name, value in wanted.items():
-        difference = np.abs(found[name].astype(np.float64) - value).max()
+        assert found[name].shape == value.shape, name
+        difference = (np.abs(found[name].astype(np.float64) - value) / (1 + np.abs(value))).max()
         worst = max(worst, (name, float(difference)), key=lambda pair: pair[1])
     print(f"largest difference of {len(found)} arrays: {worst[1]:.2g} ({worst[0]})")
     assert worst[1] <= tolerance, worst
