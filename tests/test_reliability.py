@@ -4,6 +4,7 @@ All of it is slow. Runs share one folder of compiled programs, which changes no 
 each start would compile for half a minute and little else would be interrupted.
 """
 
+import itertools
 import json
 import os
 import random
@@ -104,8 +105,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 @pytest.fixture(scope="module")
 def undisturbed(runs: Runs) -> Path:
     """A run on one device, from its beginning to its end."""
-    workdir = runs.folder / "undisturbed"
-    runs.whole(workdir)
+    # The second finds its programs compiled, as those that are killed do, so its stages last as
+    # long as theirs.
+    for workdir in (runs.folder / "compiles", runs.folder / "undisturbed"):
+        runs.whole(workdir)
     return workdir
 
 
@@ -220,21 +223,28 @@ def test_a_process_killed_in_training_ends_the_other_and_the_run_goes_on(runs, u
 
 def test_a_run_killed_at_twenty_random_moments_of_all_stages_ends_bit_identical(runs, undisturbed):
     rng = random.Random(SEED)
-    chains = [["prepare", *STAGES], [*STAGES[:2], *STAGES[1:]], list(STAGES)]
-    assert sum(map(len, chains)) == KILLS
+    # Once in each stage of a workdir; in further workdirs twice in some.
+    chains = [list(STAGES), ["prepare", *STAGES], [*STAGES[:2], *STAGES[1:]]]
     kills = 0
-    for number, chain in enumerate(chains):
+    for number in itertools.count():
         workdir = runs.folder / f"killed{number}"
-        for stage in chain:
+        for stage in chains[number % len(chains)]:
             delay = rng.uniform(0, seconds_of(undisturbed, stage))
             # A stage that was killed in its last moment may be done.
             status, printed = runs.interrupted(workdir, f"{stage}: ", delay, signal.SIGKILL)
             last = [line for line in printed.splitlines() if ": start" in line][-1]
-            print(f"workdir {number}: kill -9 {delay:.2f} s after '{stage}: ', in '{last}'")
-            kills += status == -signal.SIGKILL
+            print(f"workdir {number}: {delay:.2f} s after '{stage}: ', in '{last}': {status}")
+            if status == 0:
+                # It was faster than the one before.
+                break
+            assert status == -signal.SIGKILL
+            kills += 1
+            if kills == KILLS:
+                break
         runs.whole(workdir)
         assert_same(workdir, undisturbed, tolerance=0)
-    assert kills == KILLS
+        if kills == KILLS:
+            break
 
 
 def test_sigterm_in_every_stage_ends_with_143_and_the_run_goes_on_bit_identical(runs, undisturbed):
