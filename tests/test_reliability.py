@@ -41,6 +41,7 @@ SETTINGS = (
     "--config.motion.checkpoint_every_steps=1",
     "--config.dataset.num_workers=2",
 )
+LABEL = "evaluate/scores.npz: label"
 KILLS = 20
 SEED = int(os.environ.get("MOCLIP_KILL_SEED", "0"))
 
@@ -146,8 +147,29 @@ def assert_same(workdir: Path, expected: Path, tolerance: float) -> None:
         worst = max(worst, (name, float(difference)), key=lambda pair: pair[1])
     print(f"largest difference of {len(found)} arrays: {worst[1]:.2g} ({worst[0]})")
     assert worst[1] <= tolerance, worst
-    results = [json.loads((w / "results.json").read_text()) for w in (workdir, expected)]
-    assert results[0] == results[1]
+    rows, wanted_rows = (
+        json.loads((w / "results.json").read_text())["rows"] for w in (workdir, expected)
+    )
+    for row, values in wanted_rows.items():
+        for k in (1, 5):
+            close = num_ties(wanted[f"evaluate/scores.npz: {row}"], wanted[LABEL], k, tolerance)
+            there = rows[row].pop(f"top{k}") * values["num_examples"]
+            here = values.pop(f"top{k}") * values["num_examples"]
+            assert abs(there - here) <= close + 1e-9, (row, k, here, there, close)
+    assert rows == wanted_rows
+
+
+def num_ties(scores: np.ndarray, labels: np.ndarray, k: int, tolerance: float) -> int:
+    """Counts the videos of which rounding decides whether they are right.
+
+    Those whose own class and the k-th best of the others are as good as equal; the tiny CLIP has
+    many, as it knows no words of motion.
+    """
+    own = np.take_along_axis(scores, labels[:, None], axis=1)[:, 0]
+    others = scores.copy()
+    np.put_along_axis(others, labels[:, None], -np.inf, axis=1)
+    rival = np.sort(others, axis=1)[:, -k]
+    return int((np.abs(own - rival) <= 2 * tolerance * (1 + np.abs(own))).sum()) if tolerance else 0
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
@@ -232,7 +254,7 @@ def test_a_run_killed_at_twenty_random_moments_of_all_stages_ends_bit_identical(
             delay = rng.uniform(0, seconds_of(undisturbed, stage))
             # A stage that was killed in its last moment may be done.
             status, printed = runs.interrupted(workdir, f"{stage}: ", delay, signal.SIGKILL)
-            last = [line for line in printed.splitlines() if ": start" in line][-1]
+            last = ["nothing", *(line for line in printed.splitlines() if ": start" in line)][-1]
             print(f"workdir {number}: {delay:.2f} s after '{stage}: ', in '{last}': {status}")
             if status == 0:
                 # It was faster than the one before.
