@@ -148,11 +148,18 @@ def _file(setup: Setup) -> Iterator[Any]:
     yield file_to_label.many_files(setup.networks, 4 if setup.quick else 8, min(setup.rounds, 3))
 
 
+def _head(setup: Setup) -> Iterator[Any]:
+    from benchmarks import heads
+
+    yield heads.head_training(setup.networks.folder, setup.peer, 5 if setup.quick else 100, 1)
+
+
 GROUPS: dict[str, Callable[[Setup], Iterator[Any]]] = {
     "sgemm": _sgemm,
     "motion": _motion,
     "clip": _clip,
     "file": _file,
+    "head": _head,
 }
 
 if __name__ == "__main__":

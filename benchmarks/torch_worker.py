@@ -214,9 +214,9 @@ class ClipTower(Job):
 class HeadTraining(Job):
     """A plain loop over cached features in memory: AdamW, batches of 64, a random view of each."""
 
-    def __init__(self, motion, appearance, labels, classes, epochs, batch_size):
+    def __init__(self, motion, appearance, label, classes, epochs, batch_size):
         self.motion, self.appearance, self.labels = (
-            torch.from_numpy(np.load(path)) for path in (motion, appearance, labels)
+            torch.from_numpy(np.load(path)) for path in (motion, appearance, label)
         )
         self.labels = self.labels.long()
         self.classes, self.epochs, self.batch_size = classes, epochs, batch_size

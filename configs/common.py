@@ -16,6 +16,9 @@ def get_config() -> ConfigDict:
     config.seed = 0
     # Stages to run, in this order; a stage whose result stands in the workdir is skipped.
     config.stages = ",".join(STAGES)
+    # Steps of motion training to write a trace of, to WORKDIR/motion/profile, which TensorBoard and
+    # Perfetto open; 0 for none.
+    config.profile_steps = 0
 
     config.mesh = ConfigDict()
     # Devices that share one copy of the frozen CLIP, each with a part of it; must divide the

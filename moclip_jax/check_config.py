@@ -55,6 +55,9 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     if not 0 < config.selection.heldout_fraction < 1:
         yield "config.selection.heldout_fraction must lie between 0 and 1"
 
+    if config.profile_steps < 0:
+        yield f"config.profile_steps={config.profile_steps} must be 0 (no trace) or more"
+
     positive = {
         "video": (
             "width",

@@ -26,6 +26,7 @@ from input_pipeline.dataset import PreparedDataset, view_batches
 from moclip_jax.checkpoints import flat_settings
 from moclip_jax.command_line import CommandParser, run
 from moclip_jax.motion_pictures import common_bound, field_to_rgb
+from moclip_jax.pace import data_wait
 from moclip_jax.run_data import open_dataset, video_roles
 from moclip_jax.run_figures import (
     ROW_TITLES,
@@ -247,7 +248,15 @@ def _times(workdir: Path) -> list[dict[str, Any]]:
     for stage in common.STAGES:
         path = workdir / stage / TIME_FILE
         known = json.loads(path.read_text()) if path.exists() else {}
-        times.append({"stage": stage, "seconds": None, "gone_on": False} | known)
+        times.append(
+            {
+                "stage": stage,
+                "seconds": None,
+                "gone_on": False,
+                "data_wait": data_wait(workdir / stage),
+            }
+            | known
+        )
     return times
 
 

@@ -18,6 +18,8 @@ from input_pipeline.progress import Progress, say
 from moclip_jax import processes
 from moclip_jax.checkpoints import NO_SCORE, TrainingCheckpoints
 from moclip_jax.history import History
+from moclip_jax.pace import Pace
+from moclip_jax.resident import Resident, make_epoch_step, place_choices
 from moclip_jax.sharding import BATCH_AXES, replicate, shard_batch
 
 Batch = dict[str, Any]
@@ -66,6 +68,9 @@ class Task:
       about: what the stage is made from, as nested JSON values, kept in every checkpoint: `config`,
         `class_names`, `preprocessing`, `weights` (frozen or initial ones, by source and hash). A
         checkpoint that was made from anything else is refused.
+      resident: the same batches from data that stays on the devices; an epoch is then one compiled
+        loop, with checkpoints at its end only. None sends each batch by itself.
+      profile_steps: steps to write a trace of, to `profile/`; 0 for none.
     """
 
     name: str
@@ -80,6 +85,8 @@ class Task:
     checkpoint_every_steps: int = 1000
     seed: int = 0
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    resident: Resident | None = None
+    profile_steps: int = 0
 
 
 class TrainingDivergedError(RuntimeError):
@@ -191,9 +198,8 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
     graphdef, params, stats = nnx.split(task.model, nnx.Param, ...)  # type: ignore[misc]
     optimizer = task.optimizer(params)
     state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
-    train_step = make_train_step(graphdef, task.logits, optimizer, mesh)
+    items, advance = _stepper(task, make_train_step(graphdef, task.logits, optimizer, mesh), mesh)
     eval_step = make_eval_step(graphdef, task.logits)
-    key = replicate(jax.random.key(task.seed), mesh)
 
     last_step = task.steps_per_epoch * task.num_epochs
     step, sums = 0, _EpochSums({})
@@ -207,18 +213,19 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
         state = replicate(state, mesh)
         history = History(directory, step)
         progress = Progress(last_step, f"{task.name}: training", "steps", done_before=step)
+        pace = Pace(directory, task.profile_steps)
         try:
             with processes.steps():
                 while step < last_step:
                     epoch, first = divmod(step, task.steps_per_epoch)
-                    for batch in task.batches(epoch, first):
-                        rows = shard_batch(batch | _stop_flags(mesh), mesh)
-                        state, step_sums = train_step(state, rows, key)
+                    for item in pace.items(items(epoch, first)):
+                        state, step_sums, count = advance(state, item)
+                        pace.dispatched(step_sums["loss"], count)
                         # Two steps in flight keep a device busy; more would only hold batches in
                         # memory.
                         sums.add(step_sums, in_flight=2)
-                        step += 1
-                        progress.advance()
+                        step += count
+                        progress.advance(count)
                         stop = sums.stop_asked()
                         due = step % task.checkpoint_every_steps == 0
                         if step % task.steps_per_epoch and (due or stop):
@@ -234,6 +241,7 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
                             "hold the videos that its index lists, so prepare it again"
                         )
                     train_means = _check_finite(task.name, step, sums.means())
+                    waited = pace.end_epoch(epoch, step)
                     metrics = {f"train_{name}": value for name, value in train_means.items()}
                     is_last = step == last_step
                     evaluated = (epoch + 1) % task.eval_every_epochs == 0 or is_last
@@ -257,11 +265,13 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
                     sums = _EpochSums({})
                     if task.num_epochs <= _EPOCHS_TO_SAY or (epoch + 1) % 10 == 0 or is_last:
                         told = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+                        told += f", waiting for data {waited:.0%}"
                         say(f"{task.name}: epoch {epoch + 1}/{task.num_epochs}, {told}")
                     if stop and not is_last:
                         _stop(task.name, step, last_step, checkpoints)
             progress.done()
         finally:
+            pace.close()
             history.close()
         best = checkpoints.restore_best(state)
     finally:
@@ -316,6 +326,33 @@ class _EpochSums:
         if jax.process_count() == 1:
             return processes.stop_asked()
         return self._stops > 0
+
+
+def _stepper(
+    task: Task, train_step: Callable, mesh: Mesh
+) -> tuple[Callable[[int, int], Iterator[Any]], Callable[[TrainState, Any], tuple]]:
+    """Returns what an epoch is made of, and what does one such item.
+
+    The first is `(epoch, first_step) -> items`, the second `(state, item) -> (state, sums, steps)`:
+    an item is a batch, or where the data stays on the devices, all choices of the epoch.
+    """
+    key = replicate(jax.random.key(task.seed), mesh)
+    resident = task.resident
+    if resident is None:
+
+        def one_step(state: TrainState, batch: Batch) -> tuple:
+            return *train_step(state, shard_batch(batch | _stop_flags(mesh), mesh), key), 1
+
+        return task.batches, one_step
+    epoch_step = make_epoch_step(train_step, resident.batch, mesh)
+
+    def all_steps(state: TrainState, choices: dict[str, np.ndarray]) -> tuple:
+        steps = len(next(iter(choices.values())))
+        flags = {name: np.stack([flag] * steps) for name, flag in _stop_flags(mesh).items()}
+        placed = place_choices(choices | flags, mesh)
+        return *epoch_step(state, resident.data, placed, key), steps
+
+    return lambda epoch, first: iter([resident.choices(epoch, first)]), all_steps
 
 
 def _stop_flags(mesh: Mesh) -> Batch:

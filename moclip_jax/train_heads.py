@@ -10,11 +10,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from input_pipeline.progress import say
 from moclip_jax import processes
 from moclip_jax.checkpoints import load_tree, save_tree
 from moclip_jax.extract_features import Features
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.optimizers import head_optimizer
+from moclip_jax.resident import Resident, place_data
 from moclip_jax.train import Batch, Task, train_and_evaluate
 
 # Row of the results table -> whether its head sees motion.
@@ -42,8 +44,9 @@ def head_logits(head: FusionHead, batch: Batch, train: bool, key: jax.Array | No
     return head(motion, batch["appearance"], rngs=rngs)
 
 
-def feature_batches(
-    features: Features,
+def feature_choices(
+    num_videos: int,
+    num_views: int,
     *,
     batch_size: int,
     seed: int,
@@ -51,23 +54,36 @@ def feature_batches(
     first_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
-    """Yields this process's rows of each shuffled global batch, one random view of each video.
+) -> dict[str, np.ndarray]:
+    """Returns this process's rows of each shuffled global batch, one random view of each video.
 
     The order and the views follow from `(seed, epoch)` alone. The last partial batch is dropped.
+
+    Returns:
+      `video` and `view`, int32 `[steps, rows]`, from `first_step` on.
     """
     rng = np.random.default_rng((seed, epoch))
-    order = rng.permutation(len(features.label))
-    views = rng.integers(features.motion.shape[1], size=len(order))
+    order = rng.permutation(num_videos)
+    views = rng.integers(num_views, size=num_videos)
     rows = batch_size // process_count
-    for step in range(first_step, len(order) // batch_size):
-        begin = step * batch_size + process_index * rows
-        videos = order[begin : begin + rows]
-        yield {
-            "motion": features.motion[videos, views[videos]],
-            "appearance": features.appearance[videos],
-            "label": features.label[videos],
-        }
+    begin = process_index * rows
+    steps = order[: num_videos // batch_size * batch_size].reshape(-1, batch_size)
+    videos = steps[first_step:, begin : begin + rows]
+    return {"video": videos.astype(np.int32), "view": views[videos].astype(np.int32)}
+
+
+def chosen_features(data: dict[str, Any], chosen: dict[str, Any]) -> Batch:
+    """Returns the batch of one step: `motion [B, Dm]`, `appearance [B, Da]`, `label [B]`.
+
+    Args:
+      data: `Features` of all videos by name, NumPy's or JAX's.
+      chosen: `video` and `view`, int `[B]`.
+    """
+    return {
+        "motion": data["motion"][chosen["video"], chosen["view"]],
+        "appearance": data["appearance"][chosen["video"]],
+        "label": data["label"][chosen["video"]],
+    }
 
 
 def padded_batches(
@@ -112,6 +128,10 @@ def train_heads(
             f"({len(train.label)} videos); lower it"
         )
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    # Once for both heads.
+    data = place_data(train._asdict(), mesh)
+    if data is None:
+        say("fusion: the features would fill a device, so each batch is sent by itself")
     for name, sees_motion in HEADS.items():
         if processes.on_first((directory / name / "network").exists):
             continue
@@ -125,15 +145,20 @@ def train_heads(
             rngs=nnx.Rngs(config.seed),
         )
 
-        def batches(epoch: int, first_step: int) -> Iterator[Batch]:
-            return feature_batches(
-                train,
+        def choices(epoch: int, first_step: int) -> dict[str, np.ndarray]:
+            return feature_choices(
+                *train.motion.shape[:2],
                 batch_size=fusion.batch_size,
                 seed=config.seed,
                 epoch=epoch,
                 first_step=first_step,
                 **share,
             )
+
+        def batches(epoch: int, first_step: int) -> Iterator[Batch]:
+            chosen = choices(epoch, first_step)
+            for video, view in zip(chosen["video"], chosen["view"], strict=True):
+                yield chosen_features(train._asdict(), {"video": video, "view": view})
 
         def validation_batches() -> Iterator[Batch]:
             return padded_batches(validation, batch_size=fusion.batch_size, **share)
@@ -147,6 +172,7 @@ def train_heads(
                     learning_rate=fusion.learning_rate, weight_decay=fusion.weight_decay
                 ),
                 batches=batches,
+                resident=None if data is None else Resident(data, choices, chosen_features),
                 steps_per_epoch=steps_per_epoch,
                 num_epochs=fusion.num_epochs,
                 validation=validation_batches if len(validation.label) else None,

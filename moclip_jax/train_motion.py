@@ -160,6 +160,7 @@ def train_motion(
             eval_every_epochs=motion.eval_every_epochs,
             checkpoint_every_steps=motion.checkpoint_every_steps,
             seed=config.seed,
+            profile_steps=config.profile_steps,
             about={
                 "config": result_settings(motion),
                 "class_names": dataset.class_names,
