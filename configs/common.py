@@ -127,7 +127,8 @@ def get_config() -> ConfigDict:
     # Which of the kept RGB frames CLIP sees: middle, random (one, drawn once for each video), or
     # uniform_K for K evenly spaced ones.
     config.clip.frame = "middle"
-    config.clip.dtype = "float32"
+    # Of the computation: float32, bfloat16, or auto: bfloat16 on a GPU or TPU, float32 on a CPU.
+    config.clip.dtype = "auto"
 
     config.zero_shot = ConfigDict()
     # Prompt templates; {} stands for a phrase of the class.
@@ -152,8 +153,8 @@ def get_config() -> ConfigDict:
     config.features = ConfigDict()
     # Augmented motion views of each training video that the head is trained on.
     config.features.train_views = 10
-    # Videos in a step of feature extraction, over all devices.
-    config.features.batch_size = 16
+    # Videos in a step of feature extraction, over all devices; 0 chooses by the devices' memory.
+    config.features.batch_size = 0
 
     config.fusion = ConfigDict()
     # Width of the hidden layer (0 makes the head linear), and the share of it that is dropped in

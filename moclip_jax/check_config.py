@@ -55,6 +55,8 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     if not 0 < config.selection.heldout_fraction < 1:
         yield "config.selection.heldout_fraction must lie between 0 and 1"
 
+    if config.features.batch_size < 0:
+        yield f"config.features.batch_size={config.features.batch_size} must be 0 or more"
     if config.profile_steps < 0:
         yield f"config.profile_steps={config.profile_steps} must be 0 (no trace) or more"
 
@@ -83,7 +85,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             "checkpoint_every_steps",
             "shuffle_buffer",
         ),
-        "features": ("train_views", "batch_size"),
+        "features": ("train_views",),
         "fusion": ("batch_size", "num_epochs", "learning_rate", "eval_every_epochs"),
         "evaluation": ("num_segments",),
         "predict": ("num_segments",),

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from input_pipeline.dataset import MotionViews, view_of_example
 from input_pipeline.video import VideoSpec
 from moclip_jax.checkpoints import load_tree, save_tree, write_json
+from moclip_jax.device_rules import computation_dtype
 from moclip_jax.model_card import write_model_card
 from moclip_jax.models.clip import CLIP, CLIPConfig
 from moclip_jax.models.fusion import FusionConfig, FusionHead
@@ -142,7 +143,8 @@ def load_export(directory: Path) -> Recognizer:
     config.motion.source = config.motion.get("source", "reencode")
     class_names = tuple(metadata["class_names"])
     clip_config = dataclasses.replace(
-        CLIPConfig.from_hf(metadata["clip"]), dtype=jnp.dtype(config.clip.dtype)
+        CLIPConfig.from_hf(metadata["clip"]),
+        dtype=computation_dtype(config.clip.dtype),
     )
     head_config = FusionConfig(**metadata["head"])
 

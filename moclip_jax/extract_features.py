@@ -16,7 +16,9 @@ from ml_collections import ConfigDict
 
 from input_pipeline.dataset import PreparedDataset, view_batches
 from input_pipeline.progress import Progress, say
+from input_pipeline.views import MotionViews, num_images
 from moclip_jax import processes
+from moclip_jax.device_rules import bytes_of_a_video, extraction_batch_size, free_memory
 from moclip_jax.models.clip import CLIP, normalize_images
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.sharding import DATA_AXIS, replicate, shard_batch, split_over_model
@@ -117,8 +119,6 @@ def extract_features(
     crops of their protocol. Files that are there already are not made again.
     """
     extract = make_extract_step(network, clip, mesh)
-    batch_size = config.features.batch_size
-    batches_per_file = max(1, VIDEOS_PER_FILE // batch_size)
     protocols = {
         "train": (motion_views(config.motion, num_segments=config.motion.num_segments), True),
         "validation": (
@@ -136,9 +136,16 @@ def extract_features(
     }
     for role, (views, augmented) in protocols.items():
         names = roles[role]
+        batch_size = config.features.batch_size or processes.on_first(
+            functools.partial(
+                batch_size_by_memory, network, views, config, mesh, augmented=augmented
+            )
+        )
+        batches_per_file = max(1, VIDEOS_PER_FILE // batch_size)
         num_batches = -(-len(names) // batch_size)
         files = [
-            directory / role / f"{first:06d}.npz"
+            # By their first video.
+            directory / role / f"{first * batch_size:06d}.npz"
             for first in range(0, num_batches, batches_per_file)
         ]
         done = processes.on_first(functools.partial(_first_missing, files))
@@ -169,6 +176,20 @@ def extract_features(
                 _write(files[(number - 1) // batches_per_file], pending)
                 pending = []
         progress.done()
+
+
+def batch_size_by_memory(
+    network: MotionNetwork, views: MotionViews, config: ConfigDict, mesh: Mesh, *, augmented: bool
+) -> int:
+    """Returns how many videos go through both networks in a step, on the devices of this mesh."""
+    size = bytes_of_a_video(
+        network.backbone.config,
+        side=views.image_size,
+        segments=views.num_segments,
+        views=config.features.train_views if augmented else views.crops,
+        images=num_images(config.clip.frame),
+    )
+    return extraction_batch_size(size, free_memory(mesh.local_devices), mesh.size)
 
 
 def _first_missing(files: list[Path]) -> int:

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from moclip_jax import command_line
+from moclip_jax.device_rules import computation_dtype
 
 _MOTION = flags.DEFINE_string("motion", "", "state dict of the published motion training")
 _FUSION = flags.DEFINE_string("fusion", "", "state dict of the published fusion training")
@@ -37,8 +38,6 @@ def import_published(
       ValueError: the files do not fit one another, the classes, or the CLIP.
       OSError: a file or the CLIP cannot be had.
     """
-    import jax.numpy as jnp
-
     from input_pipeline.builders.split_lists import read_classes
     from moclip_jax.check_config import check_config
     from moclip_jax.export import export_model
@@ -57,7 +56,7 @@ def import_published(
             f"{fusion} knows {head.config.num_classes} classes, and {classes} names "
             f"{len(class_names)}; give the list that it was trained with"
         )
-    clip, tokenizer = load_clip(config.clip.source, dtype=jnp.dtype(config.clip.dtype))
+    clip, tokenizer = load_clip(config.clip.source, dtype=computation_dtype(config.clip.dtype))
     if head.config.appearance_features != clip.config.projection_dim:
         raise ValueError(
             f"{fusion} was trained on {head.config.appearance_features} features of a picture, and "

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -18,6 +17,7 @@ from input_pipeline.progress import say
 from moclip_jax import processes
 from moclip_jax.check_config import check_config, stages_of
 from moclip_jax.checkpoints import StageRecord, check_weights, write_json
+from moclip_jax.device_rules import computation_dtype
 from moclip_jax.evaluate import evaluate
 from moclip_jax.export import export_model
 from moclip_jax.extract_features import extract_features, load_features
@@ -76,7 +76,8 @@ class Recipe:
         self._workdir = workdir.expanduser()
         self._mesh = make_mesh(model=config.mesh.model)
         self._weights: dict[str, dict[str, str]] = {}
-        for section in ("motion", "features", "fusion"):
+        sections = ["motion", "fusion"] + ["features"] * bool(config.features.batch_size)
+        for section in sections:
             check_batch_size(self._mesh, f"{section}.batch_size", config[section].batch_size)
         self._records: dict[str, StageRecord] = {}
         previous = None
@@ -157,7 +158,10 @@ class Recipe:
 
     @functools.cached_property
     def _clip_and_tokenizer(self) -> tuple[CLIP, Any]:
-        return load_clip(self._config.clip.source, dtype=jnp.dtype(self._config.clip.dtype))
+        return load_clip(
+            self._config.clip.source,
+            dtype=computation_dtype(self._config.clip.dtype),
+        )
 
     @functools.cached_property
     def _network(self) -> MotionNetwork:
@@ -305,6 +309,7 @@ def stage_settings(config: ConfigDict) -> dict[str, dict[str, Any]]:
     sections = config.to_dict()
     dataset = {name: sections["dataset"][name] for name in ("name", "videos", "lists", "options")}
     motion = result_settings(config.motion)
+    features = {k: v for k, v in sections["features"].items() if k != "batch_size"}
     own = {
         "prepare": {"dataset": dataset, "video": sections["video"], "source": motion["source"]},
         "motion": {
@@ -315,7 +320,7 @@ def stage_settings(config: ConfigDict) -> dict[str, dict[str, Any]]:
         },
         "features": {
             "clip": sections["clip"],
-            "features": sections["features"],
+            "features": features,
             "evaluation": sections["evaluation"],
         },
         "fusion": {"fusion": sections["fusion"]},
