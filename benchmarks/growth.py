@@ -8,10 +8,11 @@ larger half of the sizes, where fixed costs weigh little: 1 is linear growth.
 """
 
 import dataclasses
+import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from moclip_jax.command_line import CommandParser, run
 from moclip_jax.compilation_cache import FOLDER_VARIABLE
 
-PASSES = 5
+PASSES = 3
 CLASSES = 101
 # Frames that the cost of their number is measured with; 12 segments each.
 SEGMENTS = 12
@@ -77,7 +78,6 @@ def _video(
     from input_pipeline.views import example_signature
     from moclip_jax.train_motion import motion_views, video_spec
 
-    rows = []
     for source in ("native", "reencode"):
         config = common.get_config()
         config.motion.source = source
@@ -99,20 +99,17 @@ def _video(
 
         paths = [generated_video(folder, frames) for frames in frames_of]
         reads, looks = costs(paths)
-        rows += [
-            Growth(f"reading a file, {source}", "frames", frames_of, reads),
-            Growth(f"views of 12 segments, {source}", "frames", frames_of, looks),
-        ]
+        yield Growth(f"reading a file, {source}", "frames", frames_of, reads)
+        yield Growth(f"views of 12 segments, {source}", "frames", frames_of, looks)
         paths = [generated_video(folder, 48, height, width) for height, width in sides]
         reads, looks = costs(paths)
         pixels = [height * width for height, width in sides]
-        rows.append(Growth(f"reading a file, {source}", "pixels", pixels, reads))
+        yield Growth(f"reading a file, {source}", "pixels", pixels, reads)
         if source == "native":
-            rows.append(Growth("views of 12 segments, native", "pixels", pixels, looks))
-    return rows
+            yield Growth("views of 12 segments, native", "pixels", pixels, looks)
 
 
-def _networks() -> list[Growth]:
+def _networks() -> Iterator[Growth]:
     import jax
     from flax import nnx
 
@@ -131,7 +128,6 @@ def _networks() -> list[Growth]:
         )
         return processor_seconds(lambda: jax.block_until_ready(compiled(state, inputs)))
 
-    rows = []
     network = nnx.jit(
         lambda: MotionNetwork(
             MotionNetworkConfig(EfficientNetConfig.named("b0", in_channels=2, num_classes=CLASSES)),
@@ -140,13 +136,13 @@ def _networks() -> list[Growth]:
     )()
     segments = (4, 8, 16, 32, 64)
     seconds = [cost(network, lambda m, x: m(x), random_fields(1, count)) for count in segments]
-    rows.append(Growth("motion network B0", "segments", segments, seconds))
+    yield Growth("motion network B0", "segments", segments, seconds)
 
     tower = nnx.jit(lambda: VisionTower(CLIPConfig.named("vit_b32"), rngs=nnx.Rngs(0)))()
     batches = (1, 2, 4, 8, 16)
     pictures = np.zeros((batches[-1], 224, 224, 3), np.float32)
     seconds = [cost(tower, lambda m, x: m(x), pictures[:count]) for count in batches]
-    rows.append(Growth("CLIP ViT-B/32", "batch", batches, seconds))
+    yield Growth("CLIP ViT-B/32", "batch", batches, seconds)
 
     classes = (10, 100, 1_000, 10_000, 100_000)
     features = np.zeros((256, 1280), np.float32), np.zeros((256, 512), np.float32)
@@ -158,8 +154,7 @@ def _networks() -> list[Growth]:
         )
         for count in classes
     ]
-    rows.append(Growth("fusion head, 256 videos", "classes", classes, seconds))
-    return rows
+    yield Growth("fusion head, 256 videos", "classes", classes, seconds)
 
 
 def draw(rows: Sequence[Growth], path: Path) -> None:
@@ -196,18 +191,23 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(out: Path) -> None:
     """Prints a Markdown table of costs and exponents."""
-    with tempfile.TemporaryDirectory() as folder:
-        rows = _video(
-            (75, 150, 300, 600, 1200),
-            ((128, 160), (176, 240), (256, 340), (360, 480), (512, 680)),
-            Path(folder),
-        )
-    rows += _networks()
     print("| work | against | sizes | ms of processor time | exponent |\n|---|---|---|---|---|")
-    for row in rows:
-        sizes = ", ".join(f"{size:,}" for size in row.sizes)
-        costs = ", ".join(f"{1e3 * seconds:.3g}" for seconds in row.seconds)
-        print(f"| {row.work} | {row.axis} | {sizes} | {costs} | {row.exponent:.2f} |")
+    rows: list[Growth] = []
+    with tempfile.TemporaryDirectory() as folder:
+        measured = itertools.chain(
+            _networks(),
+            _video(
+                (75, 150, 300, 600, 1200),
+                ((128, 160), (176, 240), (256, 340), (360, 480), (512, 680)),
+                Path(folder),
+            ),
+        )
+        for row in measured:
+            rows.append(row)
+            sizes = ", ".join(f"{size:,}" for size in row.sizes)
+            costs = ", ".join(f"{1e3 * seconds:.3g}" for seconds in row.seconds)
+            told = f"| {row.work} | {row.axis} | {sizes} | {costs} | {row.exponent:.2f} |"
+            print(told, flush=True)
     draw(rows, out)
 
 

@@ -11,6 +11,7 @@ from input_pipeline.prepared import BUILDERS
 from input_pipeline.video import SOURCES
 from input_pipeline.views import num_images
 from moclip_jax.class_phrases import PHRASES
+from moclip_jax.device_rules import AUTO
 from moclip_jax.models.efficientnet import EfficientNetConfig
 
 SELECTION_MODES = ("heldout", "test", "last")
@@ -126,8 +127,9 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     if not 0 <= config.fusion.dropout < 1:
         yield f"config.fusion.dropout={config.fusion.dropout} must be at least 0 and below 1"
     for section in ("motion", "clip"):
-        if config[section].dtype not in ("float32", "bfloat16"):
-            yield f"config.{section}.dtype='{config[section].dtype}' must be float32 or bfloat16"
+        known = ("float32", "bfloat16", *((AUTO,) if section == "clip" else ()))
+        if config[section].dtype not in known:
+            yield (f"config.{section}.dtype='{config[section].dtype}' must be {' or '.join(known)}")
     if not FRAMES.fullmatch(config.clip.frame):
         yield f"config.clip.frame='{config.clip.frame}' must be middle, random or uniform_K"
     elif config.clip.frame == "random" and config.video.clip_frames < 2:
