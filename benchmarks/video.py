@@ -6,7 +6,8 @@ PYTHON is an interpreter that has the package `motion-vector-extractor` (it brin
 gets an environment of its own: `python -m venv /tmp/mv && /tmp/mv/bin/pip install
 motion-vector-extractor`, then `--mv-extractor=/tmp/mv/bin/python`). Without it those rows are left
 out. Both sides of a row are timed in turns in one process (mv-extractor in one of its own, which
-takes its own time), one thread each.
+takes its own time), one thread each, and told is the processor's time: a busy machine stretches the
+clock's many times over, and not evenly.
 """
 
 import argparse
@@ -37,7 +38,7 @@ import os, sys, time
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from mvextractor.videocap import VideoCap
 for line in sys.stdin:
-    start = time.perf_counter()
+    start = time.process_time()
     capture = VideoCap()
     capture.open(line.strip())
     capture.set_decode_frames(False)
@@ -48,7 +49,7 @@ for line in sys.stdin:
             break
         count += 1
     capture.release()
-    print(time.perf_counter() - start, count, flush=True)
+    print(time.process_time() - start, count, flush=True)
 """
 
 
@@ -83,12 +84,12 @@ class MvExtractor:
 
 
 def timed(work: Callable[[], object]) -> Callable[[], float]:
-    """Returns a function that says how many seconds `work` takes."""
+    """Returns a function that says how many seconds of a core `work` takes."""
 
     def seconds() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         work()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     return seconds
 
@@ -103,7 +104,7 @@ def main() -> None:
 
 
 def print_table(rounds: int, mv_extractor: str | None = None) -> None:
-    """Prints frames a second of both sides of each row.
+    """Prints frames a second of a core's time of both sides of each row.
 
     Args:
       rounds: timed passes of each side.

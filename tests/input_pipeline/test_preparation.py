@@ -244,7 +244,7 @@ def test_ctrl_c_stops_at_once_and_leaves_no_process(tmp_path):
     run = start(tmp_path)
     until(lambda: len(prepared_so_far(tmp_path)) >= 1)
     run.send_signal(signal.SIGINT)
-    run.communicate(timeout=30)
+    run.communicate(timeout=90)
     assert run.returncode != 0
     count = len(prepared_so_far(tmp_path))
     time.sleep(1.0)  # Three videos' time.

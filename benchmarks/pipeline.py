@@ -1,0 +1,120 @@
+"""How many training samples one core makes from prepared data, and where the time goes.
+
+    python -m benchmarks.pipeline [--rounds=5]
+
+A sample is what the published recipe trains on: three segments of 224x224. The process keeps to
+one core. Each row does what the one before does, and something more; rows are timed in turns. The
+time until the first batch of an epoch is told apart: it does not grow with the epoch.
+"""
+
+import os
+import pathlib
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+from moclip_jax.command_line import CommandParser, run
+
+GOAL = 300
+
+
+def rows(rounds: int) -> list[dict[str, Any]]:
+    """Returns samples a second, by the clock and of the processor's time, of each stage.
+
+    Args:
+      rounds: passes over the data of each stage.
+
+    Each row holds `stage`, `clock` and `processor` (videos a second), and `start`: processor
+    seconds until the first batch.
+    """
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    # After that, so that TensorFlow makes threads for one core.
+    import tensorflow as tf
+
+    from benchmarks.preparation import prepare, write_clips
+    from input_pipeline import accumulation, sampling
+    from input_pipeline.dataset import MotionViews, train_batches
+
+    views = MotionViews()
+    names = ("label", "displacements", "is_intra", "num_frames")
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        write_clips(folder, copies=16)
+        dataset = prepare(folder, workers=1)
+        videos = [entry.name for entry in dataset.index]
+
+        @tf.function(autograph=False)
+        def parsed(record: Any) -> Any:
+            return dataset.parse(record, names, packed=True)["displacements"][0]
+
+        @tf.function(autograph=False)
+        def unpacked(record: Any) -> Any:
+            example = dataset.parse(record, names, packed=True)
+            indices = sampling.training_segments(example["num_frames"], 3, tf.constant([1, 2]))
+            indices = sampling.frame_before_intra(indices, example["is_intra"])
+            return accumulation.motion_to_frames(example, indices, dataset.spec, True)[0]
+
+        def records() -> Any:
+            return tf.data.TFRecordDataset(dataset.records())
+
+        def samples(epoch: int) -> Any:
+            return train_batches(
+                dataset, videos, views, batch_size=8, seed=0, epoch=epoch, shuffle_buffer=64
+            )
+
+        stages = {
+            "records read": lambda _: records(),
+            "and parsed": lambda _: records().map(parsed),
+            "and their groups unpacked": lambda _: records().map(unpacked),
+            "training samples": samples,
+        }
+        times: dict[str, list[tuple[float, ...]]] = {stage: [] for stage in stages}
+        for number in range(rounds + 1):
+            for stage, make in stages.items():
+                options = tf.data.Options()
+                options.threading.private_threadpool_size = 1
+                begin = time.process_time()
+                data = make(number).with_options(options)
+                iterator = iter(data if stage == "training samples" else data.batch(8))
+                next(iterator)
+                clock, processor = time.perf_counter(), time.process_time()
+                for _ in iterator:
+                    pass
+                ended = time.perf_counter() - clock, time.process_time() - processor
+                times[stage].append((*ended, processor - begin))
+    timed = len(videos) - 8
+    return [
+        {
+            "stage": stage,
+            "clock": timed / float(np.median([one[0] for one in passes[1:]])),
+            "processor": timed / float(np.median([one[1] for one in passes[1:]])),
+            "start": float(np.median([one[2] for one in passes[1:]])),
+        }
+        for stage, passes in times.items()
+    ]
+
+
+def print_rows(rounds: int) -> None:
+    head = ("videos/s, clock", "processor", "ms each", "start, s")
+    print(f"{'one core':<28}" + "".join(f"{title:>17}" for title in head))
+    for row in rows(rounds):
+        each = 1e3 / row["processor"]
+        print(
+            f"{row['stage']:<28}{row['clock']:>17.0f}{row['processor']:>17.0f}{each:>17.2f}"
+            f"{row['start']:>17.2f}"
+        )
+    print(f"goal: {GOAL} training samples a second")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Reads the command line and prints the table."""
+    parser = CommandParser("benchmarks.pipeline", "Time the making of samples.", ("--rounds=3",))
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed passes (5)")
+    arguments = parser.parse(argv)
+    return run(lambda: print_rows(arguments.rounds))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
