@@ -27,7 +27,7 @@ from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import load_clip
 from moclip_jax.report import TIME_FILE, write_report
 from moclip_jax.run_data import open_dataset, video_roles
-from moclip_jax.sharding import check_batch_size, make_mesh
+from moclip_jax.sharding import check_batch_size, connect, make_mesh
 from moclip_jax.train_heads import HEADS, head_config, load_head, train_heads
 from moclip_jax.train_motion import (
     initial_motion_network,
@@ -91,6 +91,7 @@ class Recipe:
         alone = alone_in(self._workdir) if processes.is_first() else contextlib.nullcontext()
         with alone:
             processes.check_shared(self._workdir)
+            connect(self._mesh)
             return self._run()
 
     def _run(self) -> dict[str, Any] | None:

@@ -1,11 +1,15 @@
 """Where arrays live: the mesh of all devices, batches split over it, parameters on it."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from moclip_jax import processes
 
 # Devices along the first axis hold different rows of a batch; along the second, different parts of
 # the frozen CLIP. Work without CLIP splits its batch over both.
@@ -53,6 +57,30 @@ def make_mesh(devices: list[jax.Device] | None = None, *, model: int = 1) -> Mes
         )
     grid = np.array(devices).reshape(-1, model)
     return Mesh(grid, BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def connect(mesh: Mesh) -> None:
+    """Opens the connections between the devices of several processes, while all wait for it.
+
+    Opened by the first training step they would have to meet within half a minute, and one host may
+    compile that step for much longer than another.
+    """
+    if jax.process_count() == 1:
+        return
+    processes.on_first(lambda: None)
+    ones = jax.make_array_from_process_local_data(
+        NamedSharding(mesh, PartitionSpec(BATCH_AXES)),
+        np.ones(len(mesh.local_devices), np.float32),
+    )
+    for axes, left in ((BATCH_AXES, PartitionSpec()), (DATA_AXIS, PartitionSpec(MODEL_AXIS))):
+        add = jax.shard_map(
+            functools.partial(jax.lax.psum, axis_name=axes),
+            mesh=mesh,
+            in_specs=PartitionSpec(BATCH_AXES),
+            out_specs=left,
+        )
+        jax.block_until_ready(jax.jit(add)(ones))
+    multihost_utils.process_allgather(np.ones(1))
 
 
 def check_batch_size(mesh: Mesh, field: str, batch_size: int) -> None:
