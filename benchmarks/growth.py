@@ -170,6 +170,9 @@ def draw(rows: Sequence[Growth], path: Path) -> None:
                 label = f"{row.work}: {row.exponent:.2f}"
                 panel.loglog(row.sizes, row.seconds, "o-", markersize=3, label=label)
         panel.set_xlabel(axis)
+        sizes = next(row.sizes for row in rows if row.axis == axis)
+        panel.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=6)
+        panel.minorticks_off()
         panel.set_ylabel("processor seconds")
         panel.legend(fontsize=6)
     path.parent.mkdir(parents=True, exist_ok=True)
