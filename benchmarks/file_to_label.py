@@ -137,7 +137,10 @@ def many_files(networks: Networks, count: int, rounds: int) -> Comparison:
             classifier.probabilities(classifier.view(prepare_video(video, recognizer.video)))
 
     times = in_turns(
-        [timed(lambda: list(predict_videos(recognizer, [video] * count))), timed(one_by_one)],
+        [
+            timed(lambda: list(predict_videos(recognizer, [video] * count, classifier=classifier))),
+            timed(one_by_one),
+        ],
         rounds,
     )
     return Comparison(

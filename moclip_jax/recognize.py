@@ -282,6 +282,7 @@ def predict_videos(
     window_s: float = 0.0,
     num_workers: int = 0,
     read: Callable[..., Any] = read_here,
+    classifier: Classifier | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yields one result a video, in order; files are decoded ahead while the model works.
 
@@ -299,8 +300,9 @@ def predict_videos(
       num_workers: threads that decode; 0 means one for each core.
       read: calls a function of a file; an `input_pipeline.isolated_reading.IsolatedReader` keeps a
         file that crashes FFmpeg from ending the program.
+      classifier: one that is made already, with what it has compiled; `classes` are then its own.
     """
-    classifier = Classifier(recognizer, classes)
+    classifier = classifier or Classifier(recognizer, classes)
     spec = recognizer.video
 
     def decode(video: str | VideoError) -> tuple[dict[str, np.ndarray], list[Window]]:
