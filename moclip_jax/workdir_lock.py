@@ -2,12 +2,16 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has none.
+    fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
 
@@ -17,7 +21,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder, which is made if absent.
 
     The lock (`flock` on `folder/.lock`) belongs to the process: when it ends, however it ends, the
-    lock is free, so one that was left behind never blocks. The file itself stays.
+    lock is free, so one that was left behind never blocks. The file itself stays. On Windows there
+    is no such lock, and nobody is kept out.
 
     Args:
       folder: the folder.
@@ -28,6 +33,9 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
+    if fcntl is None:
+        yield
+        return
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

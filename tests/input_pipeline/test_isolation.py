@@ -1,7 +1,10 @@
 """A call in a child process: its result, its error, its crash and its time limit."""
 
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -139,3 +142,27 @@ def test_closing_ends_the_processes():
         os.kill(process, 0)
     assert run_isolated(pool, double, [2], 30) == 4  # and it can be used again
     pool.close()
+
+
+def test_the_first_process_that_a_program_starts_is_deaf_to_ctrl_c_too(tmp_path):
+    """With it comes multiprocessing's tracker, whose start takes the mask away."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, time\n"
+        "from input_pipeline.interrupts import start_deaf_to_ctrl_c\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    process = context.Process(target=time.sleep, args=(60,))\n"
+        "    with start_deaf_to_ctrl_c():\n"
+        "        process.start()\n"
+        "    with open(f'/proc/{process.pid}/status') as status:\n"
+        "        print(next(line.split()[1] for line in status if line.startswith('SigBlk')))\n"
+        "    process.kill()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert int(done.stdout, 16) >> (signal.SIGINT - 1) & 1
