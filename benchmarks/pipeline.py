@@ -96,16 +96,18 @@ def rows(rounds: int) -> list[dict[str, Any]]:
     ]
 
 
-def print_rows(rounds: int) -> None:
+def print_rows(rounds: int) -> list[dict[str, Any]]:
     head = ("videos/s, clock", "processor", "ms each", "start, s")
     print(f"{'one core':<28}" + "".join(f"{title:>17}" for title in head))
-    for row in rows(rounds):
+    found = rows(rounds)
+    for row in found:
         each = 1e3 / row["processor"]
         print(
             f"{row['stage']:<28}{row['clock']:>17.0f}{row['processor']:>17.0f}{each:>17.2f}"
             f"{row['start']:>17.2f}"
         )
     print(f"goal: {GOAL} training samples a second")
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -113,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = CommandParser("benchmarks.pipeline", "Time the making of samples.", ("--rounds=3",))
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed passes (5)")
     arguments = parser.parse(argv)
-    return run(lambda: print_rows(arguments.rounds))
+    return run(lambda: print_rows(arguments.rounds) and None)
 
 
 if __name__ == "__main__":

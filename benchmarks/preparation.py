@@ -106,7 +106,7 @@ def rows(workers: int) -> list[dict[str, Any]]:
     return found
 
 
-def print_rows(workers: int) -> None:
+def print_rows(workers: int) -> list[dict[str, Any]]:
     table = rows(workers)
     names = ("file", "record", "motion", "images")
     print(
@@ -126,6 +126,7 @@ def print_rows(workers: int) -> None:
         f"UCF101: {whole['record'] / 1e9:.2f} GB and {whole['seconds'] / 3600:.2f} hours of one "
         f"worker, from clips prepared by {workers} of {num_cores()} cores"
     )
+    return table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -133,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = CommandParser("benchmarks.preparation", "Time the preparation of clips.", ("",))
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
     arguments = parser.parse(argv)
-    return run(lambda: print_rows(arguments.workers))
+    return run(lambda: print_rows(arguments.workers) and None)
 
 
 if __name__ == "__main__":

@@ -34,16 +34,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="fewer passes: under three minutes")
     parser.add_argument("--rounds", type=int, metavar="N", help="timed passes of each side")
-    parser.add_argument("--only", default="", metavar="NAMES", help=f"some of {', '.join(GROUPS)}")
+    parser.add_argument(
+        "--only", default="", metavar="NAMES", help=f"of {', '.join((*GROUPS, *TABLES))}"
+    )
     parser.add_argument(
         "--json", default="runs/bench.json", metavar="FILE", help="default: runs/bench.json"
     )
     arguments = parser.parse(argv)
-    groups = arguments.only.split(",") if arguments.only else list(GROUPS)
+    groups = arguments.only.split(",") if arguments.only else [*GROUPS, *TABLES]
     # Every run has its own measure of what the machine can do.
     groups = list(dict.fromkeys(["sgemm", *groups]))
-    if unknown := sorted(set(groups) - set(GROUPS)):
-        parser.error(f"--only={unknown[0]}: there are {', '.join(GROUPS)}")
+    if unknown := sorted(set(groups) - {*GROUPS, *TABLES}):
+        parser.error(f"--only={unknown[0]}: there are {', '.join((*GROUPS, *TABLES))}")
     rounds = arguments.rounds or (3 if arguments.quick else 9)
     if rounds < 1:
         parser.error(f"--rounds={arguments.rounds} must be at least 1")
@@ -69,7 +71,7 @@ def measure(groups: list[str], rounds: int, quick: bool, file: Path) -> None:
         say("making both sides' networks ...")
         setup = Setup(networks.make_networks(Path(temporary)), peer, rounds, quick)
         peak = None
-        for group in groups:
+        for group in [group for group in groups if group in GROUPS]:
             for row in GROUPS[group](setup):
                 rows.append(row)
                 ratio = f", {row.ratio:.2f} of {row.against}" if row.ratio is not None else ""
@@ -78,8 +80,13 @@ def measure(groups: list[str], rounds: int, quick: bool, file: Path) -> None:
     about["load_after"] = round(os.getloadavg()[0], 1)
     about["peak_gflops"] = peak / 1e9
     print(f"{described(about)}\n\n{table(rows, peak)}")
+    tables = {}
+    for name in [group for group in groups if group in TABLES]:
+        print(f"\n{name}:\n")
+        tables[name] = TABLES[name](rounds)
+    measured = {"rows": [row.to_json() for row in rows], "tables": tables}
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(about | {"rows": [row.to_json() for row in rows]}, indent=1) + "\n")
+    file.write_text(json.dumps(about | measured, indent=1) + "\n")
     say(f"everything that was measured: {file}")
 
 
@@ -153,6 +160,32 @@ def _head(setup: Setup) -> Iterator[Any]:
 
     yield heads.head_training(setup.networks.folder, setup.peer, 5 if setup.quick else 100, 1)
 
+
+def _reading(rounds: int) -> list[dict[str, Any]]:
+    from benchmarks import video
+    from benchmarks.peer import PYTHON
+
+    return video.print_table(rounds, str(PYTHON))
+
+
+def _preparation(rounds: int) -> list[dict[str, Any]]:
+    from benchmarks import preparation
+
+    return preparation.print_rows(workers=1)
+
+
+def _pipeline(rounds: int) -> list[dict[str, Any]]:
+    from benchmarks import pipeline
+
+    return pipeline.print_rows(rounds)
+
+
+# Of one core, and with units of their own, so each prints its own table.
+TABLES: dict[str, Callable[[int], list[dict[str, Any]]]] = {
+    "reading": _reading,
+    "preparation": _preparation,
+    "pipeline": _pipeline,
+}
 
 GROUPS: dict[str, Callable[[Setup], Iterator[Any]]] = {
     "sgemm": _sgemm,

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -103,14 +104,15 @@ def main() -> None:
     print_table(arguments.rounds, arguments.mv_extractor)
 
 
-def print_table(rounds: int, mv_extractor: str | None = None) -> None:
-    """Prints frames a second of a core's time of both sides of each row.
+def print_table(rounds: int, mv_extractor: str | None = None) -> list[dict[str, Any]]:
+    """Prints and returns frames a second of a core's time of both sides of each row.
 
     Args:
       rounds: timed passes of each side.
       mv_extractor: interpreter that has mv-extractor; None leaves its rows out.
     """
     extractor = MvExtractor(mv_extractor) if mv_extractor else None
+    found: list[dict[str, Any]] = []
     print(f"{'file':<18}{'ours':<32}{'frames/s':>9}  {'against':<28}{'frames/s':>9}{'ratio':>7}")
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
@@ -160,6 +162,15 @@ def print_table(rounds: int, mv_extractor: str | None = None) -> None:
             for ours, our_seconds, other, other_seconds in rows:
                 times = [(our_seconds(), other_seconds()) for _ in range(rounds + 1)][1:]
                 mine, theirs = np.median(times, axis=0)
+                found.append(
+                    {
+                        "file": path.name,
+                        "ours": ours,
+                        "against": other,
+                        "frames": frames,
+                        "seconds": times,
+                    }
+                )
                 print(
                     f"{path.name:<18}{ours:<32}{frames / mine:9.0f}  {other:<28}"
                     f"{frames / theirs:9.0f}{theirs / mine:7.2f}",
@@ -167,6 +178,7 @@ def print_table(rounds: int, mv_extractor: str | None = None) -> None:
                 )
     if extractor is not None:
         extractor.close()
+    return found
 
 
 if __name__ == "__main__":
