@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.clips import real_video
 from moclip_jax.command_line import CommandParser, run
 from moclip_jax.compilation_cache import FOLDER_VARIABLE
+from moclip_jax.host_memory import keep_freed_memory
 
 __all__ = ["main", "real_video"]
 
@@ -56,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(groups: list[str], rounds: int, quick: bool, file: Path) -> None:
     """Measures the groups and prints and writes what came out."""
+    # As the commands that train do.
+    keep_freed_memory()
     # Imported late, so that help and mistakes come at once.
     from benchmarks import networks
     from benchmarks.peer import Peer
