@@ -228,7 +228,14 @@ def start(work: Callable[[ConfigDict, Path], None], examples: Sequence[str] = ()
             ended=processes.leave,
         )
 
-    sys.exit(run(parsed, traceback=True))
+    status = run(parsed, traceback=True)
+    if status in (STATUS_STOPPED, processes.STATUS_TERMINATED):
+        # A checkpoint may be half written in the background, under a name that nobody reads. Python
+        # would wait for what writes it, and print its surprise at the end of the program.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 class _UsageError(Exception):
