@@ -9,29 +9,20 @@ first. Nothing of it has been run on those machines. Prints the tables of `docs/
 """
 
 import dataclasses
-import os
-import struct
-import tempfile
-import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from flax import nnx
 
-from benchmarks.run import real_video
+from benchmarks import pipeline, preparation
 from configs import ucf101
-from input_pipeline.dataset import train_batches
-from input_pipeline.prepared import prepare_dataset
-from input_pipeline.video import VideoSpec, prepare_video
 from moclip_jax.command_line import CommandParser, run
 from moclip_jax.cost import count_parameters
 from moclip_jax.evaluate import cost_of_one_view
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.clip_config import CLIPConfig
-from moclip_jax.train_motion import initial_motion_network, motion_views
+from moclip_jax.train_motion import initial_motion_network
 
-CLIPS = ("bikes", "bigbuckbunny", "carphone_pristine")
-HOUR, DAY, MONTH = 3600.0, 86400.0, 30 * 86400.0
+HOUR = 3600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,44 +144,16 @@ class Counted:
     feature_bytes: float
 
 
-def measure() -> Measured:
-    """Prepares real clips and feeds from them, on one core."""
-    config = ucf101.get_config()
-    spec = VideoSpec(source=config.motion.source, **config.video.to_dict())
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        seconds, frames = 0.0, 0
-        for number, name in enumerate(CLIPS):
-            start = time.process_time()
-            frames += prepare_video(real_video(name), spec).num_frames
-            seconds += time.process_time() - start
-            for copy in range(8):
-                target = root / "videos" / f"class{number}" / f"clip{copy}.mp4"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                # An empty box at the end makes each a file of its own: copies would be one group.
-                empty = struct.pack(">I4sI", 12, b"free", copy)
-                target.write_bytes(Path(real_video(name)).read_bytes() + empty)
-        dataset = prepare_dataset(
-            "video_folder", data_dir=root / "data", spec=spec, videos=str(root / "videos")
-        )
-        names = [entry.name for entry in dataset.index]
-        stored = sum(os.path.getsize(path) for path in dataset.records())
-        total = sum(entry.num_frames for entry in dataset.index)
-        views = motion_views(config.motion, num_segments=config.motion.num_segments)
-        start = busy = 0.0
-        drawn = 0
-        # The first epoch compiles; it does not count.
-        for epoch in range(6):
-            if epoch == 1:
-                start, busy = time.perf_counter(), time.process_time()
-            for _ in train_batches(
-                dataset, names, views, batch_size=len(names), seed=0, epoch=epoch,
-                shuffle_buffer=64,
-            ).as_numpy_iterator():  # fmt: skip
-                drawn += len(names) * (epoch > 0)
-        cores = (time.process_time() - busy) / (time.perf_counter() - start)
-        feed = drawn / (time.perf_counter() - start) / max(cores, 1.0)
-        return Measured(seconds / frames, stored / total, stored / len(names), feed)
+def measure(rounds: int) -> Measured:
+    """Takes what a clip costs from the benchmarks of preparation and of the pipeline."""
+    whole = preparation.rows(workers=1)[-1]
+    samples = pipeline.rows(rounds)[-1]
+    return Measured(
+        prepare_s=whole["processor"] / whole["frames"],
+        stored_bytes=whole["record"] / whole["frames"],
+        record_bytes=whole["record"] / preparation.UCF101_CLIPS,
+        samples=samples["processor"],
+    )
 
 
 def count() -> Counted:
@@ -350,7 +313,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_plan() -> None:
-    measured, counted = measure(), count()
+    measured, counted = measure(rounds=5), count()
     print(
         f"measured here, of one core: {1e3 * measured.prepare_s:.2f} ms to prepare a frame, "
         f"{measured.stored_bytes:,.0f} bytes stored for a frame, {measured.samples:,.0f} training "
