@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         "print a table, write a JSON file.",
         ("--quick", "--only=clip,motion --rounds=3"),
     )
-    parser.add_argument("--quick", action="store_true", help="fewer passes: five minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="fewer passes: five minutes")
     parser.add_argument("--rounds", type=int, metavar="N", help="timed passes of each side")
     parser.add_argument(
         "--only", default="", metavar="NAMES", help=f"of {', '.join((*GROUPS, *TABLES))}"
