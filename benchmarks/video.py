@@ -10,7 +10,6 @@ takes its own time), one thread each, and told is the processor's time: a busy m
 clock's many times over, and not evenly.
 """
 
-import argparse
 import pathlib
 import subprocess
 import tempfile
@@ -29,6 +28,7 @@ from input_pipeline.motion_vectors import (
     read_motion_vectors,
 )
 from input_pipeline.video import VideoSpec, prepare_video
+from moclip_jax.command_line import CommandParser, run
 
 SEGMENTS = 25
 # Reads a path a line, reads all vectors of that file without pictures, prints seconds.
@@ -95,13 +95,19 @@ def timed(work: Callable[[], object]) -> Callable[[], float]:
     return seconds
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     """Reads the command line and prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.video")
-    parser.add_argument("--rounds", type=int, default=7, help="timed passes of each side")
+    parser = CommandParser(
+        "benchmarks.video",
+        "Time the reading of video beside mv-extractor and beside whole passes.",
+        ("--rounds=3", "--mv-extractor=.venv-parity/bin/python"),
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, metavar="N", help="timed passes of each side (7)"
+    )
     parser.add_argument("--mv-extractor", metavar="PYTHON", help="interpreter that has it")
-    arguments = parser.parse_args()
-    print_table(arguments.rounds, arguments.mv_extractor)
+    arguments = parser.parse(argv)
+    return run(lambda: print_table(arguments.rounds, arguments.mv_extractor) and None)
 
 
 def print_table(rounds: int, mv_extractor: str | None = None) -> list[dict[str, Any]]:
@@ -182,4 +188,4 @@ def print_table(rounds: int, mv_extractor: str | None = None) -> list[dict[str, 
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
