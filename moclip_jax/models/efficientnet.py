@@ -274,8 +274,8 @@ class Block(nnx.Module):
         """[N, H, W, in] -> [N, H', W', out], H' = (H - 1) // stride + 1."""
         y = x
         if self.expand is not None and self.expand_norm is not None:
-            y = nnx.silu(self.expand_norm(self.expand(y), train=train))
-        y = nnx.silu(self.depthwise_norm(self.depthwise(y), train=train))
+            y = self.expand_norm(self.expand(y), train=train, silu=True)
+        y = self.depthwise_norm(self.depthwise(y), train=train, silu=True)
         y = self.squeeze_excite(y)
         # The projection is linear: no activation follows its normalisation.
         y = self.project_norm(self.project(y), train=train)
@@ -334,11 +334,11 @@ class EfficientNet(nnx.Module):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"EfficientNet needs floating input, got {x.dtype}: scale it first")
         x = x.astype(self.config.dtype)
-        x = nnx.silu(self.stem_norm(self.stem(x), train=train))
+        x = self.stem_norm(self.stem(x), train=train, silu=True)
         for stage in self.blocks:
             for block in stage:
                 x = block(x, train=train)
-        x = nnx.silu(self.head_norm(self.head(x), train=train))
+        x = self.head_norm(self.head(x), train=train, silu=True)
         return _spatial_mean(x)
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
