@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
     config.motion.classifier_multiplier = 1.0
     config.motion.stem_multiplier = 0.1
     config.motion.rest_multiplier = 0.01
-    # float32, or bfloat16 for computation with float32 parameters.
+    # float32, or bfloat16 for computation with float32 parameters (on a CPU: for products alone).
     config.motion.dtype = "float32"
     # Epochs between two evaluations on the validation videos (3 segments x 1 crop).
     config.motion.eval_every_epochs = 1
@@ -127,7 +127,8 @@ def get_config() -> ConfigDict:
     # Which of the kept RGB frames CLIP sees: middle, random (one, drawn once for each video), or
     # uniform_K for K evenly spaced ones.
     config.clip.frame = "middle"
-    # Of the computation: float32, bfloat16, or auto: bfloat16 on a GPU or TPU, float32 on a CPU.
+    # Of the computation: float32, bfloat16, or auto: bfloat16 on a GPU or TPU, float32 on a CPU, but
+    # for the products of a CPU that has matrix units for bfloat16 (Intel's AMX).
     config.clip.dtype = "auto"
 
     config.zero_shot = ConfigDict()

@@ -44,6 +44,7 @@ class Recognizer:
       video: how a file is brought to the canonical form.
       views: how its motion is sampled.
       frame: which RGB frame CLIP sees.
+      clip_dtype: `config.clip.dtype`.
     """
 
     class_names: tuple[str, ...]
@@ -56,6 +57,7 @@ class Recognizer:
     video: VideoSpec
     views: MotionViews
     frame: str
+    clip_dtype: str = "float32"
 
     def view(self, example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns what the networks see of a video: `motion` and `images` (TensorFlow ops).
@@ -184,4 +186,5 @@ def load_export(directory: Path) -> Recognizer:
             config.motion, num_segments=config.predict.num_segments, crops=config.predict.crops
         ),
         frame=config.clip.frame,
+        clip_dtype=config.clip.dtype,
     )

@@ -18,8 +18,15 @@ from input_pipeline.dataset import PreparedDataset, view_batches
 from input_pipeline.progress import Progress, say
 from input_pipeline.views import MotionViews, num_images
 from moclip_jax import processes
-from moclip_jax.device_rules import bytes_of_a_video, extraction_batch_size, free_memory
+from moclip_jax.device_rules import (
+    bytes_of_a_video,
+    compiler_options,
+    extraction_batch_size,
+    free_memory,
+    product_dtype,
+)
 from moclip_jax.models.clip import CLIP, normalize_images
+from moclip_jax.models.frozen import frozen_image_tower, frozen_motion_network
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.sharding import DATA_AXIS, replicate, shard_batch, split_over_model
 from moclip_jax.train_motion import motion_views
@@ -65,22 +72,35 @@ def appearance_features(clip: CLIP, images: jax.Array) -> jax.Array:
 
 
 def make_extract_step(
-    network: MotionNetwork, clip: CLIP, mesh: Mesh
+    network: MotionNetwork,
+    clip: CLIP,
+    mesh: Mesh,
+    products: jax.typing.DTypeLike = jnp.float32,
 ) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """Returns a function from this process's rows of a batch to the features of all rows.
 
     The motion network is whole on every device, and the fields are split over all of them. The
     image tower is split over the `model` axis of the mesh, so devices along it see the same images.
+
+    Args:
+      network: the trained motion network.
+      clip: the frozen CLIP.
+      mesh: all devices.
+      products: dtype of CLIP's products where all is done by one CPU, see
+        `device_rules.product_dtype`.
     """
-    motion_graph, motion_state = nnx.split(network)
-    # The same arrays without the texts' tower, which would only take memory on every device.
-    clip = nnx.merge(*nnx.split(clip))
-    del clip.text
+    motion_graph, motion_state = nnx.split(frozen_motion_network(network))
+    if mesh.size == 1 and jax.default_backend() == "cpu":
+        clip = frozen_image_tower(clip, products)
+    else:
+        # The same arrays without the texts' tower, which would only take memory on every device.
+        clip = nnx.merge(*nnx.split(clip))
+        del clip.text
     clip_graph, clip_state = nnx.split(clip)
     motion_state = replicate(motion_state, mesh)
     clip_state = split_over_model(clip_state, mesh)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def step(motion_state, clip_state, fields, images):
         return {
             "motion": motion_features(nnx.merge(motion_graph, motion_state), fields).astype(
@@ -118,7 +138,7 @@ def extract_features(
     Training videos are seen in `config.features.train_views` augmented views, the others in the
     crops of their protocol. Files that are there already are not made again.
     """
-    extract = make_extract_step(network, clip, mesh)
+    extract = make_extract_step(network, clip, mesh, product_dtype(config.clip.dtype))
     protocols = {
         "train": (motion_views(config.motion, num_segments=config.motion.num_segments), True),
         "validation": (

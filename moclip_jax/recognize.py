@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,8 +24,10 @@ from input_pipeline.video import (
     prepare_video,
 )
 from input_pipeline.views import example_signature
+from moclip_jax.device_rules import compiler_options, product_dtype
 from moclip_jax.export import Recognizer
 from moclip_jax.extract_features import appearance_features, motion_features
+from moclip_jax.models.frozen import frozen_image_tower, frozen_motion_network
 from moclip_jax.zero_shot import class_embeddings, class_phrase
 
 # Prompts around the user's own words, which may be a thing, a person or a whole scene.
@@ -67,9 +70,12 @@ class Classifier:
         self._recognizer = recognizer
         # By the names of what an example holds; a stream's windows hold more than a file.
         self._views: dict[frozenset[str], Callable[..., dict[str, tf.Tensor]]] = {}
-        graphdef, self._state = nnx.split((recognizer.network, recognizer.clip, recognizer.head))
+        network, clip = frozen_motion_network(recognizer.network), recognizer.clip
+        if jax.default_backend() == "cpu":
+            clip = frozen_image_tower(clip, product_dtype(recognizer.clip_dtype))
+        graphdef, self._state = nnx.split((network, clip, recognizer.head))
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=compiler_options())
         def features(state: Any, fields: jax.Array, images: jax.Array) -> tuple[jax.Array, ...]:
             network, clip, head = nnx.merge(graphdef, state)
             appearance = appearance_features(clip, images)

@@ -8,9 +8,11 @@ import pytest
 from moclip_jax import device_rules
 from moclip_jax.device_rules import (
     bytes_of_a_video,
+    compiler_options,
     computation_dtype,
     extraction_batch_size,
     free_memory,
+    product_dtype,
 )
 from moclip_jax.models.attention import attention, attention_implementation
 from moclip_jax.models.efficientnet import EfficientNetConfig
@@ -34,6 +36,38 @@ def test_the_dtype_is_what_is_asked_for_or_what_the_device_is_fast_in(setting, b
 
 def test_without_a_backend_it_is_the_one_that_runs():
     assert computation_dtype("auto") == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("setting", "flags", "dtype"),
+    [
+        ("auto", ("avx512f", "avx512_bf16", "amx_bf16"), "bfloat16"),
+        ("auto", ("avx512f", "avx512_bf16"), "float32"),
+        ("auto", (), "float32"),
+        ("float32", ("amx_bf16",), "float32"),
+        ("bfloat16", (), "bfloat16"),
+    ],
+)
+def test_a_frozen_clip_multiplies_in_bfloat16_where_the_processor_has_units_for_it(
+    monkeypatch, setting, flags, dtype
+):
+    monkeypatch.setattr(device_rules, "_processor_flags", lambda: frozenset(flags))
+    assert product_dtype(setting) == jnp.dtype(dtype)
+
+
+def test_whole_registers_are_used_where_they_do_not_slow_the_processor_down(monkeypatch):
+    for flags, options in (
+        (("avx512f", "avx512_bf16"), {"xla_cpu_prefer_vector_width": 512}),
+        (("avx512f",), {}),
+        ((), {}),
+    ):
+        monkeypatch.setattr(device_rules, "_processor_flags", lambda flags=flags: frozenset(flags))
+        assert compiler_options() == options
+    # XLA knows the option, and a name that it does not know is an error.
+    double = jax.jit(lambda x: 2 * x, compiler_options={"xla_cpu_prefer_vector_width": 512})
+    np.testing.assert_array_equal(double(jnp.arange(3)), [0, 2, 4])
+    with pytest.raises(Exception, match="xla_cpu_no_such_option"):
+        jax.jit(lambda x: 2 * x, compiler_options={"xla_cpu_no_such_option": 1})(jnp.arange(3))
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def _train_forward(
     eps: float,
     use_silu: bool,
     batch_axes: tuple[str, ...],
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
     y, mean, var = _train(x, scale, bias, eps, use_silu, batch_axes)
     return (y, mean, var), (x, scale, bias, mean, var)
 

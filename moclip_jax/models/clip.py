@@ -76,11 +76,27 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, T, width] -> [N, T, width]."""
-        batch, length, width = x.shape
-        heads = self.qkv(self.norm1(x)).reshape(batch, length, 3 * self.num_heads, -1)
-        query, key, value = jnp.split(heads, 3, axis=2)
+        query, key, value = self._heads(x)
         mixed = attention(query, key, value, causal=self.causal)
-        x = x + self.out(mixed.reshape(batch, length, width))
+        return self._after_attention(x, mixed)
+
+    def first_token(self, x: jax.Array) -> jax.Array:
+        """[N, T, width] -> [N, width]: the block's output at the first token, and no other.
+
+        Of the other tokens only the keys and values are needed.
+        """
+        query, key, value = self._heads(x)
+        mixed = attention(query[:, :1], key, value, causal=self.causal)
+        return self._after_attention(x[:, :1], mixed)[:, 0]
+
+    def _heads(self, x: jax.Array) -> list[jax.Array]:
+        """Query, key and value, each [N, T, heads, head size]."""
+        batch, length, _ = x.shape
+        heads = self.qkv(self.norm1(x)).reshape(batch, length, 3 * self.num_heads, -1)
+        return jnp.split(heads, 3, axis=2)
+
+    def _after_attention(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
+        x = x + self.out(mixed.reshape(x.shape))
         return x + self.fc2(_ACTIVATIONS[self.activation](self.fc1(self.norm2(x))))
 
 
@@ -98,6 +114,7 @@ class Encoder(nnx.Module):
         def create(rngs: nnx.Rngs) -> Block:
             return Block(tower, config, causal=causal, rngs=rngs)
 
+        self._num_layers = tower.num_layers
         self.layers = nnx.vmap(create)(rngs.split(tower.num_layers))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -106,6 +123,21 @@ class Encoder(nnx.Module):
         # Scanned, not unrolled: compiles in a third of the time and runs as fast or faster.
         x, _ = jax.lax.scan(lambda x, layer: (nnx.merge(graph, layer)(x), None), x, layers)
         return x
+
+    def first_token(self, x: jax.Array) -> jax.Array:
+        """[N, T, width] -> [N, width]: the first token of the output.
+
+        The last block, of a ViT-B/32 a fourteenth of the work, is computed for that token alone.
+        """
+        graph, layers = nnx.split(self.layers)
+
+        def block(layer: jax.Array | int) -> Block:
+            return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[layer], layers))
+
+        last = self._num_layers - 1
+        # Not scanned over all layers but the last: those would be copied out of the stack first.
+        x = jax.lax.fori_loop(0, last, lambda layer, x: block(layer)(x), x)
+        return block(last).first_token(x)
 
 
 class VisionTower(nnx.Module):
@@ -147,8 +179,8 @@ class VisionTower(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Float [N, H, W, 3], normalised -> float32 [N, projection_dim]."""
-        x = self.encoder(self.embed(images))
-        return self.projection(self.post_norm(x[:, 0])).astype(jnp.float32)
+        first = self.encoder.first_token(self.embed(images))
+        return self.projection(self.post_norm(first)).astype(jnp.float32)
 
 
 class TextTower(nnx.Module):

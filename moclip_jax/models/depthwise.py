@@ -17,9 +17,6 @@ from jax import lax
 
 Implementation = Literal["shifted", "convolution", "by_platform"]
 
-# Most rows of a block that stays in cache; the best of 1, 2, 4, 8 and 32 fields for a B0.
-_BLOCK = 4
-
 _FORCED = jax.make_user_context(default_value=None)
 
 
@@ -43,28 +40,35 @@ def depthwise_implementation(name: Implementation) -> AbstractContextManager[Non
     return _FORCED(name)
 
 
-def in_cached_blocks(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+def in_blocks(function: Callable[[jax.Array], jax.Array], x: jax.Array, most: int) -> jax.Array:
     """Applies a network to a few rows at a time where that is faster: on a single CPU device.
 
-    The maps of four fields of a B0 stay in the last cache; those of 32 are 300 MB, which are
-    written and read again by every layer. Elsewhere all rows go at once: accelerators want large
-    products, and rows that are split over several devices do not divide into blocks of neighbours.
+    There the maps of a few rows stay in cache, where those of all are written and read again by
+    every layer. Elsewhere all rows go at once: accelerators want large products, and rows that are
+    split over several devices do not divide into blocks of neighbours.
 
     Args:
-        function: works on every row alone, `[n, ...] -> [n, D]` for any n.
+        function: works on every row alone, `[n, ...] -> [n, ...]` for any n.
         x: [N, ...].
+        most: rows of a block, at most.
 
     Returns:
-        [N, D], the same numbers as `function(x)` but for rounding.
+        [N, ...], the same numbers as `function(x)` but for rounding.
     """
     name = _FORCED.value
     if name is None and jax.default_backend() == "cpu" and jax.device_count() == 1:
         name = "shifted"
-    if name != "shifted" or x.shape[0] <= _BLOCK:
+    rows = x.shape[0]
+    if name != "shifted" or rows <= most:
         return function(x)
-    size = max(n for n in range(1, _BLOCK + 1) if x.shape[0] % n == 0)
-    rows = lax.map(function, x.reshape(-1, size, *x.shape[1:]))
-    return rows.reshape(x.shape[0], *rows.shape[2:])
+    size = max(n for n in range(1, most + 1) if rows % n == 0)
+    if 2 * size <= most:
+        # Blocks as small as that would take longer than what is left over does by itself.
+        size = most
+    whole = rows // size * size
+    blocks = lax.map(function, x[:whole].reshape(-1, size, *x.shape[1:]))
+    done = blocks.reshape(whole, *blocks.shape[2:])
+    return done if whole == rows else jnp.concatenate([done, function(x[whole:])])
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:

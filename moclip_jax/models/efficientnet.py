@@ -6,6 +6,7 @@ by default.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -29,6 +30,8 @@ _STAGES = (
     (6, 192, 4, 5, 2),
     (6, 320, 1, 3, 1),
 )
+# Those whose maps are large; see `EfficientNet.first_maps`.
+_FIRST_STAGES = 3
 _STEM_CHANNELS = 32
 _HEAD_CHANNELS = 1280
 _SQUEEZE_RATIO = 0.25
@@ -70,7 +73,9 @@ class EfficientNetConfig:
         depth_multiplier: scales the number of blocks of every stage (rounded up).
         in_channels: 3 for pictures, 2 for motion fields.
         num_classes: outputs of the classifier.
-        dtype: of the computation; parameters and statistics are always float32.
+        dtype: of the computation; parameters and statistics are always float32. On a CPU bfloat16
+            is for the products of the 1 x 1 convolutions alone, nearly all of the work: the rest
+            would be converted to float32 and back, operation by operation.
     """
 
     width_multiplier: float = 1.0
@@ -97,6 +102,11 @@ class EfficientNetConfig:
             raise ValueError(f"no EfficientNet {name!r}; the names are {', '.join(_MULTIPLIERS)}")
         width, depth = _MULTIPLIERS[name]
         return cls(**{"width_multiplier": width, "depth_multiplier": depth} | overrides)
+
+    @property
+    def map_dtype(self) -> jnp.dtype:
+        """Of the maps between the layers."""
+        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else self.dtype)
 
     @property
     def num_features(self) -> int:
@@ -142,11 +152,9 @@ class Conv(nnx.Module):
         kernel_size: int,
         stride: int,
         *,
-        dtype: jax.typing.DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.stride = stride
-        self.dtype = dtype
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         self.kernel = nnx.Param(
             _fan_out_normal(kernel_size**2 * out_channels)(rngs.params(), shape)
@@ -154,7 +162,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, in] -> [N, (H - 1) // stride + 1, (W - 1) // stride + 1, out]."""
-        kernel = self.kernel[...].astype(self.dtype)
+        kernel = self.kernel[...].astype(x.dtype)
         padding = kernel.shape[0] // 2
         return lax.conv_general_dilated(
             x,
@@ -188,7 +196,11 @@ class PointwiseConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, in] -> [N, H, W, out]."""
-        rows = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(self.dtype)
+        rows = jnp.dot(
+            x.reshape(-1, x.shape[-1]).astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            preferred_element_type=x.dtype,
+        )
         return rows.reshape(*x.shape[:-1], -1)
 
 
@@ -201,18 +213,16 @@ class DepthwiseConv(nnx.Module):
         kernel_size: int,
         stride: int,
         *,
-        dtype: jax.typing.DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.stride = stride
-        self.dtype = dtype
         shape = (kernel_size, kernel_size, channels)
         # One output channel per group, so the fan out is k * k.
         self.kernel = nnx.Param(_fan_out_normal(kernel_size**2)(rngs.params(), shape))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, (H - 1) // stride + 1, (W - 1) // stride + 1, C]."""
-        return depthwise_conv(x, self.kernel[...].astype(self.dtype), self.stride)
+        return depthwise_conv(x, self.kernel[...].astype(x.dtype), self.stride)
 
 
 class SqueezeExcite(nnx.Module):
@@ -244,7 +254,7 @@ class SqueezeExcite(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, H, W, C]."""
         gate = nnx.sigmoid(self.expand(nnx.silu(self.reduce(_spatial_mean(x).astype(x.dtype)))))
-        return x * gate[:, None, None, :]
+        return x * gate[:, None, None, :].astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -262,9 +272,7 @@ class Block(nnx.Module):
             PointwiseConv(config.in_channels, inner, dtype=dtype, rngs=rngs) if expands else None
         )
         self.expand_norm = BatchNorm(inner) if expands else None
-        self.depthwise = DepthwiseConv(
-            inner, config.kernel_size, config.stride, dtype=dtype, rngs=rngs
-        )
+        self.depthwise = DepthwiseConv(inner, config.kernel_size, config.stride, rngs=rngs)
         self.depthwise_norm = BatchNorm(inner)
         self.squeeze_excite = SqueezeExcite(inner, config.squeezed_channels, dtype=dtype, rngs=rngs)
         self.project = PointwiseConv(inner, config.out_channels, dtype=dtype, rngs=rngs)
@@ -296,7 +304,7 @@ class EfficientNet(nnx.Module):
     def __init__(self, config: EfficientNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         dtype = config.dtype
-        self.stem = Conv(config.in_channels, config.stem_channels, 3, 2, dtype=dtype, rngs=rngs)
+        self.stem = Conv(config.in_channels, config.stem_channels, 3, 2, rngs=rngs)
         self.stem_norm = BatchNorm(config.stem_channels)
         self.blocks = nnx.List(
             nnx.List(Block(block, dtype=dtype, rngs=rngs) for block in stage)
@@ -327,23 +335,39 @@ class EfficientNet(nnx.Module):
             ValueError: x is not a batch of pictures with `in_channels` channels, or is of an
                 integer dtype.
         """
+        return self.features_of_maps(self.first_maps(x, train=train), train=train)
+
+    def first_maps(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """The maps after the first three stages, an eighth as high and wide; see `features`.
+
+        Returns:
+            [N, ceil(H / 8), ceil(W / 8), channels] of the dtype of the computation.
+        """
         if x.ndim != 4 or x.shape[3] != self.config.in_channels:
             raise ValueError(
                 f"EfficientNet needs [N, H, W, {self.config.in_channels}], got {x.shape}"
             )
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"EfficientNet needs floating input, got {x.dtype}: scale it first")
-        x = x.astype(self.config.dtype)
+        x = x.astype(self.config.map_dtype)
         x = self.stem_norm(self.stem(x), train=train, silu=True)
-        for stage in self.blocks:
-            for block in stage:
-                x = block(x, train=train)
-        x = self.head_norm(self.head(x), train=train, silu=True)
-        return _spatial_mean(x)
+        return _through(self.blocks[:_FIRST_STAGES], x, train=train)
+
+    def features_of_maps(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """The pooled features, float32 [N, num_features], from what `first_maps` gives."""
+        x = _through(self.blocks[_FIRST_STAGES:], x, train=train)
+        return _spatial_mean(self.head_norm(self.head(x), train=train, silu=True))
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits, float32 [N, num_classes]; arguments and errors as `features`."""
         return self.classifier(self.features(x, train=train))
+
+
+def _through(stages: Iterable[Iterable[Block]], x: jax.Array, *, train: bool) -> jax.Array:
+    for stage in stages:
+        for block in stage:
+            x = block(x, train=train)
+    return x
 
 
 def _spatial_mean(x: jax.Array) -> jax.Array:

@@ -1,0 +1,148 @@
+"""Frozen networks in the forms that run fastest; they give the same numbers but for rounding.
+
+A network that is trained, saved or split over devices is as `EfficientNet` and `CLIP` define it.
+One that only runs can be put differently, once, before its program is compiled.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moclip_jax.models import activations
+from moclip_jax.models.batch_norm import BatchNorm
+from moclip_jax.models.clip import CLIP, Block
+from moclip_jax.models.motion_network import MotionNetwork
+
+
+class FoldedNorm(nnx.Module):
+    """What is left of a BatchNorm whose scale lies in the kernel of the convolution before it."""
+
+    def __init__(self, bias: np.ndarray):
+        self.bias = nnx.Param(jnp.asarray(bias))
+
+    def __call__(self, x: jax.Array, *, train: bool, silu: bool = False) -> jax.Array:
+        """[..., C] -> [..., C], as `BatchNorm` with its running statistics.
+
+        Raises:
+            ValueError: `train`, as there are no statistics to update.
+        """
+        if train:
+            raise ValueError("a frozen network has no statistics to train with")
+        y = x + self.bias[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        return activations.silu(y) if silu else y
+
+
+def frozen_motion_network(network: MotionNetwork) -> MotionNetwork:
+    """Returns the network with every BatchNorm folded into the convolution before it.
+
+    Only that of the input stays, which has no convolution before it.
+
+    Args:
+        network: trained; its own arrays stay as they are.
+    """
+    frozen = _same_arrays(network)
+    backbone = frozen.backbone
+    _fold(backbone, "stem")
+    _fold(backbone, "head")
+    for stage in backbone.blocks:
+        for block in stage:
+            for name in ("expand", "depthwise", "project"):
+                if getattr(block, name) is not None:
+                    _fold(block, name)
+    return frozen
+
+
+def _fold(owner: nnx.Module, name: str) -> None:
+    """Replaces `owner`'s convolution `name` and BatchNorm `name`_norm."""
+    conv, norm = getattr(owner, name), getattr(owner, f"{name}_norm")
+    assert isinstance(norm, BatchNorm)
+    # In numpy, so that no shape needs a compilation.
+    scale, bias, mean, var, kernel = (
+        np.asarray(variable[...])
+        for variable in (norm.scale, norm.bias, norm.mean, norm.var, conv.kernel)
+    )
+    factor = scale / np.sqrt(var + np.float32(norm.eps))
+    conv.kernel[...] = jnp.asarray(kernel * factor)
+    setattr(owner, f"{name}_norm", FoldedNorm(bias - mean * factor))
+
+
+class TransposedLinear(nnx.Module):
+    """A linear layer with its kernel as [out, in].
+
+    XLA's CPU backend multiplies by that a third faster where there are few rows, as for the 50
+    tokens of one picture: it rearranges every kernel at every call, and this one takes less of it.
+
+    Attributes:
+        kernel: [out, in] of the dtype that products are computed in; sums are float32.
+        bias: float32 [out], or None.
+    """
+
+    def __init__(self, linear: nnx.Linear, dtype: jax.typing.DTypeLike):
+        kernel = np.asarray(linear.kernel[...]).T
+        self.kernel = nnx.Param(jnp.asarray(np.ascontiguousarray(kernel), dtype))
+        self.bias = None if linear.bias is None else nnx.Param(linear.bias[...])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Float32 [..., in] -> float32 [..., out]."""
+        kernel = self.kernel[...]
+        rows = jax.lax.dot_general(
+            x.reshape(-1, x.shape[-1]).astype(kernel.dtype),
+            kernel,
+            (((1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        if self.bias is not None:
+            rows += self.bias[...][None]
+        return rows.reshape(*x.shape[:-1], -1)
+
+
+class SeparateLayers(nnx.Module):
+    """An `Encoder` whose layers have arrays of their own, so that none is copied out of a stack."""
+
+    def __init__(self, blocks: list[Block]):
+        self.layers = nnx.List(blocks)
+
+    def first_token(self, x: jax.Array) -> jax.Array:
+        """[N, T, width] -> [N, width], as `Encoder.first_token`."""
+        for block in list(self.layers)[:-1]:
+            x = block(x)
+        return self.layers[-1].first_token(x)
+
+
+def frozen_image_tower(clip: CLIP, products: jax.typing.DTypeLike) -> CLIP:
+    """Returns a CLIP for pictures alone, in the form that is fastest on a CPU.
+
+    Args:
+        clip: with its image tower; its own arrays stay as they are.
+        products: dtype of the products of its linear layers: float32, or bfloat16 where the
+            processor has an instruction for it. Whatever it is, sums, and all that is not a
+            product, are float32: XLA's CPU backend computes nothing else fast.
+    """
+    frozen = _same_arrays(clip)
+    del frozen.text
+    tower = frozen.vision
+    graph, stacked = nnx.split(tower.encoder.layers)
+    blocks = []
+    for layer in range(tower.config.num_layers):
+        arrays = jax.tree.map(
+            lambda leaf, layer=layer: jnp.asarray(np.asarray(leaf)[layer]), stacked
+        )
+        blocks.append(nnx.merge(graph, arrays))
+    tower.encoder = SeparateLayers(blocks)
+    tower.dtype = jnp.float32
+    for _, module in list(nnx.iter_modules(tower)):
+        if isinstance(module, nnx.LayerNorm):
+            module.dtype = jnp.float32
+        for name, part in list(vars(module).items()):
+            if isinstance(part, nnx.Linear):
+                setattr(module, name, TransposedLinear(part, products))
+    return frozen
+
+
+def _same_arrays(module: Any) -> Any:
+    """Returns another module with the same arrays."""
+    # Without `copy`, the variables would be the same too, and to set one would set the other.
+    return nnx.merge(*nnx.split(module), copy=True)
