@@ -4,6 +4,7 @@ For small networks on cached features: there, handing over a batch takes as long
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from moclip_jax.device_rules import compiler_options
 from moclip_jax.sharding import BATCH_AXES, replicate
 
 # Of a device's memory, what data may take; the rest is for the network and its work.
@@ -68,6 +70,8 @@ def make_epoch_step(train_step: Callable, batch: Callable, mesh: Mesh) -> Callab
     Returns:
       A function whose `sums` are those of `train_step`, added up over the steps.
     """
+    # As it is without `jax.jit`: the options of compilation belong to the outermost program.
+    train_step = inspect.unwrap(train_step)
 
     def epoch_step(state: Any, data: dict[str, jax.Array], choices: Any, key: jax.Array):
         def step(state: Any, chosen: dict[str, jax.Array]):
@@ -82,4 +86,5 @@ def make_epoch_step(train_step: Callable, batch: Callable, mesh: Mesh) -> Callab
         epoch_step,
         donate_argnums=0,
         out_shardings=NamedSharding(mesh, PartitionSpec()),
+        compiler_options=compiler_options(),
     )

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from input_pipeline.progress import Progress, say
 from moclip_jax import processes
 from moclip_jax.checkpoints import NO_SCORE, TrainingCheckpoints
+from moclip_jax.device_rules import compiler_options
 from moclip_jax.history import History
 from moclip_jax.pace import Pace
 from moclip_jax.resident import Resident, make_epoch_step, place_choices
@@ -154,7 +155,12 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, stats, opt_state), sums
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=NamedSharding(mesh, whole))
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=NamedSharding(mesh, whole),
+        compiler_options=compiler_options(),
+    )
 
 
 def make_eval_step(
