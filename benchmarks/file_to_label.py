@@ -1,5 +1,6 @@
 """Rows from a video file to its label: 300 frames, 32 motion fields and one picture."""
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from benchmarks.peer import Peer
 from benchmarks.timing import Comparison, in_turns, timed
 from configs import common
 from input_pipeline.video import prepare_video
+from moclip_jax.device_rules import compiler_options
 from moclip_jax.export import Recognizer
 from moclip_jax.extract_features import appearance_features, motion_features
 from moclip_jax.models.fusion import FusionConfig, FusionHead
@@ -50,6 +52,7 @@ def make_recognizer(networks: Networks, source: str) -> Recognizer:
         video=video_spec(config),
         views=motion_views(config.motion, num_segments=config.predict.num_segments),
         frame=config.clip.frame,
+        clip_dtype=config.clip.dtype,
     )
 
 
@@ -114,10 +117,11 @@ def _stages(
 ) -> dict[str, Callable[[], float]]:
     prepared = prepare_video(video, recognizer.video)
     view = classifier.view(prepared)
-    network_graph, network_state = nnx.split(recognizer.network)
-    clip_graph, clip_state = nnx.split(recognizer.clip)
-    motion = jax.jit(lambda state, x: motion_features(nnx.merge(network_graph, state), x))
-    appearance = jax.jit(lambda state, x: appearance_features(nnx.merge(clip_graph, state), x))
+    network_graph, network_state = nnx.split(classifier.network)
+    clip_graph, clip_state = nnx.split(classifier.clip)
+    compiled = functools.partial(jax.jit, compiler_options=compiler_options())
+    motion = compiled(lambda state, x: motion_features(nnx.merge(network_graph, state), x))
+    appearance = compiled(lambda state, x: appearance_features(nnx.merge(clip_graph, state), x))
     return {
         "read": timed(lambda: prepare_video(video, recognizer.video)),
         "views": timed(lambda: classifier.view(prepared)),

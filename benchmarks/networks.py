@@ -15,8 +15,10 @@ from benchmarks.peer import Peer, PeerJob
 from benchmarks.timing import Comparison, in_turns, timed
 from configs import common
 from moclip_jax.cost import multiply_adds
+from moclip_jax.device_rules import compiler_options, product_dtype
 from moclip_jax.models.clip import CLIP, CLIPConfig, normalize_images
 from moclip_jax.models.efficientnet import EfficientNetConfig
+from moclip_jax.models.frozen import frozen_image_tower, frozen_motion_network
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 from moclip_jax.optimizers import motion_optimizer
 from moclip_jax.pretrained import TINY_CLIP, load_clip, save_clip, save_efficientnet
@@ -79,7 +81,7 @@ def random_fields(*shape: int) -> np.ndarray:
 def compiled(function: Callable, *arguments: Any) -> tuple[Callable, float]:
     """Returns the compiled function and the seconds that tracing and compiling took."""
     start = time.perf_counter()
-    result = jax.jit(function).lower(*arguments).compile()
+    result = jax.jit(function, compiler_options=compiler_options()).lower(*arguments).compile()
     return result, time.perf_counter() - start
 
 
@@ -103,9 +105,26 @@ def sgemm(peer: Peer, rounds: int) -> tuple[Comparison, float]:
     return row, work / min(times[0])
 
 
-def motion_inference(networks: Networks, peer: Peer, fields: int, rounds: int) -> Comparison:
-    """Logits of one video's fields."""
-    graphdef, state = nnx.split(networks.motion)
+def motion_inference(
+    networks: Networks, peer: Peer, fields: int, rounds: int, *, narrow: bool = False
+) -> Comparison:
+    """Logits of one video's fields.
+
+    Args:
+      networks: both backbones.
+      peer: the other side.
+      fields: of the video.
+      rounds: timed passes of each side.
+      narrow: both sides multiply in bfloat16; else in float32.
+    """
+    network = networks.motion
+    if narrow:
+        backbone = dataclasses.replace(network.config.backbone, dtype=jnp.bfloat16)
+        network = nnx.eval_shape(
+            lambda: MotionNetwork(MotionNetworkConfig(backbone), rngs=nnx.Rngs(0))
+        )
+        nnx.update(network, nnx.state(networks.motion))
+    graphdef, state = nnx.split(frozen_motion_network(network))
     inputs = random_fields(1, fields)
     forward, seconds = compiled(lambda state, x: nnx.merge(graphdef, state)(x), state, inputs)
     other = peer.job(
@@ -113,6 +132,7 @@ def motion_inference(networks: Networks, peer: Peer, fields: int, rounds: int) -
         weights=networks.motion_weights,
         classes=CLASSES,
         fields=_saved(networks.folder, "fields", inputs),
+        narrow=narrow,
     )
     ours = timed(lambda: jax.block_until_ready(forward(state, inputs)))
     times = in_turns([ours, other], rounds)
@@ -123,12 +143,12 @@ def motion_inference(networks: Networks, peer: Peer, fields: int, rounds: int) -
     }
     other.drop()
     return Comparison(
-        f"motion network B0, {fields} fields",
-        "timm",
+        f"motion network B0, {fields} fields" + (", products in bfloat16" if narrow else ""),
+        "timm, autocast to bfloat16" if narrow else "timm",
         fields,
         "field",
         *times,
-        goal=0.45,
+        goal=None if narrow else 0.45,
         work=work,
         notes=notes,
     )
@@ -187,10 +207,31 @@ def motion_training(networks: Networks, peer: Peer, videos: int, rounds: int) ->
 
 
 def clip_tower(
-    networks: Networks, peer: Peer, pictures: int, rounds: int, goal: float | None
+    networks: Networks,
+    peer: Peer,
+    pictures: int,
+    rounds: int,
+    *,
+    dtype: str = "float32",
+    narrow: bool = False,
+    goal: float | None = None,
 ) -> Comparison:
-    """Embeddings of a batch of pictures."""
-    graphdef, state = nnx.split(networks.clip.vision)
+    """Embeddings of a batch of pictures.
+
+    Args:
+      networks: both backbones.
+      peer: the other side.
+      pictures: in the batch.
+      rounds: timed passes of each side.
+      dtype: of our products, as `config.clip.dtype` names it.
+      narrow: whether the other side multiplies in bfloat16; else in float32.
+      goal: see `Comparison`.
+    """
+    clip, ours_in = networks.clip, jnp.dtype(jnp.float32)
+    if jax.default_backend() == "cpu":
+        ours_in = product_dtype(dtype)
+        clip = frozen_image_tower(clip, ours_in)
+    graphdef, state = nnx.split(clip.vision)
     images = np.random.default_rng(0).integers(0, 256, (pictures, 224, 224, 3), np.uint8)
     inputs = np.asarray(normalize_images(images))
     forward, seconds = compiled(lambda state, x: nnx.merge(graphdef, state)(x), state, inputs)
@@ -198,6 +239,7 @@ def clip_tower(
         "clip_tower",
         folder=networks.clip_weights,
         images=_saved(networks.folder, "images", inputs),
+        narrow=narrow,
     )
     ours = timed(lambda: jax.block_until_ready(forward(state, inputs)))
     times = in_turns([ours, other], rounds)
@@ -208,8 +250,8 @@ def clip_tower(
     }
     other.drop()
     return Comparison(
-        f"CLIP ViT-B/32, {pictures} picture{'s' * (pictures > 1)}",
-        "transformers",
+        f"CLIP ViT-B/32, {pictures} picture{'s' * (pictures > 1)}, clip.dtype={dtype} ({ours_in})",
+        "transformers" + (", autocast to bfloat16" if narrow else ""),
         pictures,
         "picture",
         *times,

@@ -9,6 +9,7 @@ data and work in turns, so that a noisy machine disturbs both. A Markdown table 
 everything is written to a JSON file. Nothing here decides a test.
 """
 
+import functools
 import json
 import os
 import sys
@@ -138,14 +139,21 @@ def _motion(setup: Setup) -> Iterator[Any]:
 
     rounds = setup.rounds
     yield networks.motion_inference(setup.networks, setup.peer, 32, rounds)
+    if not setup.quick:
+        yield networks.motion_inference(setup.networks, setup.peer, 32, rounds, narrow=True)
     yield networks.motion_training(setup.networks, setup.peer, 4, rounds)
 
 
 def _clip(setup: Setup) -> Iterator[Any]:
     from benchmarks import networks
 
-    yield networks.clip_tower(setup.networks, setup.peer, 1, 2 * setup.rounds, None)
-    yield networks.clip_tower(setup.networks, setup.peer, 16, setup.rounds, 0.8)
+    row = functools.partial(networks.clip_tower, setup.networks, setup.peer)
+    yield row(1, setup.rounds, dtype="auto")
+    yield row(16, setup.rounds, dtype="auto", goal=0.8)
+    if not setup.quick:
+        for pictures in (1, 16):
+            yield row(pictures, setup.rounds)
+            yield row(pictures, setup.rounds, dtype="bfloat16", narrow=True)
 
 
 def _file(setup: Setup) -> Iterator[Any]:

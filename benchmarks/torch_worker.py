@@ -121,6 +121,11 @@ def faster_layout(model, work):
     return str(best).removeprefix("torch.")
 
 
+def products_in_bfloat16(narrow):
+    """Returns a context in which PyTorch multiplies in bfloat16, if it is to."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow)
+
+
 class Job:
     """Something to time: `run` does it once, `output` is what it computed last."""
 
@@ -146,15 +151,17 @@ class Sgemm(Job):
 class MotionInference(Job):
     """Logits of fields, one video."""
 
-    def __init__(self, weights, classes, fields):
+    def __init__(self, weights, classes, fields, narrow=False):
         self.model = MotionNetwork(weights, classes).eval()
+        self.narrow = narrow
         self.fields = torch.from_numpy(np.load(fields))
         self.info = {"layout": faster_layout(self.model, self.run)}
 
     @torch.inference_mode()
     def run(self):
         """Does the work."""
-        self.output = self.model(self.fields)
+        with products_in_bfloat16(self.narrow):
+            self.output = self.model(self.fields).float()
 
 
 class MotionTraining(Job):
@@ -195,11 +202,12 @@ class MotionTraining(Job):
 class ClipTower(Job):
     """transformers' CLIP image tower, with its default attention."""
 
-    def __init__(self, folder, images):
+    def __init__(self, folder, images, narrow=False):
         from transformers import CLIPVisionModelWithProjection
 
         self.model = CLIPVisionModelWithProjection.from_pretrained(folder).eval()
         self.images = torch.from_numpy(np.load(images)).permute(0, 3, 1, 2)
+        self.narrow = narrow
         self.info = {
             "layout": faster_layout(self.model, self.run),
             "attention": self.model.config._attn_implementation,
@@ -208,7 +216,8 @@ class ClipTower(Job):
     @torch.inference_mode()
     def run(self):
         """Does the work."""
-        self.output = self.model(pixel_values=self.images).image_embeds
+        with products_in_bfloat16(self.narrow):
+            self.output = self.model(pixel_values=self.images).image_embeds.float()
 
 
 class HeadTraining(Job):

@@ -127,8 +127,8 @@ def get_config() -> ConfigDict:
     # Which of the kept RGB frames CLIP sees: middle, random (one, drawn once for each video), or
     # uniform_K for K evenly spaced ones.
     config.clip.frame = "middle"
-    # Of the computation: float32, bfloat16, or auto: bfloat16 on a GPU or TPU; on a CPU float32, but
-    # bfloat16 for products where there are matrix units for them (Intel's AMX).
+    # Of the computation: float32, bfloat16, or auto: bfloat16 on a GPU or TPU, float32 on a CPU;
+    # there bfloat16 is for products alone, and auto takes it where a CPU has units for it (AMX).
     config.clip.dtype = "auto"
 
     config.zero_shot = ConfigDict()

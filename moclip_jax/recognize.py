@@ -62,6 +62,8 @@ class Classifier:
     Attributes:
       labels: the classes, or the words, in the order of the probabilities.
       trained_as: for each word the trained class that it names, or ''; empty without words.
+      network: the motion network in the form that runs.
+      clip: likewise.
     """
 
     def __init__(self, recognizer: Recognizer, words: Sequence[str] = ()):
@@ -70,10 +72,10 @@ class Classifier:
         self._recognizer = recognizer
         # By the names of what an example holds; a stream's windows hold more than a file.
         self._views: dict[frozenset[str], Callable[..., dict[str, tf.Tensor]]] = {}
-        network, clip = frozen_motion_network(recognizer.network), recognizer.clip
+        self.network, self.clip = frozen_motion_network(recognizer.network), recognizer.clip
         if jax.default_backend() == "cpu":
-            clip = frozen_image_tower(clip, product_dtype(recognizer.clip_dtype))
-        graphdef, self._state = nnx.split((network, clip, recognizer.head))
+            self.clip = frozen_image_tower(self.clip, product_dtype(recognizer.clip_dtype))
+        graphdef, self._state = nnx.split((self.network, self.clip, recognizer.head))
 
         @functools.partial(jax.jit, compiler_options=compiler_options())
         def features(state: Any, fields: jax.Array, images: jax.Array) -> tuple[jax.Array, ...]:
