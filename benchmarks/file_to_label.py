@@ -1,7 +1,6 @@
 """Rows from a video file to its label: 300 frames, 32 motion fields and one picture."""
 
 import functools
-import time
 from collections.abc import Callable
 
 import jax
@@ -56,8 +55,35 @@ def make_recognizer(networks: Networks, source: str) -> Recognizer:
     )
 
 
+class OurSide:
+    """What `predict` does with a file.
+
+    Args:
+      networks: both backbones.
+      source: where motion comes from, `config.motion.source`.
+
+    Attributes:
+      recognizer: what `predict` loads.
+      classifier: compiled.
+      video: the file.
+      compile_s: seconds that the first file took longer than another.
+    """
+
+    def __init__(self, networks: Networks, source: str):
+        self.recognizer = make_recognizer(networks, source)
+        self.classifier = Classifier(self.recognizer)
+        self.video = str(generated_video(networks.folder, FRAMES))
+        first, second = (timed(self.label)() for _ in range(2))
+        self.compile_s = first - second
+
+    def label(self) -> None:
+        """From the file to its label."""
+        prepared = prepare_video(self.video, self.recognizer.video)
+        self.classifier.probabilities(self.classifier.view(prepared))
+
+
 def one_file(
-    networks: Networks, peer: Peer, rounds: int, *, source: str, accumulated: bool
+    networks: Networks, peer: Peer, rounds: int, side: OurSide, *, accumulated: bool
 ) -> Comparison:
     """A file to its label, and the seconds of each stage on both sides.
 
@@ -65,34 +91,25 @@ def one_file(
       networks: both backbones.
       peer: the other side.
       rounds: timed passes of each side.
-      source: where our motion comes from, `config.motion.source`.
+      side: ours.
       accumulated: whether the other side accumulates its fields as ours does.
     """
-    recognizer = make_recognizer(networks, source)
-    video = str(generated_video(networks.folder, FRAMES))
-    classifier = Classifier(recognizer)
-    start = time.perf_counter()
-    view = classifier.view(prepare_video(video, recognizer.video))
-    classifier.probabilities(view)
-    first = time.perf_counter() - start
+    recognizer = side.recognizer
     other = peer.job(
         "file_to_label",
         weights=networks.motion_weights,
         classes=CLASSES,
         folder=networks.clip_weights,
-        video=video,
+        video=side.video,
         segments=recognizer.views.num_segments,
         accumulated=accumulated,
     )
-    ours = timed(
-        lambda: classifier.probabilities(classifier.view(prepare_video(video, recognizer.video)))
-    )
-    times = in_turns([ours, other], rounds)
-    stages = _stages(recognizer, classifier, video)
+    times = in_turns([timed(side.label), other], rounds)
+    stages = _stages(side)
     parts = in_turns(list(stages.values()), rounds)
     theirs = other.stages[-rounds:]
     notes = other.info | {
-        "compile_s": first - float(np.median(times[0])),
+        "compile_s": side.compile_s,
         "stages_ours_s": {
             name: float(np.median(part)) for name, part in zip(stages, parts, strict=True)
         },
@@ -102,7 +119,8 @@ def one_file(
     }
     other.drop()
     return Comparison(
-        f"file to label, {FRAMES} frames, {recognizer.views.num_segments} fields, {source} motion",
+        f"file to label, {FRAMES} frames, {recognizer.views.num_segments} fields, "
+        f"{recognizer.video.source} motion",
         "mv-extractor, timm, transformers" + ("" if accumulated else ", nothing accumulated"),
         1,
         "file",
@@ -112,10 +130,9 @@ def one_file(
     )
 
 
-def _stages(
-    recognizer: Recognizer, classifier: Classifier, video: str
-) -> dict[str, Callable[[], float]]:
-    prepared = prepare_video(video, recognizer.video)
+def _stages(side: OurSide) -> dict[str, Callable[[], float]]:
+    classifier = side.classifier
+    prepared = prepare_video(side.video, side.recognizer.video)
     view = classifier.view(prepared)
     network_graph, network_state = nnx.split(classifier.network)
     clip_graph, clip_state = nnx.split(classifier.clip)
@@ -123,30 +140,28 @@ def _stages(
     motion = compiled(lambda state, x: motion_features(nnx.merge(network_graph, state), x))
     appearance = compiled(lambda state, x: appearance_features(nnx.merge(clip_graph, state), x))
     return {
-        "read": timed(lambda: prepare_video(video, recognizer.video)),
+        "read": timed(lambda: prepare_video(side.video, side.recognizer.video)),
         "views": timed(lambda: classifier.view(prepared)),
         "motion network": timed(lambda: motion(network_state, view["motion"]).block_until_ready()),
         "CLIP": timed(lambda: appearance(clip_state, view["images"]).block_until_ready()),
     }
 
 
-def many_files(networks: Networks, count: int, rounds: int) -> Comparison:
+def many_files(side: OurSide, count: int, rounds: int) -> Comparison:
     """What it brings that a batch of files is decoded while the model works."""
-    recognizer = make_recognizer(networks, "native")
-    video = str(generated_video(networks.folder, FRAMES))
-    classifier = Classifier(recognizer)
+
+    def together() -> None:
+        files = [side.video] * count
+        list(predict_videos(side.recognizer, files, classifier=side.classifier))
 
     def one_by_one() -> None:
         for _ in range(count):
-            classifier.probabilities(classifier.view(prepare_video(video, recognizer.video)))
+            side.label()
 
-    times = in_turns(
-        [
-            timed(lambda: list(predict_videos(recognizer, [video] * count, classifier=classifier))),
-            timed(one_by_one),
-        ],
-        rounds,
-    )
     return Comparison(
-        f"{count} files to labels, decoded ahead", "one by one, also ours", count, "file", *times
+        f"{count} files to labels, decoded ahead",
+        "one by one, also ours",
+        count,
+        "file",
+        *in_turns([timed(together), timed(one_by_one)], rounds),
     )

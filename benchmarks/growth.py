@@ -114,15 +114,20 @@ def _networks() -> Iterator[Growth]:
     from flax import nnx
 
     from benchmarks.networks import random_fields
-    from moclip_jax.models.clip import CLIPConfig, VisionTower
+    from moclip_jax.device_rules import compiler_options, product_dtype
+    from moclip_jax.models.clip import CLIP, CLIPConfig
     from moclip_jax.models.efficientnet import EfficientNetConfig
+    from moclip_jax.models.frozen import frozen_clip, frozen_motion_network
     from moclip_jax.models.fusion import FusionConfig, FusionHead
     from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 
     def cost(module: nnx.Module, call: Callable[[Any, Any], Any], inputs: Any) -> float:
         graphdef, state = nnx.split(module)
         compiled = (
-            jax.jit(lambda state, x: call(nnx.merge(graphdef, state), x))
+            jax.jit(
+                lambda state, x: call(nnx.merge(graphdef, state), x),
+                compiler_options=compiler_options(),
+            )
             .lower(state, inputs)
             .compile()
         )
@@ -134,11 +139,13 @@ def _networks() -> Iterator[Growth]:
             rngs=nnx.Rngs(0),
         )
     )()
+    network = frozen_motion_network(network)
     segments = (4, 8, 16, 32, 64)
     seconds = [cost(network, lambda m, x: m(x), random_fields(1, count)) for count in segments]
     yield Growth("motion network B0", "segments", segments, seconds)
 
-    tower = nnx.jit(lambda: VisionTower(CLIPConfig.named("vit_b32"), rngs=nnx.Rngs(0)))()
+    clip = nnx.jit(lambda: CLIP(CLIPConfig.named("vit_b32"), rngs=nnx.Rngs(0)))()
+    tower = frozen_clip(clip, product_dtype("auto")).vision
     batches = (1, 2, 4, 8, 16)
     pictures = np.zeros((batches[-1], 224, 224, 3), np.float32)
     seconds = [cost(tower, lambda m, x: m(x), pictures[:count]) for count in batches]

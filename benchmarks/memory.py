@@ -68,7 +68,9 @@ def _read(source: str, frames: int) -> tuple[Callable, Callable]:
 def _compiled(function: Callable, *arguments: Any) -> tuple[Callable, Callable]:
     import jax
 
-    compiled = jax.jit(function).lower(*arguments).compile()
+    from moclip_jax.device_rules import compiler_options
+
+    compiled = jax.jit(function, compiler_options=compiler_options()).lower(*arguments).compile()
     return (
         lambda: jax.block_until_ready(compiled(*arguments)),
         lambda: compiled.memory_analysis().temp_size_in_bytes,
@@ -79,8 +81,9 @@ def _motion(fields: int) -> tuple[Callable, Callable]:
     from flax import nnx
 
     from benchmarks.networks import random_fields
+    from moclip_jax.models.frozen import frozen_motion_network
 
-    graphdef, state = nnx.split(_network())
+    graphdef, state = nnx.split(frozen_motion_network(_network()))
     return _compiled(lambda s, x: nnx.merge(graphdef, s)(x), state, random_fields(1, fields))
 
 
@@ -112,10 +115,12 @@ def _training(videos: int) -> tuple[Callable, Callable]:
 def _clip(pictures: int) -> tuple[Callable, Callable]:
     from flax import nnx
 
-    from moclip_jax.models.clip import CLIPConfig, VisionTower
+    from moclip_jax.device_rules import product_dtype
+    from moclip_jax.models.clip import CLIP, CLIPConfig
+    from moclip_jax.models.frozen import frozen_clip
 
-    tower = nnx.jit(lambda: VisionTower(CLIPConfig.named("vit_b32"), rngs=nnx.Rngs(0)))()
-    graphdef, state = nnx.split(tower)
+    clip = nnx.jit(lambda: CLIP(CLIPConfig.named("vit_b32"), rngs=nnx.Rngs(0)))()
+    graphdef, state = nnx.split(frozen_clip(clip, product_dtype("auto")).vision)
     images = np.zeros((pictures, 224, 224, 3), np.float32)
     return _compiled(lambda s, x: nnx.merge(graphdef, s)(x), state, images)
 

@@ -18,7 +18,7 @@ from moclip_jax.cost import multiply_adds
 from moclip_jax.device_rules import compiler_options, product_dtype
 from moclip_jax.models.clip import CLIP, CLIPConfig, normalize_images
 from moclip_jax.models.efficientnet import EfficientNetConfig
-from moclip_jax.models.frozen import frozen_image_tower, frozen_motion_network
+from moclip_jax.models.frozen import frozen_clip, frozen_motion_network
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 from moclip_jax.optimizers import motion_optimizer
 from moclip_jax.pretrained import TINY_CLIP, load_clip, save_clip, save_efficientnet
@@ -227,11 +227,8 @@ def clip_tower(
       narrow: whether the other side multiplies in bfloat16; else in float32.
       goal: see `Comparison`.
     """
-    clip, ours_in = networks.clip, jnp.dtype(jnp.float32)
-    if jax.default_backend() == "cpu":
-        ours_in = product_dtype(dtype)
-        clip = frozen_image_tower(clip, ours_in)
-    graphdef, state = nnx.split(clip.vision)
+    products = product_dtype(dtype)
+    graphdef, state = nnx.split(frozen_clip(networks.clip, products).vision)
     images = np.random.default_rng(0).integers(0, 256, (pictures, 224, 224, 3), np.uint8)
     inputs = np.asarray(normalize_images(images))
     forward, seconds = compiled(lambda state, x: nnx.merge(graphdef, state)(x), state, inputs)
@@ -250,7 +247,7 @@ def clip_tower(
     }
     other.drop()
     return Comparison(
-        f"CLIP ViT-B/32, {pictures} picture{'s' * (pictures > 1)}, clip.dtype={dtype} ({ours_in})",
+        f"CLIP ViT-B/32, {pictures} picture{'s' * (pictures > 1)}, clip.dtype={dtype} ({products})",
         "transformers" + (", autocast to bfloat16" if narrow else ""),
         pictures,
         "picture",

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         "print a table, write a JSON file.",
         ("--quick", "--only=clip,motion --rounds=3"),
     )
-    parser.add_argument("--quick", action="store_true", help="fewer passes: five minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer passes and rows, no tables")
     parser.add_argument("--rounds", type=int, metavar="N", help="timed passes of each side")
     parser.add_argument(
         "--only", default="", metavar="NAMES", help=f"of {', '.join((*GROUPS, *TABLES))}"
@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         "--json", default="runs/bench.json", metavar="FILE", help="default: runs/bench.json"
     )
     arguments = parser.parse(argv)
-    groups = arguments.only.split(",") if arguments.only else [*GROUPS, *TABLES]
+    everything = [*GROUPS] if arguments.quick else [*GROUPS, *TABLES]
+    groups = arguments.only.split(",") if arguments.only else everything
     # Every run has its own measure of what the machine can do.
     groups = list(dict.fromkeys(["sgemm", *groups]))
     if unknown := sorted(set(groups) - {*GROUPS, *TABLES}):
@@ -159,11 +160,13 @@ def _clip(setup: Setup) -> Iterator[Any]:
 def _file(setup: Setup) -> Iterator[Any]:
     from benchmarks import file_to_label
 
-    for source, accumulated in (("native", True), ("native", False), ("reencode", True)):
-        yield file_to_label.one_file(
-            setup.networks, setup.peer, setup.rounds, source=source, accumulated=accumulated
-        )
-    yield file_to_label.many_files(setup.networks, 4 if setup.quick else 8, min(setup.rounds, 3))
+    row = functools.partial(file_to_label.one_file, setup.networks, setup.peer, setup.rounds)
+    native = file_to_label.OurSide(setup.networks, "native")
+    yield row(native, accumulated=True)
+    if not setup.quick:
+        yield row(native, accumulated=False)
+    yield row(file_to_label.OurSide(setup.networks, "reencode"), accumulated=True)
+    yield file_to_label.many_files(native, 4 if setup.quick else 8, min(setup.rounds, 3))
 
 
 def _head(setup: Setup) -> Iterator[Any]:

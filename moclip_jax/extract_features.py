@@ -26,7 +26,7 @@ from moclip_jax.device_rules import (
     product_dtype,
 )
 from moclip_jax.models.clip import CLIP, normalize_images
-from moclip_jax.models.frozen import frozen_image_tower, frozen_motion_network
+from moclip_jax.models.frozen import frozen_clip, frozen_motion_network
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.sharding import DATA_AXIS, replicate, shard_batch, split_over_model
 from moclip_jax.train_motion import motion_views
@@ -90,13 +90,7 @@ def make_extract_step(
         `device_rules.product_dtype`.
     """
     motion_graph, motion_state = nnx.split(frozen_motion_network(network))
-    if mesh.size == 1 and jax.default_backend() == "cpu":
-        clip = frozen_image_tower(clip, products)
-    else:
-        # The same arrays without the texts' tower, which would only take memory on every device.
-        clip = nnx.merge(*nnx.split(clip))
-        del clip.text
-    clip_graph, clip_state = nnx.split(clip)
+    clip_graph, clip_state = nnx.split(frozen_clip(clip, products, devices=mesh.size))
     motion_state = replicate(motion_state, mesh)
     clip_state = split_over_model(clip_state, mesh)
 

@@ -27,7 +27,7 @@ from input_pipeline.views import example_signature
 from moclip_jax.device_rules import compiler_options, product_dtype
 from moclip_jax.export import Recognizer
 from moclip_jax.extract_features import appearance_features, motion_features
-from moclip_jax.models.frozen import frozen_image_tower, frozen_motion_network
+from moclip_jax.models.frozen import frozen_clip, frozen_motion_network
 from moclip_jax.zero_shot import class_embeddings, class_phrase
 
 # Prompts around the user's own words, which may be a thing, a person or a whole scene.
@@ -72,9 +72,8 @@ class Classifier:
         self._recognizer = recognizer
         # By the names of what an example holds; a stream's windows hold more than a file.
         self._views: dict[frozenset[str], Callable[..., dict[str, tf.Tensor]]] = {}
-        self.network, self.clip = frozen_motion_network(recognizer.network), recognizer.clip
-        if jax.default_backend() == "cpu":
-            self.clip = frozen_image_tower(self.clip, product_dtype(recognizer.clip_dtype))
+        self.network = frozen_motion_network(recognizer.network)
+        self.clip = frozen_clip(recognizer.clip, product_dtype(recognizer.clip_dtype))
         graphdef, self._state = nnx.split((self.network, self.clip, recognizer.head))
 
         @functools.partial(jax.jit, compiler_options=compiler_options())

@@ -13,7 +13,7 @@ from flax import nnx
 
 from moclip_jax.models import activations
 from moclip_jax.models.batch_norm import BatchNorm
-from moclip_jax.models.clip import CLIP, Block
+from moclip_jax.models.clip import CLIP, Block, VisionTower
 from moclip_jax.models.motion_network import MotionNetwork
 
 
@@ -112,28 +112,41 @@ class SeparateLayers(nnx.Module):
         return self.layers[-1].first_token(x)
 
 
-def frozen_image_tower(clip: CLIP, products: jax.typing.DTypeLike) -> CLIP:
-    """Returns a CLIP for pictures alone, in the form that is fastest on a CPU.
+def frozen_clip(clip: CLIP, products: jax.typing.DTypeLike, *, devices: int = 1) -> CLIP:
+    """Returns a CLIP for pictures alone, without the texts' tower.
 
     Args:
-        clip: with its image tower; its own arrays stay as they are.
+        clip: its own arrays stay as they are.
+        products: see `frozen_image_tower`.
+        devices: that work on a picture or a batch together; one CPU takes the tower's own form.
+    """
+    frozen = _same_arrays(clip)
+    del frozen.text
+    if jax.default_backend() == "cpu" and devices == 1:
+        frozen.vision = frozen_image_tower(clip.vision, products)
+    return frozen
+
+
+def frozen_image_tower(tower: VisionTower, products: jax.typing.DTypeLike) -> VisionTower:
+    """Returns an image tower in the form that is fastest on one CPU.
+
+    Args:
+        tower: its own arrays stay as they are.
         products: dtype of the products of its linear layers: float32, or bfloat16 where the
             processor has an instruction for it. Whatever it is, sums, and all that is not a
             product, are float32: XLA's CPU backend computes nothing else fast.
     """
-    frozen = _same_arrays(clip)
-    del frozen.text
-    tower = frozen.vision
-    graph, stacked = nnx.split(tower.encoder.layers)
+    frozen = _same_arrays(tower)
+    graph, stacked = nnx.split(frozen.encoder.layers)
     blocks = []
-    for layer in range(tower.config.num_layers):
+    for layer in range(frozen.config.num_layers):
         arrays = jax.tree.map(
             lambda leaf, layer=layer: jnp.asarray(np.asarray(leaf)[layer]), stacked
         )
         blocks.append(nnx.merge(graph, arrays))
-    tower.encoder = SeparateLayers(blocks)
-    tower.dtype = jnp.float32
-    for _, module in list(nnx.iter_modules(tower)):
+    frozen.encoder = SeparateLayers(blocks)
+    frozen.dtype = jnp.float32
+    for _, module in list(nnx.iter_modules(frozen)):
         if isinstance(module, nnx.LayerNorm):
             module.dtype = jnp.float32
         for name, part in list(vars(module).items()):

@@ -12,7 +12,7 @@ from moclip_jax.models.batch_norm import BatchNorm
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.efficientnet import EfficientNetConfig
-from moclip_jax.models.frozen import FoldedNorm, frozen_image_tower, frozen_motion_network
+from moclip_jax.models.frozen import FoldedNorm, frozen_clip, frozen_motion_network
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 
 
@@ -87,14 +87,22 @@ def test_the_last_block_for_one_token_is_that_of_all(clip, pictures):
 
 
 def test_a_frozen_tower_has_the_embeddings_of_the_whole_clip(clip, pictures):
-    frozen = frozen_image_tower(clip, jnp.float32)
+    frozen = frozen_clip(clip, jnp.float32)
     assert not hasattr(frozen, "text") and hasattr(clip, "text")
+    assert len(frozen.vision.encoder.layers) == 3
     whole = embeddings(clip, pictures)
     np.testing.assert_allclose(embeddings(frozen, pictures), whole, rtol=1e-5, atol=1e-5)
 
 
+def test_a_clip_that_several_devices_work_on_keeps_its_stacked_layers(clip):
+    frozen = frozen_clip(clip, jnp.bfloat16, devices=2)
+    assert not hasattr(frozen, "text")
+    stacked, same = nnx.state(clip.vision), nnx.state(frozen.vision)
+    jax.tree.map(np.testing.assert_array_equal, same, stacked)
+
+
 def test_products_of_bfloat16_round_their_factors_and_nothing_else(clip, pictures):
-    frozen = frozen_image_tower(clip, jnp.bfloat16)
+    frozen = frozen_clip(clip, jnp.bfloat16)
     kernels = [leaf for path, leaf in nnx.to_flat_state(nnx.state(frozen)) if path[-1] == "kernel"]
     assert {kernel.dtype for kernel in kernels} == {jnp.dtype(jnp.bfloat16)}
     result, whole = embeddings(frozen, pictures), np.asarray(embeddings(clip, pictures))
