@@ -23,6 +23,7 @@ from input_pipeline.painting import (
     paint_frames,
 )
 from input_pipeline.seeking import UncertainOrderError, decode_needed
+from input_pipeline.side_data import frame_side_data
 
 CODECS_WITH_VECTORS = frozenset(
     {"mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"}
@@ -71,8 +72,13 @@ class MotionFrame:
 
 def frame_vectors(frame: av.VideoFrame) -> np.ndarray:
     """Return a decoded frame's vectors as an array of `VECTOR_DTYPE`, empty if it has none."""
-    side_data = frame.side_data.get("MOTION_VECTORS")
-    return np.empty(0, VECTOR_DTYPE) if side_data is None else side_data.to_ndarray()
+    return np.frombuffer(_vector_bytes(frame) or b"", VECTOR_DTYPE)
+
+
+def _vector_bytes(frame: av.VideoFrame) -> bytes | None:
+    """Return a frame's vectors, copied: they are the frame's own memory, and keep its picture."""
+    vectors = frame_side_data(frame, "MOTION_VECTORS")
+    return None if vectors is None else bytes(memoryview(vectors))
 
 
 def read_motion_vectors(
@@ -254,13 +260,9 @@ class BlockMotionReader:
             )
         kind = picture_type(frame)
         self._types.append(kind)
-        vectors = frame.side_data.get("MOTION_VECTORS")
+        vectors = _vector_bytes(frame)
         self.has_vectors = self.has_vectors or vectors is not None
-        if vectors is None or (kind == "B" and not wanted):
-            self._waiting.append(b"")
-        else:
-            # Copied, for they are the frame's own memory, and would keep its picture.
-            self._waiting.append(bytes(memoryview(vectors)))
+        self._waiting.append(b"" if vectors is None or (kind == "B" and not wanted) else vectors)
         # Of each cell two int16 and a bool.
         self.num_bytes += -(-frame.height // BLOCK) * -(-frame.width // BLOCK) * 5
         if len(self._waiting) == _PAINT_AT_ONCE:

@@ -1,5 +1,6 @@
 """Reading and accumulating motion vectors, against their per-pixel definition."""
 
+import gc
 import itertools
 import pathlib
 
@@ -7,14 +8,19 @@ import av
 import numpy as np
 import pytest
 
+from input_pipeline.decoding import decode_frames
 from input_pipeline.motion_vectors import (
+    EXPORT_VECTORS,
     VECTOR_DTYPE,
+    BlockMotionReader,
     accumulate,
     accumulate_motion,
+    frame_vectors,
     paint_blocks,
     paint_displacements,
     read_motion_vectors,
 )
+from input_pipeline.orientation import frame_orientation
 from input_pipeline.video import VideoError
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import cut, drifting_frames, write_video
@@ -296,3 +302,30 @@ def test_bad_files_are_named(tmp_path):
             accumulate_motion(bad)
         with pytest.raises(VideoError, match=bad.name):
             list(read_motion_vectors(bad))
+
+
+def test_a_frame_goes_when_nobody_holds_it_any_more(tmp_path):
+    """Not when the garbage collector comes by, for until then each keeps a picture."""
+    path = write_video(tmp_path / "a.avi", drifting_frames(30))
+
+    def frames_in_memory() -> int:
+        return sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = frames_in_memory()
+        kept = []
+        for frame in decode_frames(path, EXPORT_VECTORS):
+            assert frame_orientation(frame) == 0
+            kept.append(frame_vectors(frame))
+        del frame
+        assert frames_in_memory() == before
+        assert sum(map(len, kept)) > 100
+        reader = BlockMotionReader(path)
+        for frame in decode_frames(path, EXPORT_VECTORS):
+            reader.add(frame)
+        del frame
+        assert frames_in_memory() == before
+    finally:
+        gc.enable()
