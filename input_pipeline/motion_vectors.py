@@ -153,6 +153,45 @@ class BlockMotion:
         )
         return orient_field(fields, self.orientation)
 
+    def each_alone(self, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the motion of frames against the reference that each block has, turned upright.
+
+        Args:
+          frame_indices: Frames wanted, in any order.
+
+        Returns:
+          int32 `[len(frame_indices), h, w, 2]`, (x, y) in pixels, forward in time either way: where
+          a block refers to the next reference, it is the motion from the block to there.
+
+        Raises:
+          IndexError: A frame index outside the video.
+        """
+        index = np.asarray(frame_indices, np.int64)
+        references = np.append(-1, np.flatnonzero(~self.is_bidirectional))
+        has_next = index < references[-1]
+        # Of each frame a video of three: it lies between two that are at rest.
+        kinds = np.zeros((len(index), 3), bool)
+        displacements = np.zeros((len(index), 3, *self.displacements.shape[1:]), np.int16)
+        future = np.zeros(displacements.shape[:-1], bool)
+        future[:, 1] = self.future[index]
+        displacements[:, 1] = self.displacements[index]
+        displacements[:, 1][future[:, 1] & ~has_next[:, None, None]] = 0
+        is_intra, is_bidirectional = kinds.copy(), kinds.copy()
+        is_intra[:, [0, 2]] = True
+        is_intra[:, 1], is_bidirectional[:, 1] = self.is_intra[index], self.is_bidirectional[index]
+        fields = accumulate(
+            displacements.reshape(-1, *displacements.shape[2:]),
+            is_intra.ravel(),
+            self.height,
+            self.width,
+            np.arange(len(index)) * 3 + 1,
+            is_bidirectional=is_bidirectional.ravel(),
+            future=future.reshape(-1, *future.shape[2:]),
+        )
+        ahead = future[:, 1].repeat(BLOCK, 1).repeat(BLOCK, 2)[:, : self.height, : self.width]
+        np.negative(fields, out=fields, where=ahead[..., None])
+        return orient_field(fields, self.orientation)
+
 
 @dataclasses.dataclass(frozen=True)
 class FrameBlocks:

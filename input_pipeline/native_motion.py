@@ -6,10 +6,11 @@ The canonical form needs none of this: one size, no B-frames, upright. See `docs
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from input_pipeline import augment
-from input_pipeline.motion_vectors import BLOCK
+from input_pipeline.motion_vectors import BLOCK, BlockMotion
 from input_pipeline.orientation import FLIPPED_X, FLIPPED_Y, TRANSPOSED
 from input_pipeline.video import VideoSpec
 
@@ -73,12 +74,50 @@ def native_fields(
             )
 
         field = tf.cond(is_bidirectional[index], between, lambda: of_references(place[None])[0])
-        return _scale_to_uint8(_orient(field, example["orientation"]), spec, bound)
+        shown = _orient(field, example["orientation"])
+        return _scale_to_uint8(shown, tf.shape(shown), spec, bound)
 
     fields = tf.map_fn(
         one, frame_indices, fn_output_signature=tf.TensorSpec([None, None, 2], tf.uint8)
     )
     return tf.ensure_shape(fields, [frame_indices.shape[0], None, None, 2])
+
+
+def fields_in_memory(
+    motion: BlockMotion,
+    frame_indices: np.ndarray,
+    spec: VideoSpec,
+    bound: float,
+    accumulated: bool = True,
+) -> np.ndarray:
+    """Return what `native_fields` does, bit for bit, of motion that is not in a graph.
+
+    Frames that lie in one group of pictures are accumulated in one pass over it, by NumPy;
+    `native_fields` begins anew for each, which costs the more the longer the groups are.
+
+    Args:
+      motion: Of a video.
+      frame_indices: int `[S]`.
+      spec: As `native_fields`.
+      bound: As `native_fields`.
+      accumulated: As `native_fields`.
+
+    Returns:
+      uint8 `[S, h, w, 2]`; no motion is 128.
+    """
+    fields = (motion.accumulate if accumulated else motion.each_alone)(frame_indices)
+    # No pixel has come from outside the picture: there are few values, and each is scaled once.
+    height, width = fields.shape[1:3]
+    reach = max(height, width)
+    values = tf.range(-reach, reach + 1)
+    table = _scale_to_uint8(tf.stack([values, values], 1), (height, width), spec, bound)
+    table = table.numpy().T.ravel()  # First the bytes of x, then those of y.
+    zero = np.empty(fields.shape[1:], np.intp)
+    zero[...] = reach, reach + len(values)
+    scaled = np.empty(fields.shape, np.uint8)
+    for row, field in enumerate(fields):
+        scaled[row] = table[zero + field]
+    return scaled
 
 
 def _between(
@@ -124,9 +163,11 @@ def _orient(field: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     return when(FLIPPED_Y, lambda f: tf.reverse(f, [0]) * [1, -1], field)
 
 
-def _scale_to_uint8(field: tf.Tensor, spec: VideoSpec, bound: float) -> tf.Tensor:
+def _scale_to_uint8(
+    field: tf.Tensor, shown_size: tf.Tensor | tuple[int, int], spec: VideoSpec, bound: float
+) -> tf.Tensor:
     """Return `int(v * canonical * 127.5 / (bound * size)) + 128` on each axis, clipped to bytes."""
-    size = tf.cast(tf.shape(field)[1::-1], tf.float64)
+    size = tf.cast(tf.stack([shown_size[1], shown_size[0]]), tf.float64)
     canonical = tf.constant([spec.width, spec.height], tf.float64)
     # In float64 both products are exact for a bound of few digits, as whole pixels are.
     scaled = tf.math.divide_no_nan(tf.cast(field, tf.float64) * (canonical * 127.5), size * bound)

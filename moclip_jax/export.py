@@ -61,7 +61,7 @@ class Recognizer:
         """Returns what the networks see of a video: `motion` and `images` (TensorFlow ops).
 
         Args:
-          example: as `input_pipeline.dataset.example_from_video` gives.
+          example: as `input_pipeline.views.example_from_video` or `test_example_from_video` gives.
         """
         return view_of_example(
             example,

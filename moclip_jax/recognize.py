@@ -13,7 +13,6 @@ import numpy as np
 import tensorflow as tf
 from flax import nnx
 
-from input_pipeline.dataset import example_from_video
 from input_pipeline.decoding import check_video
 from input_pipeline.video import (
     PreparedVideo,
@@ -22,7 +21,7 @@ from input_pipeline.video import (
     frame_positions,
     prepare_video,
 )
-from input_pipeline.views import example_signature
+from input_pipeline.views import example_signature, test_example_from_video
 from moclip_jax.export import Recognizer
 from moclip_jax.extract_features import appearance_features, motion_features
 from moclip_jax.zero_shot import class_embeddings, class_phrase
@@ -65,7 +64,7 @@ class Classifier:
         self.labels = tuple(words) or recognizer.class_names
         self.trained_as: tuple[str, ...] = ()
         self._recognizer = recognizer
-        # By the names of what an example holds; a stream's windows hold more than a file.
+        # By the names of what an example holds: a stream's windows may hold more than a file.
         self._views: dict[frozenset[str], Callable[..., dict[str, tf.Tensor]]] = {}
         graphdef, self._state = nnx.split((recognizer.network, recognizer.clip, recognizer.head))
 
@@ -92,13 +91,14 @@ class Classifier:
 
     def view(self, video: PreparedVideo) -> dict[str, np.ndarray]:
         """Returns what the networks see: `motion` and `images`, each a batch of one."""
-        example = example_from_video(video)
+        recognizer = self._recognizer
+        example = test_example_from_video(video, recognizer.views, recognizer.video)
         held = frozenset(example)
         if held not in self._views:
             # Compiled, which is eight times faster than one operation after another, and once for
             # videos of any length.
             self._views[held] = tf.function(
-                self._recognizer.view,
+                recognizer.view,
                 input_signature=[example_signature(example)],
                 autograph=False,
             )
