@@ -258,7 +258,7 @@ def make_classifier(
     """
     classifier = Classifier(recognizer, classes)
     return lambda path: classifier.probabilities(
-        classifier.view(prepare_video(path, recognizer.video))
+        classifier.view(prepare_video(path, recognizer.reading))
     )
 
 
@@ -309,7 +309,7 @@ def predict_videos(
         if isinstance(video, VideoError):
             raise video
         if not window_s:
-            return classifier.view(read(prepare_video, video, spec)), []
+            return classifier.view(read(prepare_video, video, recognizer.reading)), []
         prepared = decode_for_windows(video, window_s, spec, read)
         try:
             windows = split_windows(prepared, window_s, spec)
