@@ -562,6 +562,10 @@ class _Cells:
         # Of each cell its sides, and its first pixel in the row of all pixels.
         self._top, self._left = np.repeat(tops, len(lefts)), np.tile(lefts, len(tops))
         self._start = self._top * self._in_row + self._left
+        # Where its source may begin at most. What a cell itself has outside the picture may come
+        # from outside: nobody will see it.
+        self._last_top = np.maximum(height - BLOCK, self._top).astype(np.uintp)
+        self._last_left = np.maximum(width - cell_width, self._left).astype(np.uintp)
         self._down, self._across = np.arange(BLOCK), np.arange(cell_width)
         self._rows = self._down * self._in_row
 
@@ -576,8 +580,8 @@ class _Cells:
         top, left = self._top[cell] + shift[:, 1], self._left[cell] + shift[:, 0]
         own, start = self._start[cell], top * self._in_row + left
         # As unsigned numbers, those below zero are large ones.
-        crossing = top.view(np.uintp) > self._height - BLOCK
-        crossing |= left.view(np.uintp) > self._width - self._cell_width
+        crossing = top.view(np.uintp) > self._last_top[cell]
+        crossing |= left.view(np.uintp) > self._last_left[cell]
         edge = np.flatnonzero(crossing)
         # From any pixel on, so that a row of a cell is found at once.
         pieces = np.ndarray(

@@ -99,11 +99,13 @@ def accumulate_by_definition(
     return np.array(fields, np.int32)
 
 
-def random_vectors(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def random_vectors(
+    rng: np.random.Generator, height: int, width: int, sides: tuple[int, ...] = (8, 16)
+) -> np.ndarray:
     """Draw vectors of 16x16, 16x8, 8x16 and 8x8 blocks that leave some of the picture free."""
     vectors = []
     for top, left in itertools.product(range(0, height, 16), range(0, width, 16)):
-        w, h = rng.choice([8, 16], 2)
+        w, h = rng.choice(sides, 2)
         for j, i in itertools.product(range(0, 16, h), range(0, 16, w)):
             if rng.random() < 0.25:
                 continue
@@ -120,11 +122,15 @@ def random_vectors(rng: np.random.Generator, height: int, width: int) -> np.ndar
     return np.array(vectors, VECTOR_DTYPE)
 
 
-@pytest.mark.parametrize(("height", "width"), [(48, 64), (40, 56), (37, 51), (16, 16)])
-def test_accumulation_follows_the_definition(height, width):
+@pytest.mark.parametrize("sides", [(8, 16), (16,)])  # (16,): cells move in twos
+@pytest.mark.parametrize(
+    ("height", "width"), [(48, 64), (40, 56), (37, 51), (16, 16), (33, 49), (9, 9), (5, 7)]
+)
+def test_accumulation_follows_the_definition(height, width, sides):
     rng = np.random.default_rng(height)
+    none = np.empty(0, VECTOR_DTYPE)
     frames = [
-        (kind, random_vectors(rng, height, width) if kind == "P" else np.empty(0, VECTOR_DTYPE))
+        (kind, random_vectors(rng, height, width, sides) if kind == "P" else none)
         for kind in "IPPPPIPPPIIP"
     ]
     displacements = np.stack([paint_displacements(v, height, width) for _, v in frames])
@@ -134,15 +140,16 @@ def test_accumulation_follows_the_definition(height, width):
     np.testing.assert_array_equal(fields, accumulate_by_definition(frames, height, width))
 
 
+@pytest.mark.parametrize("sides", [(8, 16), (16,)])
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (37, 51)])
 @pytest.mark.parametrize("kinds", ["IPBBPBIBBPB", "BBPBIPB", "IBBB", "BBB", "B", "IIBP"])
-def test_accumulation_of_b_frames_follows_the_definition(height, width, kinds):
+def test_accumulation_of_b_frames_follows_the_definition(height, width, kinds, sides):
     rng = np.random.default_rng(len(kinds))
     frames = []
     for kind in kinds:
-        vectors = random_vectors(rng, height, width)
+        vectors = random_vectors(rng, height, width, sides)
         if kind == "B":  # Some blocks have vectors of both kinds, some of one.
-            also = random_vectors(rng, height, width)
+            also = random_vectors(rng, height, width, sides)
             vectors["source"], also["source"] = -1, 1
             vectors = np.concatenate([vectors, also])
         frames.append((kind, vectors if kind != "I" else np.empty(0, VECTOR_DTYPE)))
