@@ -34,7 +34,8 @@ def native_fields(
 
     The motion equals `BlockMotion.accumulate`, bit for bit. Bytes mean the same as those of the
     canonical form: pixels are first scaled to canonical ones, on each axis by the ratio of the
-    sizes.
+    sizes. One field is made after another in the order of the frames, so that those of a group of
+    pictures are accumulated together; only their bytes are kept.
 
     Args:
       example: As `example_from_video` gives, or a record's.
@@ -56,31 +57,62 @@ def native_fields(
     references = tf.cast(tf.where(~is_bidirectional)[:, 0], tf.int32)
     chain = tf.pad(tf.gather(displacements, references), [[1, 0], [0, 0], [0, 0], [0, 0]])
     chain_intra = tf.concat([[True], tf.gather(example["is_intra"], references)], 0)
+    intra = tf.cast(tf.where(chain_intra)[:, 0], tf.int32)
+    at_rest = augment.origins_at_rest(height, width)
+    in_order = tf.argsort(frame_indices, stable=True)
 
-    def of_references(places: tf.Tensor) -> tf.Tensor:
-        return augment.accumulate_tf(chain, chain_intra, places, height, width, accumulated)
+    def follow(origins: tf.Tensor, begin: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+        """Return the origins at a place of the chain from those at the place before `begin`."""
+        frames = chain[begin : place + 1]
+        return tf.ensure_shape(augment.follow_blocks(origins, frames, height, width), at_rest.shape)
 
-    def one(index: tf.Tensor) -> tf.Tensor:
+    def one(
+        number: tf.Tensor, reached: tf.Tensor, origins: tf.Tensor, fields: tf.TensorArray
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.TensorArray]:
+        index = frame_indices[in_order[number]]
         place = tf.searchsorted(references, index[None], side="right")[0]
+        start = intra[tf.searchsorted(intra, place[None], side="right")[0] - 1]
+        if accumulated:
+            # Go on from the frame before, if there is no I-frame between.
+            origins = tf.cond(start > reached, lambda: at_rest, lambda: origins)
+            begin = tf.maximum(start, reached) + 1
+        else:
+            origins, begin = at_rest, tf.maximum(start + 1, place)
+        origins = follow(origins, begin, place)
+
+        def of(origins: tf.Tensor) -> tf.Tensor:
+            return augment.motion_of_origins(origins, height, width)
 
         def between() -> tf.Tensor:
-            has_next = place < tf.size(references)
+            has_next = place + 1 < tf.size(chain_intra)
             if accumulated:
-                fields = of_references(tf.stack([place, place + tf.cast(has_next, tf.int32)]))
+                following = tf.cond(
+                    has_next,
+                    lambda: tf.cond(
+                        chain_intra[place + 1],
+                        lambda: at_rest,
+                        lambda: follow(origins, place + 1, place + 1),
+                    ),
+                    lambda: origins,
+                )
+                around = tf.stack([of(origins), of(following)])
             else:
-                fields = tf.zeros(tf.stack([2, height, width, 2]), tf.int32)
+                around = tf.zeros(tf.stack([2, height, width, 2]), tf.int32)
             return _between(
-                displacements[index], future[index], fields, has_next, height, width, accumulated
+                displacements[index], future[index], around, has_next, height, width, accumulated
             )
 
-        field = tf.cond(is_bidirectional[index], between, lambda: of_references(place[None])[0])
+        field = tf.cond(is_bidirectional[index], between, lambda: of(origins))
         shown = _orient(field, example["orientation"])
-        return _scale_to_uint8(shown, tf.shape(shown), spec, bound)
+        scaled = _scale_to_uint8(shown, tf.shape(shown), spec, bound)
+        return number + 1, place, origins, fields.write(in_order[number], scaled)
 
-    fields = tf.map_fn(
-        one, frame_indices, fn_output_signature=tf.TensorSpec([None, None, 2], tf.uint8)
+    count = tf.size(frame_indices)
+    fields = tf.TensorArray(tf.uint8, count, element_shape=[None, None, 2])
+    *_, fields = tf.while_loop(
+        lambda number, *_: number < count, one, [0, -1, at_rest, fields], parallel_iterations=1
     )
-    return tf.ensure_shape(fields, [frame_indices.shape[0], None, None, 2])
+    return tf.ensure_shape(fields.stack(), [frame_indices.shape[0], None, None, 2])
 
 
 def fields_in_memory(
@@ -92,8 +124,7 @@ def fields_in_memory(
 ) -> np.ndarray:
     """Return what `native_fields` does, bit for bit, of motion that is not in a graph.
 
-    Frames that lie in one group of pictures are accumulated in one pass over it, by NumPy;
-    `native_fields` begins anew for each, which costs the more the longer the groups are.
+    NumPy does it several times faster than TensorFlow.
 
     Args:
       motion: Of a video.

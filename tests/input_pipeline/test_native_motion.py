@@ -66,7 +66,9 @@ def to_bytes(fields: np.ndarray, spec: VideoSpec, bound: float) -> np.ndarray:
     return result
 
 
-@pytest.mark.parametrize("kinds", ["IPPPIPP", "IBBPBIBBPB", "BBPBIPB", "IBBB", "BB", "I", "PPB"])
+@pytest.mark.parametrize(
+    "kinds", ["IPPPIPP", "IBBPBIBBPB", "BBPBIPB", "IBBB", "BB", "I", "PPB", "PPPPP"]
+)
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (37, 51)])
 def test_fields_equal_the_numpy_ones(kinds, height, width):
     motion = random_motion(kinds, height, width)
@@ -80,6 +82,19 @@ def test_fields_equal_the_numpy_ones(kinds, height, width):
     fields = fields_in_memory(motion, indices.numpy(), SPEC, 20.0)
     assert fields.dtype == np.uint8
     np.testing.assert_array_equal(fields, expected)
+
+
+@pytest.mark.parametrize("kinds", ["IPPPIPPP", "IBBPBIBB", "BBPPPIPB", "PPPPPPPP"])
+@pytest.mark.parametrize("accumulated", [True, False])
+def test_frames_are_wanted_in_any_order_and_some_twice(kinds, accumulated):
+    motion = random_motion(kinds, 37, 51, reach=60)
+    indices = np.array([7, 1, 4, 1, 6, 5, 2, 2], np.int32)
+    of = motion.accumulate if accumulated else motion.each_alone
+    expected = to_bytes(of(indices), SPEC, 70.0)
+    function = tf.function(native_fields, autograph=False)
+    for implementation in (native_fields, function):
+        fields = implementation(as_example(motion), tf.constant(indices), SPEC, 70.0, accumulated)
+        np.testing.assert_array_equal(fields, expected)
 
 
 @pytest.mark.parametrize("orientation", range(8))
