@@ -78,7 +78,7 @@ class OurSide:
 
     def label(self) -> None:
         """From the file to its label."""
-        prepared = prepare_video(self.video, self.recognizer.video)
+        prepared = prepare_video(self.video, self.recognizer.reading)
         self.classifier.probabilities(self.classifier.view(prepared))
 
 
@@ -132,7 +132,7 @@ def one_file(
 
 def _stages(side: OurSide) -> dict[str, Callable[[], float]]:
     classifier = side.classifier
-    prepared = prepare_video(side.video, side.recognizer.video)
+    prepared = prepare_video(side.video, side.recognizer.reading)
     view = classifier.view(prepared)
     network_graph, network_state = nnx.split(classifier.network)
     clip_graph, clip_state = nnx.split(classifier.clip)
@@ -140,7 +140,7 @@ def _stages(side: OurSide) -> dict[str, Callable[[], float]]:
     motion = compiled(lambda state, x: motion_features(nnx.merge(network_graph, state), x))
     appearance = compiled(lambda state, x: appearance_features(nnx.merge(clip_graph, state), x))
     return {
-        "read": timed(lambda: prepare_video(side.video, side.recognizer.video)),
+        "read": timed(lambda: prepare_video(side.video, side.recognizer.reading)),
         "views": timed(lambda: classifier.view(prepared)),
         "motion network": timed(lambda: motion(network_state, view["motion"]).block_until_ready()),
         "CLIP": timed(lambda: appearance(clip_state, view["images"]).block_until_ready()),

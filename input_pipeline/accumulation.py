@@ -3,7 +3,7 @@
 A pixel's origin is found backwards: from frame to frame it goes where its block came from, until
 the I-frame; a step that would leave the picture is not made. All pixels do so at once, in a loop
 that the compiler turns into vector instructions. Fields of a stream's own motion, whose sizes
-differ from video to video, are those of `augment.accumulate_tf`.
+differ from video to video, are those of `native_motion.native_fields`.
 """
 
 import functools

@@ -7,60 +7,55 @@ import tensorflow as tf
 BLOCK = 8  # Side in pixels of the grid of displacements, as in motion_vectors.py.
 
 
-def accumulate_tf(
-    displacements: tf.Tensor,
-    is_intra: tf.Tensor,
-    frame_indices: tf.Tensor,
-    height: int,
-    width: int,
-    accumulated: bool = True,
-) -> tf.Tensor:
-    """Accumulate block displacements back to the I-frame of each wanted frame's GOP.
-
-    The result equals `motion_vectors.accumulate`, bit for bit.
-
-    Only blocks that move are touched. What they gather is computed for all steps at once, and the
-    loop over the steps holds one gather and one update, for all wanted frames together. Origins
-    lie block after block, so that a block is updated in one piece.
+def origins_at_rest(height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
+    """Return the origins of a picture's pixels where each is its own.
 
     Args:
-      displacements: int16 `[n, gh, gw, 2]`, (x, y) of `src - dst` on the 8-pixel grid.
-      is_intra: bool `[n]`.
-      frame_indices: int32 `[S]`.
       height: Height of the picture in pixels, at most 32767.
       width: Width of the picture in pixels, at most 32767.
-      accumulated: False gives the motion of each frame alone, against the frame before it.
 
     Returns:
-      int32 `[S, height, width, 2]`, (x, y) of `position - origin` in pixels.
+      int32 `[gh * gw, 64]`, cell after cell of the 8-pixel grid, so that a cell is updated in one
+      piece. An origin is y and x in the upper and lower half, so that one gather moves both.
     """
     grid_h, grid_w = -(-height // BLOCK), -(-width // BLOCK)
-    cells = grid_h * grid_w
-    num_fields = tf.size(frame_indices)
-    if accumulated:
-        # The position before frame 0 stands in for a stream that does not start with an I-frame.
-        intra = tf.concat([[-1], tf.cast(tf.where(is_intra)[:, 0], tf.int32)], 0)
-        start = tf.gather(intra, tf.searchsorted(intra, frame_indices, side="right") - 1)
-    else:
-        start = frame_indices - 1
-    num_steps = tf.reduce_max(frame_indices - start)
+    packed = tf.range(grid_h * BLOCK)[:, None] * 65536 + tf.range(grid_w * BLOCK)
+    blocks = tf.reshape(packed, [grid_h, BLOCK, grid_w, BLOCK])
+    return tf.reshape(tf.transpose(blocks, [0, 2, 1, 3]), [-1, BLOCK**2])
 
-    # [steps, S]: the frame that each field goes through at each step; fields that are done rest.
-    frames = start + 1 + tf.range(num_steps)[:, None]
-    active = (frames <= frame_indices) & ~tf.gather(is_intra, tf.minimum(frames, frame_indices))
-    shifts = tf.gather(displacements, tf.minimum(frames, frame_indices))
-    moving = tf.reduce_any(shifts != 0, -1) & active[:, :, None, None]
-    ends = tf.cumsum(tf.math.count_nonzero(moving, [1, 2, 3], dtype=tf.int32))
+
+def follow_blocks(
+    origins: tf.Tensor, displacements: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor
+) -> tf.Tensor:
+    """Return the origins of a frame from those of another some frames before.
+
+    The steps of `motion_vectors.accumulate` from P-frame to P-frame, bit for bit. Only blocks that
+    move are touched. What they gather is computed for all steps at once, and the loop over the
+    steps holds one gather and one update.
+
+    Args:
+      origins: int32 `[gh * gw, 64]` as `origins_at_rest`.
+      displacements: int16 `[n, gh, gw, 2]` of the `n` frames after, up to the one that is asked
+        for: (x, y) of `src - dst` on the 8-pixel grid.
+      height: Height of the picture in pixels.
+      width: Width of the picture in pixels.
+
+    Returns:
+      int32 `[gh * gw, 64]`.
+    """
+    grid_w = -(-width // BLOCK)
+    moving = tf.reduce_any(displacements != 0, -1)
+    ends = tf.cumsum(tf.math.count_nonzero(moving, [1, 2], dtype=tf.int32))
     where = tf.cast(tf.where(moving), tf.int32)
-    field, row, column = where[:, 1], where[:, 2], where[:, 3]
-    shift = tf.cast(tf.boolean_mask(shifts, moving), tf.int32)
-    cell = field * cells + row * grid_w + column
+    row, column = where[:, 1], where[:, 2]
+    cell = row * grid_w + column
+    shift = tf.cast(tf.boolean_mask(displacements, moving), tf.int32)
 
-    # Position in `origin` of every pixel's source, from its row's part and its column's part.
+    # Position in `origins` of every pixel's source, from its row's part and its column's part.
     inner = tf.range(BLOCK)
     y = row[:, None] * BLOCK + inner + shift[:, 1:]
     x = column[:, None] * BLOCK + inner + shift[:, :1]
-    y_part = (field[:, None] * cells + (y // BLOCK) * grid_w) * BLOCK**2 + (y % BLOCK) * BLOCK
+    y_part = (y // BLOCK) * grid_w * BLOCK**2 + (y % BLOCK) * BLOCK
     x_part = (x // BLOCK) * BLOCK**2 + x % BLOCK
     source = tf.reshape(y_part[:, :, None] + x_part[:, None, :], [-1, BLOCK**2])
     # A pixel whose source lies outside the picture is its own source. Few blocks have any.
@@ -73,32 +68,39 @@ def accumulate_tf(
     source = tf.tensor_scatter_nd_update(
         source, crossing, tf.where(inside, tf.gather_nd(source, crossing), own)
     )
+    every = tf.range(tf.shape(origins)[0])
 
-    # An origin is y and x in the upper and lower half of an int32, so that one gather moves both.
-    ys, xs = tf.range(grid_h * BLOCK), tf.range(grid_w * BLOCK)
-    packed = ys[:, None] * 65536 + xs
-    blocks = tf.reshape(packed, [grid_h, BLOCK, grid_w, BLOCK])
-    identity = tf.reshape(tf.transpose(blocks, [0, 2, 1, 3]), [cells, BLOCK**2])
-    origin = tf.tile(identity, [num_fields, 1])
-    rows = tf.range(num_fields * cells)
-
-    def step(number, begin, origin):
+    def step(number: tf.Tensor, begin: tf.Tensor, origins: tf.Tensor) -> tuple[tf.Tensor, ...]:
         end = ends[number]
-        moved = tf.gather(tf.reshape(origin, [-1]), source[begin:end])
+        moved = tf.gather(tf.reshape(origins, [-1]), source[begin:end])
         # The quickest way to replace some rows; the later of two equal indices wins.
-        updated = tf.dynamic_stitch([rows, cell[begin:end]], [origin, moved])
-        return number + 1, end, tf.ensure_shape(updated, origin.shape)
+        updated = tf.dynamic_stitch([every, cell[begin:end]], [origins, moved])
+        return number + 1, end, tf.ensure_shape(updated, origins.shape)
 
-    _, _, origin = tf.while_loop(
-        lambda number, *_: number < num_steps, step, [0, 0, origin], parallel_iterations=1
+    num_steps = tf.shape(displacements)[0]
+    _, _, origins = tf.while_loop(
+        lambda number, *_: number < num_steps, step, [0, 0, origins], parallel_iterations=1
     )
-    origin = tf.reshape(origin, [num_fields, grid_h, grid_w, BLOCK, BLOCK])
-    origin = tf.reshape(
-        tf.transpose(origin, [0, 1, 3, 2, 4]), [num_fields, grid_h * BLOCK, grid_w * BLOCK]
-    )
+    return origins
+
+
+def motion_of_origins(
+    origins: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor
+) -> tf.Tensor:
+    """Return int32 `[height, width, 2]`, (x, y) of `position - origin` in pixels.
+
+    Args:
+      origins: int32 `[gh * gw, 64]` as `origins_at_rest`.
+      height: Height of the picture in pixels.
+      width: Width of the picture in pixels.
+    """
+    grid_h, grid_w = -(-height // BLOCK), -(-width // BLOCK)
     # Low half first in memory: the halves are (x, y).
-    fields = tf.bitcast(packed, tf.int16) - tf.bitcast(origin, tf.int16)
-    return tf.cast(fields[:, :height, :width], tf.int32)
+    motion = tf.bitcast(origins_at_rest(height, width), tf.int16) - tf.bitcast(origins, tf.int16)
+    blocks = tf.reshape(motion, [grid_h, grid_w, BLOCK, BLOCK, 2])
+    rows = tf.transpose(blocks, [0, 2, 1, 3, 4])
+    picture = tf.reshape(rows, [grid_h * BLOCK, grid_w * BLOCK, 2])
+    return tf.cast(picture[:height, :width], tf.int32)
 
 
 def scale_to_uint8(fields: tf.Tensor, bound: float = 20.0) -> tf.Tensor:

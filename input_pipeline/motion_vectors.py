@@ -23,6 +23,7 @@ from input_pipeline.painting import (
     paint_frames,
 )
 from input_pipeline.seeking import UncertainOrderError, decode_needed
+from input_pipeline.side_data import frame_side_data
 
 CODECS_WITH_VECTORS = frozenset(
     {"mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"}
@@ -38,8 +39,6 @@ EXPORT_VECTORS = {"flags2": "+export_mvs"}
 VECTORS_ONLY = EXPORT_VECTORS | {"skip_idct": "all", "skip_loop_filter": "all"}
 """Decoder options that export motion vectors and compute no more of the picture than they need."""
 
-# Eight origins side by side, as one item of an array.
-_PIECE = np.dtype((np.void, 8 * 4))
 # Frames whose vectors wait to be painted together: numpy's cost a call is shared by them.
 _PAINT_AT_ONCE = 16
 
@@ -71,8 +70,13 @@ class MotionFrame:
 
 def frame_vectors(frame: av.VideoFrame) -> np.ndarray:
     """Return a decoded frame's vectors as an array of `VECTOR_DTYPE`, empty if it has none."""
-    side_data = frame.side_data.get("MOTION_VECTORS")
-    return np.empty(0, VECTOR_DTYPE) if side_data is None else side_data.to_ndarray()
+    return np.frombuffer(_vector_bytes(frame) or b"", VECTOR_DTYPE)
+
+
+def _vector_bytes(frame: av.VideoFrame) -> bytes | None:
+    """Return a frame's vectors, copied: they are the frame's own memory, and keep its picture."""
+    vectors = frame_side_data(frame, "MOTION_VECTORS")
+    return None if vectors is None else bytes(memoryview(vectors))
 
 
 def read_motion_vectors(
@@ -147,6 +151,45 @@ class BlockMotion:
             is_bidirectional=self.is_bidirectional,
             future=self.future,
         )
+        return orient_field(fields, self.orientation)
+
+    def each_alone(self, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the motion of frames against the reference that each block has, turned upright.
+
+        Args:
+          frame_indices: Frames wanted, in any order.
+
+        Returns:
+          int32 `[len(frame_indices), h, w, 2]`, (x, y) in pixels, forward in time either way: where
+          a block refers to the next reference, it is the motion from the block to there.
+
+        Raises:
+          IndexError: A frame index outside the video.
+        """
+        index = np.asarray(frame_indices, np.int64)
+        references = np.append(-1, np.flatnonzero(~self.is_bidirectional))
+        has_next = index < references[-1]
+        # Of each frame a video of three: it lies between two that are at rest.
+        kinds = np.zeros((len(index), 3), bool)
+        displacements = np.zeros((len(index), 3, *self.displacements.shape[1:]), np.int16)
+        future = np.zeros(displacements.shape[:-1], bool)
+        future[:, 1] = self.future[index]
+        displacements[:, 1] = self.displacements[index]
+        displacements[:, 1][future[:, 1] & ~has_next[:, None, None]] = 0
+        is_intra, is_bidirectional = kinds.copy(), kinds.copy()
+        is_intra[:, [0, 2]] = True
+        is_intra[:, 1], is_bidirectional[:, 1] = self.is_intra[index], self.is_bidirectional[index]
+        fields = accumulate(
+            displacements.reshape(-1, *displacements.shape[2:]),
+            is_intra.ravel(),
+            self.height,
+            self.width,
+            np.arange(len(index)) * 3 + 1,
+            is_bidirectional=is_bidirectional.ravel(),
+            future=future.reshape(-1, *future.shape[2:]),
+        )
+        ahead = future[:, 1].repeat(BLOCK, 1).repeat(BLOCK, 2)[:, : self.height, : self.width]
+        np.negative(fields, out=fields, where=ahead[..., None])
         return orient_field(fields, self.orientation)
 
 
@@ -254,13 +297,9 @@ class BlockMotionReader:
             )
         kind = picture_type(frame)
         self._types.append(kind)
-        vectors = frame.side_data.get("MOTION_VECTORS")
+        vectors = _vector_bytes(frame)
         self.has_vectors = self.has_vectors or vectors is not None
-        if vectors is None or (kind == "B" and not wanted):
-            self._waiting.append(b"")
-        else:
-            # Copied, for they are the frame's own memory, and would keep its picture.
-            self._waiting.append(bytes(memoryview(vectors)))
+        self._waiting.append(b"" if vectors is None or (kind == "B" and not wanted) else vectors)
         # Of each cell two int16 and a bool.
         self.num_bytes += -(-frame.height // BLOCK) * -(-frame.width // BLOCK) * 5
         if len(self._waiting) == _PAINT_AT_ONCE:
@@ -472,13 +511,13 @@ class _OriginGrid:
 
     def __init__(self, height: int, width: int):
         self._height, self._width = height, width
-        self._rows, self._columns = -(-height // BLOCK), -(-width // BLOCK)
-        ys = np.arange(self._rows * BLOCK, dtype=np.int32)
-        xs = np.arange(self._columns * BLOCK, dtype=np.int32)
+        # An even number of columns of cells, so that they can be taken in twos.
+        ys = np.arange(-(-height // BLOCK) * BLOCK, dtype=np.int32)
+        xs = np.arange(-(-width // (2 * BLOCK)) * 2 * BLOCK, dtype=np.int32)
         self.identity = ((ys[:, None] << 16) + xs).astype("<i4")
-        self._inner = np.arange(BLOCK)
-        in_row = self._columns * BLOCK
-        self._start = BLOCK * (np.arange(self._rows)[:, None] * in_row + np.arange(self._columns))
+        self._single = _Cells(height, width, BLOCK, self.identity.shape)
+        self._double = _Cells(height, width, 2 * BLOCK, self.identity.shape)
+        self._motion = np.empty((*self.identity.shape, 2), "<i2")
 
     def follow(
         self, held: np.ndarray, source: np.ndarray, chosen: np.ndarray, cells: np.ndarray
@@ -494,50 +533,82 @@ class _OriginGrid:
         Returns:
           A new map, or `held` itself where no cell is chosen.
         """
-        row, column = np.nonzero(chosen)
-        if not row.size:
-            return held
-        shift = cells[row, column].astype(np.intp)
-        top, left = row * BLOCK + shift[:, 1], column * BLOCK + shift[:, 0]
-        crossing = (top < 0) | (left < 0)
-        crossing |= (top + BLOCK > self._height) | (left + BLOCK > self._width)
-        edge = np.flatnonzero(crossing)
-        y, x = top[edge, None] + self._inner, left[edge, None] + self._inner
-        top[edge] = left[edge] = 0
-        # Eight pixels that follow one another, from any pixel on, are one item of this view: a row
-        # of a cell, found at once.
-        in_row = self._columns * BLOCK
-        pieces = np.ndarray((source.size - BLOCK + 1,), _PIECE, source, strides=(source.itemsize,))
-        start = top * in_row + left
-        if held is source and 2 * row.size > chosen.size:
-            # Where most cells move, the others are found at their own place just as fast.
-            everywhere = self._start.copy()
-            everywhere[row, column] = start
-            result = pieces[everywhere[:, None, :] + self._inner[:, None] * in_row]
-            result = result.view(np.int32).reshape(held.shape)
-        else:
-            result = held.copy()
-            at = (row * BLOCK)[:, None] + self._inner, column[:, None]
-            result.view(_PIECE)[at] = pieces[start[:, None] + self._inner * in_row]
-        if edge.size:
-            blocks, held_blocks = self._blocks(result), self._blocks(held)
-            inside_y, inside_x = (y >= 0) & (y < self._height), (x >= 0) & (x < self._width)
-            inside = inside_y[:, :, None] & inside_x[:, None, :]
-            y, x = np.where(inside_y, y, 0)[:, :, None], np.where(inside_x, x, 0)[:, None, :]
-            at = row[edge], column[edge]
-            blocks[at] = np.where(inside, source[y, x], held_blocks[at])
-        return result
-
-    def _blocks(self, pixels: np.ndarray) -> np.ndarray:
-        """Return a view `[gh, gw, 8, 8]` of a map."""
-        return pixels.reshape(self._rows, BLOCK, self._columns, BLOCK).swapaxes(1, 2)
+        pairs = np.ascontiguousarray(cells).view(np.int32)[..., 0]
+        if pairs.shape[1] % 2:
+            # One more column, behind the picture; nobody will see what is there.
+            pairs, chosen = (np.concatenate([x, x[:, -1:]], 1) for x in (pairs, chosen))
+        if (pairs[:, ::2] == pairs[:, 1::2]).all() and (chosen[:, ::2] == chosen[:, 1::2]).all():
+            # Blocks of 16 pixels everywhere, as most codecs have: half as many cells.
+            return self._double.follow(held, source, chosen[:, ::2], pairs[:, ::2])
+        return self._single.follow(held, source, chosen, pairs)
 
     def write_motion(self, origin: np.ndarray, field: np.ndarray) -> None:
-        """Write `position - origin`, int32 `[height, width, 2]` (x, y), into `field`."""
-        here, there = self._coordinates(self.identity), self._coordinates(origin)
-        np.subtract(here, there, out=field, dtype=np.int32)
+        """Write `position - origin`, `[height, width, 2]` (x, y), into an array of integers."""
+        # In its own type first: numpy subtracts and converts faster apart than at once.
+        np.subtract(_coordinates(self.identity), _coordinates(origin), out=self._motion)
+        field[...] = self._motion[: self._height, : self._width]
 
-    def _coordinates(self, pixels: np.ndarray) -> np.ndarray:
-        """Return int16 `[height, width, 2]`, x and y of a map, which the machine stores so."""
-        halves = pixels.view("<i2").reshape(*pixels.shape, 2)
-        return halves[: self._height, : self._width]
+
+class _Cells:
+    """A map's cells of one width, and what happens to them."""
+
+    def __init__(self, height: int, width: int, cell_width: int, shape: tuple[int, int]):
+        self._height, self._width, self._cell_width = height, width, cell_width
+        self._in_row = shape[1]
+        # Pixels that follow one another in a row of a cell are one item of an array.
+        self._piece = np.dtype((np.void, cell_width * 4))
+        tops, lefts = np.arange(0, shape[0], BLOCK), np.arange(0, shape[1], cell_width)
+        self._grid = len(tops), len(lefts)
+        # Of each cell its sides, and its first pixel in the row of all pixels.
+        self._top, self._left = np.repeat(tops, len(lefts)), np.tile(lefts, len(tops))
+        self._start = self._top * self._in_row + self._left
+        # Where its source may begin at most. What a cell itself has outside the picture may come
+        # from outside: nobody will see it.
+        self._last_top = np.maximum(height - BLOCK, self._top).astype(np.uintp)
+        self._last_left = np.maximum(width - cell_width, self._left).astype(np.uintp)
+        self._down, self._across = np.arange(BLOCK), np.arange(cell_width)
+        self._rows = self._down * self._in_row
+
+    def follow(
+        self, held: np.ndarray, source: np.ndarray, chosen: np.ndarray, pairs: np.ndarray
+    ) -> np.ndarray:
+        """Do as `_OriginGrid.follow`, with displacements (x, y) as the halves of an int32."""
+        cell = np.flatnonzero(chosen)
+        if not cell.size:
+            return held
+        shift = pairs.reshape(-1)[cell].view("<i2").reshape(-1, 2)
+        top, left = self._top[cell] + shift[:, 1], self._left[cell] + shift[:, 0]
+        own, start = self._start[cell], top * self._in_row + left
+        # As unsigned numbers, those below zero are large ones.
+        crossing = top.view(np.uintp) > self._last_top[cell]
+        crossing |= left.view(np.uintp) > self._last_left[cell]
+        edge = np.flatnonzero(crossing)
+        # From any pixel on, so that a row of a cell is found at once.
+        pieces = np.ndarray(
+            (source.size - self._cell_width + 1,), self._piece, source, strides=(source.itemsize,)
+        )
+        if held is source and 2 * cell.size > chosen.size:
+            # Where most cells move, the others are found at their own place just as fast.
+            everywhere = self._start.copy()
+            everywhere[cell] = np.where(crossing, own, start)
+            rows = everywhere.reshape(self._grid)[:, None] + self._rows[:, None]
+            result = pieces[rows].view(np.int32).reshape(held.shape)
+        else:
+            result = held.copy()
+            whole = np.flatnonzero(~crossing)
+            at = (own[whole, None] + self._rows) // self._cell_width
+            result.reshape(-1).view(self._piece)[at] = pieces[start[whole, None] + self._rows]
+        if edge.size:
+            # What crosses the picture's edge holds its own pixels by now, and some are replaced.
+            y, x = top[edge, None] + self._down, left[edge, None] + self._across
+            inside_y, inside_x = y.view(np.uintp) < self._height, x.view(np.uintp) < self._width
+            inside = np.flatnonzero(inside_y[:, :, None] & inside_x[:, None, :])
+            here = (own[edge, None, None] + self._rows[:, None] + self._across).reshape(-1)[inside]
+            there = here + np.repeat(start[edge] - own[edge], BLOCK * self._cell_width)[inside]
+            result.reshape(-1)[here] = source.reshape(-1)[there]
+        return result
+
+
+def _coordinates(pixels: np.ndarray) -> np.ndarray:
+    """Return int16 `[..., 2]`, x and y of a map, which the machine stores so."""
+    return pixels.view("<i2").reshape(*pixels.shape, 2)

@@ -6,10 +6,11 @@ The canonical form needs none of this: one size, no B-frames, upright. See `docs
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from input_pipeline import augment
-from input_pipeline.motion_vectors import BLOCK
+from input_pipeline.motion_vectors import BLOCK, BlockMotion
 from input_pipeline.orientation import FLIPPED_X, FLIPPED_Y, TRANSPOSED
 from input_pipeline.video import VideoSpec
 
@@ -33,7 +34,8 @@ def native_fields(
 
     The motion equals `BlockMotion.accumulate`, bit for bit. Bytes mean the same as those of the
     canonical form: pixels are first scaled to canonical ones, on each axis by the ratio of the
-    sizes.
+    sizes. One field is made after another in the order of the frames, so that those of a group of
+    pictures are accumulated together; only their bytes are kept.
 
     Args:
       example: As `example_from_video` gives, or a record's.
@@ -55,30 +57,98 @@ def native_fields(
     references = tf.cast(tf.where(~is_bidirectional)[:, 0], tf.int32)
     chain = tf.pad(tf.gather(displacements, references), [[1, 0], [0, 0], [0, 0], [0, 0]])
     chain_intra = tf.concat([[True], tf.gather(example["is_intra"], references)], 0)
+    intra = tf.cast(tf.where(chain_intra)[:, 0], tf.int32)
+    at_rest = augment.origins_at_rest(height, width)
+    in_order = tf.argsort(frame_indices, stable=True)
 
-    def of_references(places: tf.Tensor) -> tf.Tensor:
-        return augment.accumulate_tf(chain, chain_intra, places, height, width, accumulated)
+    def follow(origins: tf.Tensor, begin: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+        """Return the origins at a place of the chain from those at the place before `begin`."""
+        frames = chain[begin : place + 1]
+        return tf.ensure_shape(augment.follow_blocks(origins, frames, height, width), at_rest.shape)
 
-    def one(index: tf.Tensor) -> tf.Tensor:
+    def one(
+        number: tf.Tensor, reached: tf.Tensor, origins: tf.Tensor, fields: tf.TensorArray
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.TensorArray]:
+        index = frame_indices[in_order[number]]
         place = tf.searchsorted(references, index[None], side="right")[0]
+        start = intra[tf.searchsorted(intra, place[None], side="right")[0] - 1]
+        if accumulated:
+            # Go on from the frame before, if there is no I-frame between.
+            origins = tf.cond(start > reached, lambda: at_rest, lambda: origins)
+            begin = tf.maximum(start, reached) + 1
+        else:
+            origins, begin = at_rest, tf.maximum(start + 1, place)
+        origins = follow(origins, begin, place)
+
+        def of(origins: tf.Tensor) -> tf.Tensor:
+            return augment.motion_of_origins(origins, height, width)
 
         def between() -> tf.Tensor:
-            has_next = place < tf.size(references)
+            has_next = place + 1 < tf.size(chain_intra)
             if accumulated:
-                fields = of_references(tf.stack([place, place + tf.cast(has_next, tf.int32)]))
+                following = tf.cond(
+                    has_next,
+                    lambda: tf.cond(
+                        chain_intra[place + 1],
+                        lambda: at_rest,
+                        lambda: follow(origins, place + 1, place + 1),
+                    ),
+                    lambda: origins,
+                )
+                around = tf.stack([of(origins), of(following)])
             else:
-                fields = tf.zeros(tf.stack([2, height, width, 2]), tf.int32)
+                around = tf.zeros(tf.stack([2, height, width, 2]), tf.int32)
             return _between(
-                displacements[index], future[index], fields, has_next, height, width, accumulated
+                displacements[index], future[index], around, has_next, height, width, accumulated
             )
 
-        field = tf.cond(is_bidirectional[index], between, lambda: of_references(place[None])[0])
-        return _scale_to_uint8(_orient(field, example["orientation"]), spec, bound)
+        field = tf.cond(is_bidirectional[index], between, lambda: of(origins))
+        shown = _orient(field, example["orientation"])
+        scaled = _scale_to_uint8(shown, tf.shape(shown), spec, bound)
+        return number + 1, place, origins, fields.write(in_order[number], scaled)
 
-    fields = tf.map_fn(
-        one, frame_indices, fn_output_signature=tf.TensorSpec([None, None, 2], tf.uint8)
+    count = tf.size(frame_indices)
+    fields = tf.TensorArray(tf.uint8, count, element_shape=[None, None, 2])
+    *_, fields = tf.while_loop(
+        lambda number, *_: number < count, one, [0, -1, at_rest, fields], parallel_iterations=1
     )
-    return tf.ensure_shape(fields, [frame_indices.shape[0], None, None, 2])
+    return tf.ensure_shape(fields.stack(), [frame_indices.shape[0], None, None, 2])
+
+
+def fields_in_memory(
+    motion: BlockMotion,
+    frame_indices: np.ndarray,
+    spec: VideoSpec,
+    bound: float,
+    accumulated: bool = True,
+) -> np.ndarray:
+    """Return what `native_fields` does, bit for bit, of motion that is not in a graph.
+
+    NumPy does it several times faster than TensorFlow.
+
+    Args:
+      motion: Of a video.
+      frame_indices: int `[S]`.
+      spec: As `native_fields`.
+      bound: As `native_fields`.
+      accumulated: As `native_fields`.
+
+    Returns:
+      uint8 `[S, h, w, 2]`; no motion is 128.
+    """
+    fields = (motion.accumulate if accumulated else motion.each_alone)(frame_indices)
+    # No pixel has come from outside the picture: there are few values, and each is scaled once.
+    height, width = fields.shape[1:3]
+    reach = max(height, width)
+    values = tf.range(-reach, reach + 1)
+    table = _scale_to_uint8(tf.stack([values, values], 1), (height, width), spec, bound)
+    table = table.numpy().T.ravel()  # First the bytes of x, then those of y.
+    zero = np.empty(fields.shape[1:], np.intp)
+    zero[...] = reach, reach + len(values)
+    scaled = np.empty(fields.shape, np.uint8)
+    for row, field in enumerate(fields):
+        scaled[row] = table[zero + field]
+    return scaled
 
 
 def _between(
@@ -124,9 +194,11 @@ def _orient(field: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     return when(FLIPPED_Y, lambda f: tf.reverse(f, [0]) * [1, -1], field)
 
 
-def _scale_to_uint8(field: tf.Tensor, spec: VideoSpec, bound: float) -> tf.Tensor:
+def _scale_to_uint8(
+    field: tf.Tensor, shown_size: tf.Tensor | tuple[int, int], spec: VideoSpec, bound: float
+) -> tf.Tensor:
     """Return `int(v * canonical * 127.5 / (bound * size)) + 128` on each axis, clipped to bytes."""
-    size = tf.cast(tf.shape(field)[1::-1], tf.float64)
+    size = tf.cast(tf.stack([shown_size[1], shown_size[0]]), tf.float64)
     canonical = tf.constant([spec.width, spec.height], tf.float64)
     # In float64 both products are exact for a bound of few digits, as whole pixels are.
     scaled = tf.math.divide_no_nan(tf.cast(field, tf.float64) * (canonical * 127.5), size * bound)

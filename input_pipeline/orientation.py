@@ -14,6 +14,8 @@ import av
 import av.filter
 import numpy as np
 
+from input_pipeline.side_data import frame_side_data
+
 UPRIGHT = 0
 FLIPPED_X = 1
 FLIPPED_Y = 2
@@ -35,11 +37,10 @@ def frame_orientation(frame: av.VideoFrame) -> int:
     Raises:
       ValueError: The frame is to be turned by an angle that is no multiple of 90 degrees.
     """
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data = frame_side_data(frame, "DISPLAYMATRIX")
     if data is None:
         return UPRIGHT
-    # Side data is a buffer, which its type does not say.
-    matrix = np.frombuffer(memoryview(data), "<i4").reshape(3, 3)[:2, :2]  # type: ignore[arg-type]
+    matrix = np.frombuffer(memoryview(data), "<i4").reshape(3, 3)[:2, :2]
     # A position (x, y) goes to (x, y) @ matrix, and a translation; players ignore its scale.
     scaled = matrix / np.maximum(np.hypot(*matrix), 1)
     turn = np.round(scaled).astype(int)

@@ -1,4 +1,4 @@
-"""Decode only the groups of pictures that hold the frames one wants.
+"""Decode only the groups of pictures that hold the frames one wants, up to the last of these.
 
 The packets of a file are listed without decoding them; their time stamps say which frame of the
 video each will be, and their key flags where decoding can start. That is certain for many files
@@ -86,8 +86,9 @@ def decode_needed(
       limits: What the file may cost.
 
     Yields:
-      Position in the video and frame, in rising order: all wanted frames and those that they and
-      the next I- or P-frame after each of them depend on.
+      Position in the video and frame, in rising order: all wanted frames and those that they depend
+      on; and if frames are not coded in the order they are shown in, the next I- or P-frame after
+      each of them.
 
     Raises:
       UncertainOrderError: The file does not allow it, or it would not save anything. It may come
@@ -152,7 +153,9 @@ def _needed_runs(
                 raise UncertainOrderError
         after = next((key for key in keys[before + 1 :] if listed[key].time > time), None)
         end = len(listed)
-        if after is not None:
+        if in_order:
+            end = position_of[time] + 1  # It depends on nothing that comes later.
+        elif after is not None:
             # With the frames that are decoded after the next key frame and shown before it.
             end = after + 1
             while end < len(listed) and listed[end].time < listed[after].time:
@@ -202,5 +205,8 @@ def _decode_runs(
                 break
         else:
             if number != len(expected):
+                raise UncertainOrderError
+            if run.stop < len(plan.times):
+                # A B-frame after all, which may depend on what has not been decoded.
                 raise UncertainOrderError
         stream.codec_context.flush_buffers()

@@ -52,6 +52,7 @@ _QSCALE_TO_LAMBDA = 118  # FF_QP2LAMBDA, the unit of FFmpeg's `global_quality`.
 # Constant, because the encoder needs a time base and motion does not depend on it, while MPEG-4
 # refuses some of the frame rates that real files declare.
 _ENCODER_RATE = Fraction(25)
+_ENCODER_TIME_BASE = 1 / _ENCODER_RATE
 # Of the stream's own motion in memory; a record on disk can hold no more than twice that.
 _LARGEST_MOTION = 2**30
 
@@ -442,7 +443,7 @@ class _CanonicalEncoder:
     def __init__(self, spec: VideoSpec):
         encoder = av.CodecContext.create("mpeg4", "w")
         encoder.width, encoder.height, encoder.pix_fmt = spec.width, spec.height, "yuv420p"
-        encoder.time_base, encoder.framerate = 1 / _ENCODER_RATE, _ENCODER_RATE
+        encoder.time_base, encoder.framerate = _ENCODER_TIME_BASE, _ENCODER_RATE
         encoder.gop_size, encoder.max_b_frames, encoder.thread_count = spec.gop_size, 0, 1
         encoder.flags |= Flags.qscale
         encoder.global_quality = spec.qscale * _QSCALE_TO_LAMBDA
@@ -462,7 +463,7 @@ class _CanonicalEncoder:
         )
         # The encoder decides: it would repeat the source's picture types if they were left in.
         frame.pict_type = PictureType.NONE
-        frame.pts, frame.time_base = self._count, 1 / _ENCODER_RATE
+        frame.pts, frame.time_base = self._count, _ENCODER_TIME_BASE
         self._count += 1
         return self._encoder.encode(frame)
 

@@ -59,11 +59,22 @@ class Recognizer:
     frame: str
     clip_dtype: str = "float32"
 
+    @property
+    def reading(self) -> VideoSpec:
+        """How a file is brought to the canonical form where nothing but its label is wanted.
+
+        Its RGB frames are then those alone that CLIP sees, if that is the middle one.
+        """
+        if self.frame != "middle":
+            return self.video
+        # The middle frame is always kept, and it is the centre of a single part.
+        return dataclasses.replace(self.video, clip_frames=1)
+
     def view(self, example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns what the networks see of a video: `motion` and `images` (TensorFlow ops).
 
         Args:
-          example: as `input_pipeline.dataset.example_from_video` gives.
+          example: as `input_pipeline.views.example_from_video` or `test_example_from_video` gives.
         """
         return view_of_example(
             example,

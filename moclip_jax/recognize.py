@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 from flax import nnx
 
-from input_pipeline.dataset import example_from_video
 from input_pipeline.decoding import check_video
 from input_pipeline.video import (
     PreparedVideo,
@@ -23,7 +22,7 @@ from input_pipeline.video import (
     frame_positions,
     prepare_video,
 )
-from input_pipeline.views import example_signature
+from input_pipeline.views import example_signature, test_example_from_video
 from moclip_jax.device_rules import compiler_options, product_dtype
 from moclip_jax.export import Recognizer
 from moclip_jax.extract_features import appearance_features, motion_features
@@ -70,7 +69,7 @@ class Classifier:
         self.labels = tuple(words) or recognizer.class_names
         self.trained_as: tuple[str, ...] = ()
         self._recognizer = recognizer
-        # By the names of what an example holds; a stream's windows hold more than a file.
+        # By the names of what an example holds: a stream's windows may hold more than a file.
         self._views: dict[frozenset[str], Callable[..., dict[str, tf.Tensor]]] = {}
         self.network = frozen_motion_network(recognizer.network)
         self.clip = frozen_clip(recognizer.clip, product_dtype(recognizer.clip_dtype))
@@ -99,13 +98,14 @@ class Classifier:
 
     def view(self, video: PreparedVideo) -> dict[str, np.ndarray]:
         """Returns what the networks see: `motion` and `images`, each a batch of one."""
-        example = example_from_video(video)
+        recognizer = self._recognizer
+        example = test_example_from_video(video, recognizer.views, recognizer.video)
         held = frozenset(example)
         if held not in self._views:
             # Compiled, which is eight times faster than one operation after another, and once for
             # videos of any length.
             self._views[held] = tf.function(
-                self._recognizer.view,
+                recognizer.view,
                 input_signature=[example_signature(example)],
                 autograph=False,
             )
@@ -265,7 +265,7 @@ def make_classifier(
     """
     classifier = Classifier(recognizer, classes)
     return lambda path: classifier.probabilities(
-        classifier.view(prepare_video(path, recognizer.video))
+        classifier.view(prepare_video(path, recognizer.reading))
     )
 
 
@@ -316,7 +316,7 @@ def predict_videos(
         if isinstance(video, VideoError):
             raise video
         if not window_s:
-            return classifier.view(read(prepare_video, video, spec)), []
+            return classifier.view(read(prepare_video, video, recognizer.reading)), []
         prepared = decode_for_windows(video, window_s, spec, read)
         try:
             windows = split_windows(prepared, window_s, spec)

@@ -170,7 +170,7 @@ def _draw_videos(arguments: argparse.Namespace) -> int:
                 out.mkdir(parents=True, exist_ok=True)
                 video = prepare_video(found, spec)
                 guesses = (
-                    _guesses(classifier, prepare_video(found, recognizer.video))
+                    _guesses(classifier, prepare_video(found, recognizer.reading))
                     if classifier
                     else []
                 )

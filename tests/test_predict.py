@@ -137,6 +137,27 @@ def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, 
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+def test_what_is_not_read_for_a_label_was_not_seen(finished_run, real_videos):
+    import dataclasses
+
+    from input_pipeline.video import frame_positions, prepare_video
+
+    for num_frames in range(1, 100):
+        assert frame_positions(num_frames, 1).tolist() == [num_frames // 2]
+    recognizer = load_export(finished_run / "export")
+    assert recognizer.frame == "middle"
+    spec = dataclasses.replace(recognizer.video, clip_frames=8)
+    recognizer = dataclasses.replace(recognizer, video=spec)
+    classifier = recognize.Classifier(recognizer)
+    videos = [prepare_video(real_videos[1], s) for s in (recognizer.video, recognizer.reading)]
+    assert [len(video.frames) for video in videos] == [9, 1]
+    all_kept, one_kept = map(classifier.view, videos)
+    for name in ("motion", "images"):
+        np.testing.assert_array_equal(one_kept[name], all_kept[name])
+    several = dataclasses.replace(recognizer, frame="uniform_3")
+    assert several.reading == recognizer.video
+
+
 def test_folders_patterns_and_standard_input_name_videos(
     finished_run, real_videos, tmp_path, capsys, monkeypatch
 ):

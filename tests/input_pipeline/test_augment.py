@@ -55,36 +55,27 @@ def flip_by_definition(fields: np.ndarray) -> np.ndarray:
     ("height", "width", "reach", "still"),
     [(64, 96, 30, 0.6), (37, 51, 30, 0.6), (40, 340, 8, 0.0), (16, 16, 200, 0.3), (24, 24, 0, 1.0)],
 )
-def test_accumulation_equals_the_numpy_one(height, width, reach, still):
+def test_following_blocks_from_frame_to_frame_equals_the_numpy_accumulation(
+    height, width, reach, still
+):
     displacements, is_intra = random_motion(height, 30, height, width, reach, still)
-    indices = np.array([0, 29, 5, 12, 11, 5, 23], np.int32)
-    expected = accumulate(displacements, is_intra, height, width, indices)
-    function = tf.function(augment.accumulate_tf, autograph=False)
-    for accumulate_tf in (augment.accumulate_tf, function):
-        fields = accumulate_tf(displacements, is_intra, tf.constant(indices), height, width)
-        assert fields.dtype == tf.int32
-        np.testing.assert_array_equal(fields, expected)
-
-
-def test_accumulation_of_a_stream_that_does_not_start_with_an_i_frame():
-    displacements, is_intra = random_motion(3, 10, 32, 32)
-    displacements[0] = displacements[1]
-    is_intra[:] = False
-    indices = np.array([0, 4, 9], np.int32)
-    expected = accumulate(displacements, is_intra, 32, 32, indices)
-    fields = augment.accumulate_tf(displacements, is_intra, tf.constant(indices), 32, 32)
-    np.testing.assert_array_equal(fields, expected)
-
-
-def test_motion_of_a_frame_alone():
-    displacements, is_intra = random_motion(4, 30, 32, 48)
-    indices = np.array([5, 0, 17, 12], np.int32)
-    fields = augment.accumulate_tf(
-        displacements, is_intra, tf.constant(indices), 32, 48, accumulated=False
-    )
-    for field, index in zip(fields.numpy(), indices, strict=True):
-        alone = accumulate(displacements[index : index + 1], np.array([False]), 32, 48)[0]
-        np.testing.assert_array_equal(field, alone)
+    expected = accumulate(displacements, is_intra, height, width)
+    function = tf.function(augment.follow_blocks, autograph=False)
+    for follow_blocks in (augment.follow_blocks, function):
+        at_rest = augment.origins_at_rest(height, width)
+        origins = [at_rest]
+        for frame in range(1, 30):
+            step = tf.constant(displacements[frame : frame + 1])
+            moved = at_rest if is_intra[frame] else follow_blocks(origins[-1], step, height, width)
+            origins.append(moved)
+        for frame, begin in ((11, 1), (23, 13), (29, 26), (20, 21)):  # The last makes no step.
+            steps = tf.constant(displacements[begin : frame + 1])
+            at_once = follow_blocks(origins[begin - 1], steps, height, width)
+            np.testing.assert_array_equal(at_once, origins[frame])
+        for frame in range(30):
+            field = augment.motion_of_origins(origins[frame], height, width)
+            assert field.dtype == tf.int32
+            np.testing.assert_array_equal(field, expected[frame])
 
 
 @pytest.mark.parametrize("bound", [20.0, 8.0, 33.0])

@@ -1,5 +1,6 @@
 """Reading and accumulating motion vectors, against their per-pixel definition."""
 
+import gc
 import itertools
 import pathlib
 
@@ -7,14 +8,19 @@ import av
 import numpy as np
 import pytest
 
+from input_pipeline.decoding import decode_frames
 from input_pipeline.motion_vectors import (
+    EXPORT_VECTORS,
     VECTOR_DTYPE,
+    BlockMotionReader,
     accumulate,
     accumulate_motion,
+    frame_vectors,
     paint_blocks,
     paint_displacements,
     read_motion_vectors,
 )
+from input_pipeline.orientation import frame_orientation
 from input_pipeline.video import VideoError
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import cut, drifting_frames, write_video
@@ -93,11 +99,13 @@ def accumulate_by_definition(
     return np.array(fields, np.int32)
 
 
-def random_vectors(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def random_vectors(
+    rng: np.random.Generator, height: int, width: int, sides: tuple[int, ...] = (8, 16)
+) -> np.ndarray:
     """Draw vectors of 16x16, 16x8, 8x16 and 8x8 blocks that leave some of the picture free."""
     vectors = []
     for top, left in itertools.product(range(0, height, 16), range(0, width, 16)):
-        w, h = rng.choice([8, 16], 2)
+        w, h = rng.choice(sides, 2)
         for j, i in itertools.product(range(0, 16, h), range(0, 16, w)):
             if rng.random() < 0.25:
                 continue
@@ -114,11 +122,15 @@ def random_vectors(rng: np.random.Generator, height: int, width: int) -> np.ndar
     return np.array(vectors, VECTOR_DTYPE)
 
 
-@pytest.mark.parametrize(("height", "width"), [(48, 64), (40, 56), (37, 51), (16, 16)])
-def test_accumulation_follows_the_definition(height, width):
+@pytest.mark.parametrize("sides", [(8, 16), (16,)])  # (16,): cells move in twos
+@pytest.mark.parametrize(
+    ("height", "width"), [(48, 64), (40, 56), (37, 51), (16, 16), (33, 49), (9, 9), (5, 7)]
+)
+def test_accumulation_follows_the_definition(height, width, sides):
     rng = np.random.default_rng(height)
+    none = np.empty(0, VECTOR_DTYPE)
     frames = [
-        (kind, random_vectors(rng, height, width) if kind == "P" else np.empty(0, VECTOR_DTYPE))
+        (kind, random_vectors(rng, height, width, sides) if kind == "P" else none)
         for kind in "IPPPPIPPPIIP"
     ]
     displacements = np.stack([paint_displacements(v, height, width) for _, v in frames])
@@ -128,15 +140,16 @@ def test_accumulation_follows_the_definition(height, width):
     np.testing.assert_array_equal(fields, accumulate_by_definition(frames, height, width))
 
 
+@pytest.mark.parametrize("sides", [(8, 16), (16,)])
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (37, 51)])
 @pytest.mark.parametrize("kinds", ["IPBBPBIBBPB", "BBPBIPB", "IBBB", "BBB", "B", "IIBP"])
-def test_accumulation_of_b_frames_follows_the_definition(height, width, kinds):
+def test_accumulation_of_b_frames_follows_the_definition(height, width, kinds, sides):
     rng = np.random.default_rng(len(kinds))
     frames = []
     for kind in kinds:
-        vectors = random_vectors(rng, height, width)
+        vectors = random_vectors(rng, height, width, sides)
         if kind == "B":  # Some blocks have vectors of both kinds, some of one.
-            also = random_vectors(rng, height, width)
+            also = random_vectors(rng, height, width, sides)
             vectors["source"], also["source"] = -1, 1
             vectors = np.concatenate([vectors, also])
         frames.append((kind, vectors if kind != "I" else np.empty(0, VECTOR_DTYPE)))
@@ -296,3 +309,30 @@ def test_bad_files_are_named(tmp_path):
             accumulate_motion(bad)
         with pytest.raises(VideoError, match=bad.name):
             list(read_motion_vectors(bad))
+
+
+def test_a_frame_goes_when_nobody_holds_it_any_more(tmp_path):
+    """Not when the garbage collector comes by, for until then each keeps a picture."""
+    path = write_video(tmp_path / "a.avi", drifting_frames(30))
+
+    def frames_in_memory() -> int:
+        return sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = frames_in_memory()
+        kept = []
+        for frame in decode_frames(path, EXPORT_VECTORS):
+            assert frame_orientation(frame) == 0
+            kept.append(frame_vectors(frame))
+        del frame
+        assert frames_in_memory() == before
+        assert sum(map(len, kept)) > 100
+        reader = BlockMotionReader(path)
+        for frame in decode_frames(path, EXPORT_VECTORS):
+            reader.add(frame)
+        del frame
+        assert frames_in_memory() == before
+    finally:
+        gc.enable()

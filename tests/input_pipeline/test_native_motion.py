@@ -17,8 +17,9 @@ from input_pipeline.dataset import (
     view_of_example,
 )
 from input_pipeline.motion_vectors import BlockMotion
-from input_pipeline.native_motion import native_fields
-from input_pipeline.video import VideoSpec, prepare_video
+from input_pipeline.native_motion import fields_in_memory, native_fields
+from input_pipeline.video import VideoSpec, prepare_frames, prepare_video
+from input_pipeline.views import test_example_from_video
 from moclip_jax.motion_pictures import motion_fields
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
@@ -65,7 +66,9 @@ def to_bytes(fields: np.ndarray, spec: VideoSpec, bound: float) -> np.ndarray:
     return result
 
 
-@pytest.mark.parametrize("kinds", ["IPPPIPP", "IBBPBIBBPB", "BBPBIPB", "IBBB", "BB", "I", "PPB"])
+@pytest.mark.parametrize(
+    "kinds", ["IPPPIPP", "IBBPBIBBPB", "BBPBIPB", "IBBB", "BB", "I", "PPB", "PPPPP"]
+)
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (37, 51)])
 def test_fields_equal_the_numpy_ones(kinds, height, width):
     motion = random_motion(kinds, height, width)
@@ -75,6 +78,22 @@ def test_fields_equal_the_numpy_ones(kinds, height, width):
     for implementation in (native_fields, function):
         fields = implementation(as_example(motion), indices, SPEC, 20.0)
         assert fields.dtype == tf.uint8
+        np.testing.assert_array_equal(fields, expected)
+    fields = fields_in_memory(motion, indices.numpy(), SPEC, 20.0)
+    assert fields.dtype == np.uint8
+    np.testing.assert_array_equal(fields, expected)
+
+
+@pytest.mark.parametrize("kinds", ["IPPPIPPP", "IBBPBIBB", "BBPPPIPB", "PPPPPPPP"])
+@pytest.mark.parametrize("accumulated", [True, False])
+def test_frames_are_wanted_in_any_order_and_some_twice(kinds, accumulated):
+    motion = random_motion(kinds, 37, 51, reach=60)
+    indices = np.array([7, 1, 4, 1, 6, 5, 2, 2], np.int32)
+    of = motion.accumulate if accumulated else motion.each_alone
+    expected = to_bytes(of(indices), SPEC, 70.0)
+    function = tf.function(native_fields, autograph=False)
+    for implementation in (native_fields, function):
+        fields = implementation(as_example(motion), tf.constant(indices), SPEC, 70.0, accumulated)
         np.testing.assert_array_equal(fields, expected)
 
 
@@ -107,7 +126,8 @@ def test_motion_of_a_frame_alone_points_forward_in_time():
     kinds = "IPBPBB"
     height, width = 37, 51
     motion = random_motion(kinds, height, width)
-    fields = native_fields(as_example(motion), tf.range(6), SPEC, 20.0, accumulated=False).numpy()
+    indices = np.arange(6, dtype=np.int32)
+    fields = native_fields(as_example(motion), tf.constant(indices), SPEC, 20.0, accumulated=False)
     expected = np.zeros((6, height, width, 2), np.int32)
     for index, y, x in np.ndindex(6, height, width):
         dx, dy = motion.displacements[index, y // 8, x // 8].tolist()
@@ -117,6 +137,49 @@ def test_motion_of_a_frame_alone_points_forward_in_time():
         if 0 <= x + dx < width and 0 <= y + dy < height:
             expected[index, y, x] = (dx, dy) if ahead else (-dx, -dy)
     np.testing.assert_array_equal(fields, to_bytes(expected, SPEC, 20.0))
+    fields = fields_in_memory(motion, indices, SPEC, 20.0, accumulated=False)
+    np.testing.assert_array_equal(fields, to_bytes(expected, SPEC, 20.0))
+    np.testing.assert_array_equal(motion.each_alone(indices), expected)
+
+
+FORMS = {
+    "plain": {},
+    "b-frames": {"codec": "libx264", "options": {"bf": "3", "g": "15"}},
+    "open groups": {"codec": "mpeg2video", "options": {"bf": "2", "g": "9"}},
+    "long groups": {"codec": "libx264", "options": {"bf": "2", "g": "250", "sc_threshold": "0"}},
+    "turned": {"codec": "mpeg4", "options": {"bf": "2"}, "rotation": -90},
+}
+
+
+@pytest.mark.parametrize("accumulated", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_test_view_of_a_file_is_the_same_from_memory_and_in_a_graph(
+    form, accumulated, tmp_path
+):
+    size = (58, 84) if form == "plain" else (64, 80)
+    frames = drifting_frames(40, *size, step=(3, -2))
+    path = write_video(tmp_path / ("a.mov" if form == "turned" else "a.mkv"), frames, **FORMS[form])
+    prepared = prepare_video(path, SPEC)
+    views = dataclasses.replace(VIEWS, num_segments=7, accumulated=accumulated, crops=10)
+    # A window of a stream that begins behind an I-frame, and one that ends among B-frames.
+    window = dataclasses.replace(prepared, lead=5, num_frames=21)
+    for video in (prepared, window, prepared.part(0, 18, np.array([True] * len(prepared.frames)))):
+        example = test_example_from_video(video, views, SPEC)
+        assert example["fields"].shape[0] == 7
+        expected = view_of_example(
+            example_from_video(video), SPEC, motion=views, frames="middle", image_size=32
+        )
+        view = view_of_example(example, SPEC, motion=views, frames="middle", image_size=32)
+        assert (np.asarray(expected["motion"]) != 128).any()
+        for name in ("motion", "images"):
+            np.testing.assert_array_equal(view[name], expected[name])
+
+
+def test_the_canonical_form_has_one_example_for_all():
+    spec = dataclasses.replace(SPEC, source="reencode")
+    prepared = prepare_frames(drifting_frames(20, 64, 96), spec, 25.0)
+    example = test_example_from_video(prepared, VIEWS, spec)
+    assert example.keys() == example_from_video(prepared).keys()
 
 
 def test_a_real_video_with_b_frames_equals_the_numpy_fields():

@@ -218,7 +218,8 @@ def test_a_script_without_a_guard_is_told(tmp_path):
 
 def test_a_killed_run_keeps_its_shards_and_its_processes_end(tmp_path):
     run = start(tmp_path)
-    until(lambda: len(list(tmp_path.glob("data/generated/*/*.preparing/*.tfrecord"))) >= 2)
+    # A shard is finished with its list of outcomes, which comes after its records.
+    until(lambda: len(list(tmp_path.glob("data/generated/*/*.preparing/[0-9]*.json"))) >= 2)
     workers = children(run)
     assert workers
     run.kill()

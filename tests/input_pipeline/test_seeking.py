@@ -154,6 +154,27 @@ def test_limits_hold(folder):
     assert len(accumulate_motion(folder / "mpeg4.avi", [20], Limits(max_frames=FRAMES))) == 1
 
 
+def test_without_b_frames_nothing_is_decoded_behind_the_last_frame_of_each_group(folder):
+    path = folder / "mpeg4.avi"
+    types = [picture_type(frame) for frame in decode_frames(path, VECTORS_ONLY)]
+    starts = [index for index, kind in enumerate(types) if kind == "I"]
+    assert starts[:3] == [0, 12, 24]
+    wanted = [2, 13, 11, 12, 26]
+    given = [index for index, _ in decode_needed(path, wanted, VECTORS_ONLY)]
+    assert given == [*range(14), 24, 25, 26]
+    np.testing.assert_array_equal(accumulate_motion(path, wanted), whole(path)[wanted])
+
+
+def test_a_b_frame_where_none_was_declared_is_noticed(folder, monkeypatch):
+    monkeypatch.setattr(
+        seeking, "picture_type", lambda frame: picture_type(frame).replace("P", "B")
+    )
+    path = folder / "mpeg4.avi"
+    with pytest.raises(UncertainOrderError):
+        list(decode_needed(path, [20], VECTORS_ONLY))
+    np.testing.assert_array_equal(accumulate_motion(path, [20])[0], whole(path)[20])
+
+
 def test_runs_that_touch_are_decoded_once(folder):
     path = folder / "open_gop.mkv"
     for wanted in itertools.combinations((4, 8, 9, 10, 17, 30), 3):
