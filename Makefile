@@ -60,7 +60,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Side by side with PyTorch, timm, transformers and mv-extractor; BENCH=--quick takes five minutes.
+# Side by side with PyTorch, timm, transformers and mv-extractor; BENCH=--quick takes three minutes.
 bench: $(PARITY)/.installed
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
