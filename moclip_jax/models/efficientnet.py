@@ -16,7 +16,7 @@ from flax import nnx
 from jax import lax
 
 from moclip_jax.models.batch_norm import BatchNorm
-from moclip_jax.models.depthwise import depthwise_conv
+from moclip_jax.models.depthwise import depthwise_conv, in_blocks
 from moclip_jax.models.initializers import Initializer, normal, symmetric_uniform
 
 # Per stage of B0: expansion of the inner channels, output channels, blocks, kernel size, stride of
@@ -30,8 +30,8 @@ _STAGES = (
     (6, 192, 4, 5, 2),
     (6, 320, 1, 3, 1),
 )
-# Those whose maps are large; see `EfficientNet.first_maps`.
-_FIRST_STAGES = 3
+# Stages whose maps are large, and pictures that go through them together in inference.
+_FIRST_STAGES, _FEW_PICTURES = 3, 5
 _STEM_CHANNELS = 32
 _HEAD_CHANNELS = 1280
 _SQUEEZE_RATIO = 0.25
@@ -335,14 +335,6 @@ class EfficientNet(nnx.Module):
             ValueError: x is not a batch of pictures with `in_channels` channels, or is of an
                 integer dtype.
         """
-        return self.features_of_maps(self.first_maps(x, train=train), train=train)
-
-    def first_maps(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """The maps after the first three stages, an eighth as high and wide; see `features`.
-
-        Returns:
-            [N, ceil(H / 8), ceil(W / 8), channels] of the dtype of the computation.
-        """
         if x.ndim != 4 or x.shape[3] != self.config.in_channels:
             raise ValueError(
                 f"EfficientNet needs [N, H, W, {self.config.in_channels}], got {x.shape}"
@@ -350,13 +342,17 @@ class EfficientNet(nnx.Module):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"EfficientNet needs floating input, got {x.dtype}: scale it first")
         x = x.astype(self.config.map_dtype)
-        x = self.stem_norm(self.stem(x), train=train, silu=True)
-        return _through(self.blocks[:_FIRST_STAGES], x, train=train)
-
-    def features_of_maps(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """The pooled features, float32 [N, num_features], from what `first_maps` gives."""
+        if train:
+            x = self._first_maps(x, train=True)
+        else:
+            x = in_blocks(self._first_maps, x, _FEW_PICTURES)
         x = _through(self.blocks[_FIRST_STAGES:], x, train=train)
         return _spatial_mean(self.head_norm(self.head(x), train=train, silu=True))
+
+    def _first_maps(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """[N, H, W, in_channels] -> [N, ceil(H / 8), ceil(W / 8), channels]."""
+        x = self.stem_norm(self.stem(x), train=train, silu=True)
+        return _through(self.blocks[:_FIRST_STAGES], x, train=train)
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits, float32 [N, num_classes]; arguments and errors as `features`."""

@@ -14,6 +14,7 @@ from flax import nnx
 from moclip_jax.models import activations
 from moclip_jax.models.batch_norm import BatchNorm
 from moclip_jax.models.clip import CLIP, Block, VisionTower
+from moclip_jax.models.efficientnet import Conv, DepthwiseConv, PointwiseConv
 from moclip_jax.models.motion_network import MotionNetwork
 
 
@@ -38,27 +39,27 @@ class FoldedNorm(nnx.Module):
 def frozen_motion_network(network: MotionNetwork) -> MotionNetwork:
     """Returns the network with every BatchNorm folded into the convolution before it.
 
-    Only that of the input stays, which has no convolution before it.
+    That is: `x_norm` of a module into its `x`, where this is a convolution of `efficientnet`. The
+    BatchNorm of the input has none before it and stays.
 
     Args:
         network: trained; its own arrays stay as they are.
     """
     frozen = _same_arrays(network)
-    backbone = frozen.backbone
-    _fold(backbone, "stem")
-    _fold(backbone, "head")
-    for stage in backbone.blocks:
-        for block in stage:
-            for name in ("expand", "depthwise", "project"):
-                if getattr(block, name) is not None:
-                    _fold(block, name)
+    for _, owner in list(nnx.iter_modules(frozen)):
+        for name, norm in list(vars(owner).items()):
+            conv = getattr(owner, name.removesuffix("_norm"), None)
+            if isinstance(norm, BatchNorm) and isinstance(conv, _CONVOLUTIONS):
+                setattr(owner, name, _fold(conv, norm))
     return frozen
 
 
-def _fold(owner: nnx.Module, name: str) -> None:
-    """Replaces `owner`'s convolution `name` and BatchNorm `name`_norm."""
-    conv, norm = getattr(owner, name), getattr(owner, f"{name}_norm")
-    assert isinstance(norm, BatchNorm)
+# All without a bias, and with the output's channels last in their kernel.
+_CONVOLUTIONS = (Conv, PointwiseConv, DepthwiseConv)
+
+
+def _fold(conv: Conv | PointwiseConv | DepthwiseConv, norm: BatchNorm) -> FoldedNorm:
+    """Changes the kernel; returns what is left of the BatchNorm."""
     # In numpy, so that no shape needs a compilation.
     scale, bias, mean, var, kernel = (
         np.asarray(variable[...])
@@ -66,7 +67,7 @@ def _fold(owner: nnx.Module, name: str) -> None:
     )
     factor = scale / np.sqrt(var + np.float32(norm.eps))
     conv.kernel[...] = jnp.asarray(kernel * factor)
-    setattr(owner, f"{name}_norm", FoldedNorm(bias - mean * factor))
+    return FoldedNorm(bias - mean * factor)
 
 
 class TransposedLinear(nnx.Module):

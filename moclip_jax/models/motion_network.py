@@ -14,9 +14,8 @@ from moclip_jax.models.batch_norm import BatchNorm
 from moclip_jax.models.depthwise import in_blocks
 from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
 
-# Fields that go through the first stages of the network together, whose maps are large, and through
-# the others, whose products are small: the best of 1 to 8 and of 8 to 32 for a B0.
-_FEW_FIELDS, _MANY_FIELDS = 5, 32
+# Fields of a block in inference: memory does not grow with more of them, and products do not gain.
+_MOST_FIELDS = 32
 
 
 @dataclass(frozen=True)
@@ -83,23 +82,16 @@ class MotionNetwork(nnx.Module):
         batch, segments = fields.shape[:2]
         flat = fields.reshape(batch * segments, *fields.shape[2:])
         if train:
-            features = self.backbone.features(self._scaled(flat, train=True), train=True)
+            features = self._features_of_fields(flat, train=True)
         else:
-            features = in_blocks(self._features_of_fields, flat, _MANY_FIELDS)
+            features = in_blocks(self._features_of_fields, flat, _MOST_FIELDS)
         return features.reshape(batch, segments, -1)
 
-    def _features_of_fields(self, fields: jax.Array) -> jax.Array:
+    def _features_of_fields(self, fields: jax.Array, *, train: bool = False) -> jax.Array:
         """[N, H, W, 2] -> [N, num_features]."""
-
-        def first_maps(fields: jax.Array) -> jax.Array:
-            return self.backbone.first_maps(self._scaled(fields, train=False))
-
-        return self.backbone.features_of_maps(in_blocks(first_maps, fields, _FEW_FIELDS))
-
-    def _scaled(self, fields: jax.Array, *, train: bool) -> jax.Array:
         if fields.dtype == jnp.uint8:
             fields = fields.astype(jnp.float32) / 255.0 - 0.5
-        return self.input_norm(fields, train=train)
+        return self.backbone.features(self.input_norm(fields, train=train), train=train)
 
     def __call__(self, fields: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits averaged over the segments, float32 [B, num_classes]; the rest as `features`."""
