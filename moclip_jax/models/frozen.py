@@ -13,7 +13,7 @@ from flax import nnx
 
 from moclip_jax.models import activations
 from moclip_jax.models.batch_norm import BatchNorm
-from moclip_jax.models.clip import CLIP, Block, VisionTower
+from moclip_jax.models.clip import CLIP, Block, Encoder, VisionTower
 from moclip_jax.models.efficientnet import Conv, DepthwiseConv, PointwiseConv
 from moclip_jax.models.motion_network import MotionNetwork
 
@@ -99,17 +99,24 @@ class TransposedLinear(nnx.Module):
         return rows.reshape(*x.shape[:-1], -1)
 
 
-class SeparateLayers(nnx.Module):
-    """An `Encoder` whose layers have arrays of their own, so that none is copied out of a stack."""
+class SeparateLayers(Encoder):
+    """An encoder whose layers have arrays of their own, so that none is copied out of a stack."""
 
     def __init__(self, blocks: list[Block]):
         self.layers = nnx.List(blocks)
 
-    def first_token(self, x: jax.Array) -> jax.Array:
-        """[N, T, width] -> [N, width], as `Encoder.first_token`."""
-        for block in list(self.layers)[:-1]:
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, T, width] -> [N, T, width]."""
+        for block in self.layers:
             x = block(x)
-        return self.layers[-1].first_token(x)
+        return x
+
+    def first_token(self, x: jax.Array) -> jax.Array:
+        """[N, T, width] -> [N, width]: the first token of the output."""
+        *blocks, last = self.layers
+        for block in blocks:
+            x = block(x)
+        return last.first_token(x)
 
 
 def frozen_clip(clip: CLIP, products: jax.typing.DTypeLike, *, devices: int = 1) -> CLIP:
@@ -137,16 +144,16 @@ def frozen_image_tower(tower: VisionTower, products: jax.typing.DTypeLike) -> Vi
             product, are float32: XLA's CPU backend computes nothing else fast.
     """
     graph, state = nnx.split(tower)
-    frozen_graph = None
+    frozen_graphs = []
 
     def transform(state: nnx.State) -> nnx.State:
-        nonlocal frozen_graph
         frozen_graph, frozen_state = nnx.split(_separated(nnx.merge(graph, state), products))
+        frozen_graphs.append(frozen_graph)
         return frozen_state
 
     # Compiled: a third of a gigabyte is moved about, which takes NumPy seconds.
     frozen_state = jax.jit(transform)(state)
-    return nnx.merge(frozen_graph, frozen_state)
+    return nnx.merge(frozen_graphs[0], frozen_state)
 
 
 def _separated(tower: VisionTower, products: jax.typing.DTypeLike) -> VisionTower:

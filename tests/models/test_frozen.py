@@ -82,8 +82,9 @@ def test_the_last_block_for_one_token_is_that_of_all(clip, pictures):
         x = tower.embed(pictures)
         return tower.encoder(x)[:, 0], tower.encoder.first_token(x)
 
-    of_all, of_one = both(clip.vision, pictures)
-    np.testing.assert_allclose(of_one, of_all, rtol=1e-5, atol=1e-5)
+    for tower in (clip.vision, frozen_clip(clip, jnp.float32).vision):
+        of_all, of_one = both(tower, pictures)
+        np.testing.assert_allclose(of_one, of_all, rtol=1e-5, atol=1e-5)
 
 
 def test_a_frozen_tower_has_the_embeddings_of_the_whole_clip(clip, pictures):
