@@ -103,20 +103,20 @@ class SeparateLayers(Encoder):
     """An encoder whose layers have arrays of their own, so that none is copied out of a stack."""
 
     def __init__(self, blocks: list[Block]):
-        self.layers = nnx.List(blocks)
+        self.blocks = nnx.List(blocks)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, T, width] -> [N, T, width]."""
-        for block in self.layers:
+        for block in self.blocks:
             x = block(x)
         return x
 
     def first_token(self, x: jax.Array) -> jax.Array:
         """[N, T, width] -> [N, width]: the first token of the output."""
-        *blocks, last = self.layers
-        for block in blocks:
+        blocks = list(self.blocks)
+        for block in blocks[:-1]:
             x = block(x)
-        return last.first_token(x)
+        return blocks[-1].first_token(x)
 
 
 def frozen_clip(clip: CLIP, products: jax.typing.DTypeLike, *, devices: int = 1) -> CLIP:

@@ -90,7 +90,7 @@ def test_the_last_block_for_one_token_is_that_of_all(clip, pictures):
 def test_a_frozen_tower_has_the_embeddings_of_the_whole_clip(clip, pictures):
     frozen = frozen_clip(clip, jnp.float32)
     assert not hasattr(frozen, "text") and hasattr(clip, "text")
-    assert len(frozen.vision.encoder.layers) == 3
+    assert len(frozen.vision.encoder.blocks) == 3
     whole = embeddings(clip, pictures)
     np.testing.assert_allclose(embeddings(frozen, pictures), whole, rtol=1e-5, atol=1e-5)
 
