@@ -113,14 +113,9 @@ def _train(
 
 
 def _train_forward(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    eps: float,
-    use_silu: bool,
-    batch_axes: tuple[str, ...],
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *how: Any
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    y, mean, var = _train(x, scale, bias, eps, use_silu, batch_axes)
+    y, mean, var = _train(x, scale, bias, *how)
     return (y, mean, var), (x, scale, bias, mean, var)
 
 

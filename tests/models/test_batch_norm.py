@@ -57,6 +57,28 @@ def test_three_training_steps_and_inference_equal_torch():
     )
 
 
+def test_the_gradient_through_norm_and_silu_is_that_of_their_definitions():
+    key = jax.random.key(3)
+    x, weights = (3 * jax.random.normal(k, (4, 5, 6, 3)) + 2 for k in jax.random.split(key))
+    scale, bias = jnp.array([0.5, 1.5, -1.0]), jnp.array([0.2, -0.3, 1.0])
+
+    def by_definition(x, scale, bias):
+        mean, var = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
+        z = (x - mean) / jnp.sqrt(var + 1e-5) * scale[None, None, None] + bias[None, None, None]
+        return jnp.sum(weights * z / (1 + jnp.exp(-z)))
+
+    def ours(x, scale, bias):
+        norm = BatchNorm(3)
+        norm.scale[...], norm.bias[...] = scale, bias
+        return jnp.sum(weights * norm(x, train=True, silu=True))
+
+    expected = jax.value_and_grad(by_definition, (0, 1, 2))(x, scale, bias)
+    result = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(x, scale, bias)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), result, expected
+    )
+
+
 def test_statistics_of_a_sharded_batch_are_those_of_the_whole():
     x = jax.random.normal(jax.random.key(0), (8, 3, 3, 2)) * jnp.arange(1.0, 9.0).reshape(
         8, 1, 1, 1
