@@ -92,4 +92,7 @@ def test_fields_taken_a_few_at_a_time_have_the_features_of_all_at_once(segments)
     with depthwise_implementation("shifted"):
         assert ("while" in features.lower(network, fields).as_text()) == (3 * segments > 5)
         in_blocks = features(network, fields)
-    np.testing.assert_allclose(in_blocks, at_once, rtol=1e-4, atol=1e-5)
+    # Features of random weights are small, and those of one field near to another's.
+    size, apart = np.abs(at_once).max(), np.ptp(at_once, axis=(0, 1)).max()
+    assert segments == 1 or apart > 1e-3 * size
+    np.testing.assert_allclose(in_blocks, at_once, rtol=0, atol=1e-5 * size)
