@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from input_pipeline.decoding import NO_LIMITS, Limits, VideoError, decode_frames, picture_type
-from input_pipeline.orientation import frame_orientation, orient_field
+from input_pipeline.orientation import frame_orientation, orient_field, oriented_size
 from input_pipeline.painting import (
     BLOCK,
     VECTOR_DTYPE,
@@ -130,6 +130,11 @@ class BlockMotion:
     width: int
     orientation: int
 
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """Height and width of the picture as it is shown."""
+        return oriented_size(self.height, self.width, self.orientation)
+
     def accumulate(self, frame_indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Return the accumulated motion of the picture as it is shown.
 
@@ -142,7 +147,24 @@ class BlockMotion:
         Raises:
           IndexError: A frame index outside the video.
         """
-        fields = accumulate(
+        wanted = np.arange(len(self.is_intra)) if frame_indices is None else frame_indices
+        fields = np.empty((len(wanted), *self.shown_size, 2), np.int32)
+        for rows, field in self.accumulated_fields(wanted):
+            fields[rows] = field
+        return fields
+
+    def accumulated_fields(
+        self, frame_indices: Sequence[int] | np.ndarray
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yield what `accumulate` returns field by field, as `accumulated_fields` of this module.
+
+        Args:
+          frame_indices: Frames wanted, in any order.
+
+        Yields:
+          Places in `frame_indices`, and their field int16 `[h, w, 2]`, turned upright.
+        """
+        for rows, field in accumulated_fields(
             self.displacements,
             self.is_intra,
             self.height,
@@ -150,8 +172,8 @@ class BlockMotion:
             frame_indices,
             is_bidirectional=self.is_bidirectional,
             future=self.future,
-        )
-        return orient_field(fields, self.orientation)
+        ):
+            yield rows, orient_field(field, self.orientation)
 
     def each_alone(self, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the motion of frames against the reference that each block has, turned upright.
@@ -166,7 +188,7 @@ class BlockMotion:
         Raises:
           IndexError: A frame index outside the video.
         """
-        index = np.asarray(frame_indices, np.int64)
+        index = _checked_frames(frame_indices, len(self.is_intra))
         references = np.append(-1, np.flatnonzero(~self.is_bidirectional))
         has_next = index < references[-1]
         # Of each frame a video of three: it lies between two that are at rest.
@@ -438,14 +460,53 @@ def accumulate(
     Raises:
       IndexError: A frame index outside the video.
     """
-    num_frames = len(displacements)
-    wanted = np.arange(num_frames) if frame_indices is None else np.asarray(frame_indices, np.int64)
-    outside = wanted[(wanted < 0) | (wanted >= num_frames)]
-    if outside.size:
-        raise IndexError(f"frame {outside[0]} is outside a video of {num_frames} frames")
+    wanted = np.arange(len(displacements)) if frame_indices is None else np.asarray(frame_indices)
     fields = np.empty((len(wanted), height, width, 2), np.int32)  # Each is written below.
+    made = accumulated_fields(
+        displacements,
+        is_intra,
+        height,
+        width,
+        wanted,
+        is_bidirectional=is_bidirectional,
+        future=future,
+    )
+    for rows, field in made:
+        fields[rows] = field
+    return fields
+
+
+def accumulated_fields(
+    displacements: np.ndarray,
+    is_intra: np.ndarray,
+    height: int,
+    width: int,
+    frame_indices: Sequence[int] | np.ndarray,
+    *,
+    is_bidirectional: np.ndarray | None = None,
+    future: np.ndarray | None = None,
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Accumulate as `accumulate` does, and hold one field at a time.
+
+    Args:
+      displacements: As `accumulate`; the others too.
+      is_intra: bool `[n]`.
+      height: Of the picture in pixels.
+      width: Of the picture in pixels.
+      frame_indices: Frames wanted, in any order.
+      is_bidirectional: bool `[n]` or None.
+      future: bool `[n, gh, gw]` or None.
+
+    Yields:
+      The places in `frame_indices` that ask for a frame, and its field, int16 `[height, width, 2]`,
+      (x, y) of `position - origin` in pixels, which the next one takes the place of.
+
+    Raises:
+      IndexError: A frame index outside the video.
+    """
+    num_frames = len(displacements)
     rows: dict[int, list[int]] = {}
-    for row, index in enumerate(wanted.tolist()):
+    for row, index in enumerate(_checked_frames(frame_indices, num_frames).tolist()):
         rows.setdefault(index, []).append(row)
     if is_bidirectional is None or future is None:
         is_bidirectional, future = (
@@ -461,10 +522,6 @@ def accumulate(
         held = grid.follow(origin, origin, _moves(cells) & ~ahead, cells)
         return held if coming is None else grid.follow(held, coming, ahead, cells)
 
-    def write(index: int, origin: np.ndarray) -> None:
-        for row in rows.get(index, ()):
-            grid.write_motion(origin, fields[row])
-
     origin = grid.identity
     waiting: list[int] = []  # B-frames wanted since the last reference.
     for index in np.flatnonzero(needed).tolist():
@@ -477,13 +534,22 @@ def accumulate(
             cells = displacements[index]
             reference = grid.follow(origin, origin, _moves(cells), cells)
         for other in waiting:
-            write(other, between(other, origin, reference))
+            yield rows[other], grid.motion(between(other, origin, reference))
         waiting.clear()
         origin = reference
-        write(index, origin)
+        if index in rows:
+            yield rows[index], grid.motion(origin)
     for other in waiting:
-        write(other, between(other, origin, None))
-    return fields
+        yield rows[other], grid.motion(between(other, origin, None))
+
+
+def _checked_frames(frame_indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:
+    """Return int64 indices; IndexError for one that lies outside the video."""
+    wanted = np.asarray(frame_indices, np.int64)
+    outside = wanted[(wanted < 0) | (wanted >= num_frames)]
+    if outside.size:
+        raise IndexError(f"frame {outside[0]} is outside a video of {num_frames} frames")
+    return wanted
 
 
 def _moves(cells: np.ndarray) -> np.ndarray:
@@ -542,11 +608,10 @@ class _OriginGrid:
             return self._double.follow(held, source, chosen[:, ::2], pairs[:, ::2])
         return self._single.follow(held, source, chosen, pairs)
 
-    def write_motion(self, origin: np.ndarray, field: np.ndarray) -> None:
-        """Write `position - origin`, `[height, width, 2]` (x, y), into an array of integers."""
-        # In its own type first: numpy subtracts and converts faster apart than at once.
+    def motion(self, origin: np.ndarray) -> np.ndarray:
+        """Return `position - origin`, int16 `[height, width, 2]` (x, y), until the next call."""
         np.subtract(_coordinates(self.identity), _coordinates(origin), out=self._motion)
-        field[...] = self._motion[: self._height, : self._width]
+        return self._motion[: self._height, : self._width]
 
 
 class _Cells:

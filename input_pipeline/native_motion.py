@@ -136,18 +136,22 @@ def fields_in_memory(
     Returns:
       uint8 `[S, h, w, 2]`; no motion is 128.
     """
-    fields = (motion.accumulate if accumulated else motion.each_alone)(frame_indices)
+    height, width = motion.shown_size
     # No pixel has come from outside the picture: there are few values, and each is scaled once.
-    height, width = fields.shape[1:3]
     reach = max(height, width)
     values = tf.range(-reach, reach + 1)
     table = _scale_to_uint8(tf.stack([values, values], 1), (height, width), spec, bound)
     table = table.numpy().T.ravel()  # First the bytes of x, then those of y.
-    zero = np.empty(fields.shape[1:], np.intp)
+    zero = np.empty((height, width, 2), np.intp)
     zero[...] = reach, reach + len(values)
-    scaled = np.empty(fields.shape, np.uint8)
-    for row, field in enumerate(fields):
-        scaled[row] = table[zero + field]
+    scaled = np.empty((len(frame_indices), height, width, 2), np.uint8)
+    if accumulated:
+        # One at a time: whole numbers for the pixels of all fields would take four times the bytes.
+        made = motion.accumulated_fields(frame_indices)
+    else:
+        made = (([row], field) for row, field in enumerate(motion.each_alone(frame_indices)))
+    for rows, field in made:
+        scaled[rows] = table[zero + field]
     return scaled
 
 

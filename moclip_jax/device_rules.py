@@ -22,8 +22,8 @@ def computation_dtype(setting: str, backend: str = "") -> jnp.dtype:
     """Returns the dtype that a network computes in; parameters are always float32.
 
     Args:
-      setting: 'float32', 'bfloat16', or 'auto': bfloat16 on a GPU or TPU, float32 on a CPU, which
-        has no fast products of bfloat16.
+      setting: 'float32', 'bfloat16', or 'auto': bfloat16 on a GPU or TPU, float32 on a CPU, where
+        only products may be faster in bfloat16 (see `product_dtype`).
       backend: 'cpu', 'gpu' or 'tpu'; empty means the one that JAX runs on.
     """
     if setting == AUTO:
@@ -89,7 +89,7 @@ def bytes_of_a_video(
         for block in stage:
             largest = max(largest, block.inner_channels * (side // scale) ** 2)
             scale *= block.stride
-    itemsize = jnp.dtype(backbone.dtype).itemsize
+    itemsize = backbone.map_dtype.itemsize
     return fields + segments * _MAPS_ALIVE * largest * itemsize
 
 

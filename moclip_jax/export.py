@@ -1,6 +1,7 @@
 """Stage `export`: one folder that `predict` loads alone; and loading it again."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,10 @@ from ml_collections import ConfigDict
 from input_pipeline.dataset import MotionViews, view_of_example
 from input_pipeline.video import VideoSpec
 from moclip_jax.checkpoints import load_tree, save_tree, write_json
-from moclip_jax.device_rules import computation_dtype
+from moclip_jax.device_rules import computation_dtype, product_dtype
 from moclip_jax.model_card import write_model_card
 from moclip_jax.models.clip import CLIP, CLIPConfig
+from moclip_jax.models.frozen import frozen_clip, frozen_motion_network
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import load_tokenizer
@@ -57,7 +59,7 @@ class Recognizer:
     video: VideoSpec
     views: MotionViews
     frame: str
-    clip_dtype: str = "float32"
+    clip_dtype: str
 
     @property
     def reading(self) -> VideoSpec:
@@ -69,6 +71,12 @@ class Recognizer:
             return self.video
         # The middle frame is always kept, and it is the centre of a single part.
         return dataclasses.replace(self.video, clip_frames=1)
+
+    @functools.cached_property
+    def frozen(self) -> tuple[MotionNetwork, CLIP]:
+        """The motion network and CLIP's image tower in the forms that run; made once."""
+        clip = frozen_clip(self.clip, product_dtype(self.clip_dtype))
+        return frozen_motion_network(self.network), clip
 
     def view(self, example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns what the networks see of a video: `motion` and `images` (TensorFlow ops).

@@ -23,10 +23,9 @@ from input_pipeline.video import (
     prepare_video,
 )
 from input_pipeline.views import example_signature, test_example_from_video
-from moclip_jax.device_rules import compiler_options, product_dtype
+from moclip_jax.device_rules import compiler_options
 from moclip_jax.export import Recognizer
 from moclip_jax.extract_features import appearance_features, motion_features
-from moclip_jax.models.frozen import frozen_clip, frozen_motion_network
 from moclip_jax.zero_shot import class_embeddings, class_phrase
 
 # Prompts around the user's own words, which may be a thing, a person or a whole scene.
@@ -71,8 +70,7 @@ class Classifier:
         self._recognizer = recognizer
         # By the names of what an example holds: a stream's windows may hold more than a file.
         self._views: dict[frozenset[str], Callable[..., dict[str, tf.Tensor]]] = {}
-        self.network = frozen_motion_network(recognizer.network)
-        self.clip = frozen_clip(recognizer.clip, product_dtype(recognizer.clip_dtype))
+        self.network, self.clip = recognizer.frozen
         graphdef, self._state = nnx.split((self.network, self.clip, recognizer.head))
 
         @functools.partial(jax.jit, compiler_options=compiler_options())

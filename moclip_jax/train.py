@@ -106,7 +106,7 @@ def make_train_step(
     all devices of the mesh. Each device takes the gradient of its own rows; then everything that
     the devices must add up (gradients, `sums`, running statistics) goes through a single all-reduce
     of one flat vector. What else crosses devices in a step is the statistics of each BatchNorm, as
-    all-gathers and, backwards, reduce-scatters.
+    all-gathers, forwards and backwards.
 
     `key` is folded with the step, so a resumed run draws the same numbers. `sums` holds `loss`,
     `correct` and `count`, and `stop`: how many devices' `batch["stop"]`, if it is there, is 1.

@@ -71,19 +71,20 @@ def test_whole_registers_are_used_where_they_do_not_slow_the_processor_down(monk
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "head_size", "expected"),
+    ("backend", "dtype", "head_size", "queries", "expected"),
     [
-        ("gpu", jnp.bfloat16, 64, "cudnn"),
-        ("gpu", jnp.float16, 128, "cudnn"),
-        ("gpu", jnp.float32, 64, "xla"),
-        ("gpu", jnp.bfloat16, 136, "xla"),
-        ("gpu", jnp.bfloat16, 60, "xla"),
-        ("tpu", jnp.bfloat16, 64, "xla"),
-        ("cpu", jnp.bfloat16, 64, "xla"),
+        ("gpu", jnp.bfloat16, 64, 50, "cudnn"),
+        ("gpu", jnp.float16, 128, 50, "cudnn"),
+        ("gpu", jnp.float32, 64, 50, "xla"),
+        ("gpu", jnp.bfloat16, 136, 50, "xla"),
+        ("gpu", jnp.bfloat16, 60, 50, "xla"),
+        ("tpu", jnp.bfloat16, 64, 50, "xla"),
+        ("cpu", jnp.bfloat16, 64, 50, "xla"),
+        ("gpu", jnp.bfloat16, 64, 1, "xla"),
     ],
 )
-def test_the_fused_kernel_is_taken_where_it_fits(backend, dtype, head_size, expected):
-    assert attention_implementation(backend, dtype, head_size) == expected
+def test_the_fused_kernel_is_taken_where_it_fits(backend, dtype, head_size, queries, expected):
+    assert attention_implementation(backend, dtype, head_size, queries) == expected
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -122,13 +123,14 @@ def test_the_bytes_of_a_video_are_its_views_and_the_largest_maps_of_one():
     )
 
 
-def test_the_bytes_of_a_video_are_not_less_than_what_xla_reserves():
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_bytes_of_a_video_are_not_less_than_what_xla_reserves(dtype):
     from flax import nnx
 
     from moclip_jax.models.depthwise import depthwise_implementation
     from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 
-    config = EfficientNetConfig.named("small", in_channels=2, num_classes=3)
+    config = EfficientNetConfig.named("small", in_channels=2, num_classes=3, dtype=dtype)
     graphdef, state = nnx.split(MotionNetwork(MotionNetworkConfig(config), rngs=nnx.Rngs(0)))
     fields = jnp.zeros((1, 6, 96, 96, 2), jnp.uint8)
     with depthwise_implementation("convolution"):

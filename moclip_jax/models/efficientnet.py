@@ -105,7 +105,10 @@ class EfficientNetConfig:
 
     @property
     def map_dtype(self) -> jnp.dtype:
-        """Of the maps between the layers."""
+        """Of the maps between the layers.
+
+        By where it is asked: a program that is exported here for another platform has it too.
+        """
         return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else self.dtype)
 
     @property

@@ -32,8 +32,9 @@ class FoldedNorm(nnx.Module):
         """
         if train:
             raise ValueError("a frozen network has no statistics to train with")
-        y = x + self.bias[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-        return activations.silu(y) if silu else y
+        # In float32, as a BatchNorm computes: the SiLU cancels where x is far below zero.
+        y = x.astype(jnp.float32) + self.bias[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        return (activations.silu(y) if silu else y).astype(x.dtype)
 
 
 def frozen_motion_network(network: MotionNetwork) -> MotionNetwork:

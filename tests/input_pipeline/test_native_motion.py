@@ -140,6 +140,9 @@ def test_motion_of_a_frame_alone_points_forward_in_time():
     fields = fields_in_memory(motion, indices, SPEC, 20.0, accumulated=False)
     np.testing.assert_array_equal(fields, to_bytes(expected, SPEC, 20.0))
     np.testing.assert_array_equal(motion.each_alone(indices), expected)
+    for outside in (-1, len(motion.is_intra)):
+        with pytest.raises(IndexError, match=f"frame {outside} is outside a video"):
+            motion.each_alone([outside])
 
 
 FORMS = {

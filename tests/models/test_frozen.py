@@ -14,6 +14,7 @@ from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.frozen import FoldedNorm, frozen_clip, frozen_motion_network
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
+from tests.random_norms import randomize_norms
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +22,7 @@ def trained():
     """A network whose statistics and scales are not those of the beginning."""
     config = MotionNetworkConfig(EfficientNetConfig.named("tiny", in_channels=2, num_classes=3))
     network = nnx.jit(lambda: MotionNetwork(config, rngs=nnx.Rngs(0)))()
-    rng = np.random.default_rng(0)
-    for _, norm in nnx.iter_modules(network):
-        if isinstance(norm, BatchNorm):
-            for variable, low, high in (
-                (norm.scale, 0.5, 1.5), (norm.bias, -1, 1), (norm.mean, -1, 1), (norm.var, 0.5, 2)
-            ):  # fmt: skip
-                variable[...] = jnp.asarray(rng.uniform(low, high, variable.shape), jnp.float32)
+    randomize_norms(network)
     return network
 
 
@@ -48,6 +43,15 @@ def test_a_folded_network_has_the_features_of_the_trained_one_and_no_statistics_
     # The trained one still has its own.
     after = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(trained))]
     assert all(map(np.array_equal, before, after))
+
+
+def test_a_folded_norm_computes_in_float32_what_lies_in_bfloat16():
+    norm = BatchNorm(2)
+    norm.bias[...], norm.var[...] = jnp.array([0.3, -0.7]), 1 - jnp.full(2, norm.eps)
+    x = jnp.linspace(-9, 9, 64, dtype=jnp.bfloat16).reshape(-1, 2)
+    folded = FoldedNorm(np.asarray(norm.bias[...]))(x, train=False, silu=True)
+    assert folded.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(folded, norm(x, train=False, silu=True))
 
 
 def test_a_folded_norm_cannot_train():
