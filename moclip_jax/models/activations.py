@@ -8,7 +8,7 @@ def silu(x: jax.Array) -> jax.Array:
     """Multiplies x by its sigmoid (Hendrycks and Gimpel 2016, arXiv 1606.08415).
 
     By the hyperbolic tangent, which XLA's CPU backend computes as one rational function, where a
-    sigmoid takes an exponential and a division: the difference is a tenth of a B0's time.
+    sigmoid takes an exponential and a division: a B0 takes a few per cent less.
 
     Args:
         x: of a floating dtype and any shape.

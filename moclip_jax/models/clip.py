@@ -127,7 +127,7 @@ class Encoder(nnx.Module):
     def first_token(self, x: jax.Array) -> jax.Array:
         """[N, T, width] -> [N, width]: the first token of the output.
 
-        The last block, of a ViT-B/32 a fourteenth of the work, is computed for that token alone.
+        The last block, of a ViT-B/32 a sixteenth of the work, is computed for that token alone.
         """
         graph, layers = nnx.split(self.layers)
 
