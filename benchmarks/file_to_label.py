@@ -13,7 +13,7 @@ from benchmarks.peer import Peer
 from benchmarks.timing import Comparison, in_turns, timed
 from configs import common
 from input_pipeline.video import prepare_video
-from moclip_jax.device_rules import compiler_options
+from moclip_jax.device_rules import compiler_options, product_dtype
 from moclip_jax.export import Recognizer
 from moclip_jax.extract_features import appearance_features, motion_features
 from moclip_jax.models.fusion import FusionConfig, FusionHead
@@ -23,12 +23,13 @@ from moclip_jax.train_motion import motion_views, video_spec
 FRAMES = 300
 
 
-def make_recognizer(networks: Networks, source: str) -> Recognizer:
+def make_recognizer(networks: Networks, source: str, dtype: str = "auto") -> Recognizer:
     """Returns what `predict` loads, with the published protocol and random weights.
 
     Args:
       networks: both backbones.
       source: where motion comes from, `config.motion.source`.
+      dtype: of both networks' products, as `config.clip.dtype` and `config.features.motion_dtype`.
     """
     config = common.get_config()
     config.motion.source = source
@@ -51,26 +52,30 @@ def make_recognizer(networks: Networks, source: str) -> Recognizer:
         video=video_spec(config),
         views=motion_views(config.motion, num_segments=config.predict.num_segments),
         frame=config.clip.frame,
-        clip_dtype=config.clip.dtype,
+        clip_dtype=dtype,
+        motion_dtype=dtype,
     )
 
 
 class OurSide:
-    """What `predict` does with a file.
+    """What `recognize.make_classifier` does with a file.
 
     Args:
       networks: both backbones.
-      source: where motion comes from, `config.motion.source`.
+      source: as `make_recognizer`.
+      dtype: as `make_recognizer`.
 
     Attributes:
+      dtype: as it was given, and what it means here.
       recognizer: what `predict` loads.
       classifier: compiled.
       video: the file.
       compile_s: seconds that the first file took longer than another.
     """
 
-    def __init__(self, networks: Networks, source: str):
-        self.recognizer = make_recognizer(networks, source)
+    def __init__(self, networks: Networks, source: str, dtype: str = "auto"):
+        self.dtype = f"{dtype} ({product_dtype(dtype).name})" if dtype == "auto" else dtype
+        self.recognizer = make_recognizer(networks, source, dtype)
         self.classifier = Classifier(self.recognizer)
         self.video = str(generated_video(networks.folder, FRAMES))
         first, second = (timed(self.label)() for _ in range(2))
@@ -78,12 +83,19 @@ class OurSide:
 
     def label(self) -> None:
         """From the file to its label."""
-        prepared = prepare_video(self.video, self.recognizer.reading)
-        self.classifier.probabilities(self.classifier.view(prepared))
+        self.classifier.probabilities_of_file(self.video)
 
 
 def one_file(
-    networks: Networks, peer: Peer, rounds: int, side: OurSide, *, accumulated: bool
+    networks: Networks,
+    peer: Peer,
+    rounds: int,
+    side: OurSide,
+    *,
+    accumulated: bool = True,
+    reencoded: bool = False,
+    narrow: bool = False,
+    goal: float | None = None,
 ) -> Comparison:
     """A file to its label, and the seconds of each stage on both sides.
 
@@ -93,6 +105,9 @@ def one_file(
       rounds: timed passes of each side.
       side: ours.
       accumulated: whether the other side accumulates its fields as ours does.
+      reencoded: whether it encodes the file anew first.
+      narrow: whether it multiplies in bfloat16.
+      goal: the most that ours may take of the other's time.
     """
     recognizer = side.recognizer
     other = peer.job(
@@ -103,6 +118,8 @@ def one_file(
         video=side.video,
         segments=recognizer.views.num_segments,
         accumulated=accumulated,
+        reencoded=reencoded,
+        narrow=narrow,
     )
     times = in_turns([timed(side.label), other], rounds)
     stages = _stages(side)
@@ -120,12 +137,15 @@ def one_file(
     other.drop()
     return Comparison(
         f"file to label, {FRAMES} frames, {recognizer.views.num_segments} fields, "
-        f"{recognizer.video.source} motion",
-        "mv-extractor, timm, transformers" + ("" if accumulated else ", nothing accumulated"),
+        f"{recognizer.video.source} motion, {side.dtype}",
+        ("FFmpeg's encoder, " if reencoded else "")
+        + "mv-extractor, timm, transformers"
+        + (", autocast to bfloat16" if narrow else "")
+        + ("" if accumulated else ", nothing accumulated"),
         1,
         "file",
         *times,
-        goal=1 / 3 if accumulated else None,
+        goal=goal,
         notes=notes,
     )
 

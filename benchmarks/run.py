@@ -77,7 +77,6 @@ def measure(groups: list[str], rounds: int, quick: bool, file: Path) -> None:
         about["other_side"] = peer.ask()
         say("making both sides' networks ...")
         setup = Setup(networks.make_networks(Path(temporary)), peer, rounds, quick)
-        peak = None
         for group in [group for group in groups if group in GROUPS]:
             for row in GROUPS[group](setup):
                 rows.append(row)
@@ -91,9 +90,7 @@ def measure(groups: list[str], rounds: int, quick: bool, file: Path) -> None:
     for name in [group for group in groups if group in TABLES]:
         print(f"\n{name}:\n")
         sys.stdout.flush()
-        # In a process of its own, as its commands run in: this one keeps freed memory.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            tables[name] = process.submit(TABLES[name], rounds).result()
+        tables[name] = _apart(TABLES[name], rounds)
     measured = {"rows": [row.to_json() for row in rows], "tables": tables}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(about | measured, indent=1) + "\n")
@@ -133,6 +130,12 @@ class Setup:
         self.peak = 0.0
 
 
+def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a process of its own, for commands that do not keep freed memory."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
 def _sgemm(setup: Setup) -> Iterator[Any]:
     from benchmarks import networks
 
@@ -163,15 +166,28 @@ def _clip(setup: Setup) -> Iterator[Any]:
 
 
 def _file(setup: Setup) -> Iterator[Any]:
-    from benchmarks import file_to_label
+    yield from _apart(_file_rows, setup.rounds, setup.quick)
 
-    row = functools.partial(file_to_label.one_file, setup.networks, setup.peer, setup.rounds)
-    native = file_to_label.OurSide(setup.networks, "native")
-    yield row(native, accumulated=True)
-    if not setup.quick:
-        yield row(native, accumulated=False)
-    yield row(file_to_label.OurSide(setup.networks, "reencode"), accumulated=True)
-    yield file_to_label.many_files(native, 4 if setup.quick else 8, min(setup.rounds, 3))
+
+def _file_rows(rounds: int, quick: bool) -> list[Any]:
+    from benchmarks import file_to_label, networks
+    from benchmarks.peer import Peer
+
+    with tempfile.TemporaryDirectory() as temporary, Peer() as peer:
+        made = networks.make_networks(Path(temporary))
+        row = functools.partial(file_to_label.one_file, made, peer, rounds)
+        native = file_to_label.OurSide(made, "native")
+        rows = [row(native, goal=1 / 3)]
+        if not quick:
+            rows.append(row(native, narrow=True))
+            rows.append(row(native, accumulated=False))
+            rows.append(row(file_to_label.OurSide(made, "native", "float32")))
+        reencode = file_to_label.OurSide(made, "reencode")
+        rows.append(row(reencode, reencoded=True, goal=1 / 3))
+        if not quick:
+            rows.append(row(reencode))
+        rows.append(file_to_label.many_files(native, 4 if quick else 8, min(rounds, 3)))
+        return rows
 
 
 def _head(setup: Setup) -> Iterator[Any]:

@@ -12,6 +12,7 @@ import importlib.machinery
 import json
 import os
 import sys
+import tempfile
 import time
 import traceback
 import types
@@ -295,9 +296,14 @@ class FileToLabel(Job):
     With `accumulated` the fields are those that our side makes, by the loop over vectors that one
     writes from the definition. Without, each field holds the frame's own vectors, painted a frame
     at a time: less work than ours, and another input than the published network has.
+
+    With `reencoded` the file is first brought to the published form by all threads, as the command
+    `ffmpeg -vf scale=340:256 -c:v mpeg4 -q:v 1 -g 12` does. `narrow` multiplies in bfloat16.
     """
 
-    def __init__(self, weights, classes, folder, video, segments, accumulated):
+    def __init__(
+        self, weights, classes, folder, video, segments, accumulated, reencoded=False, narrow=False
+    ):
         from transformers import CLIPVisionModelWithProjection
 
         self.network = MotionNetwork(weights, classes).eval()
@@ -308,23 +314,48 @@ class FileToLabel(Job):
             nn.Linear(512, classes),
         ).eval()
         self.video, self.segments, self.accumulated = video, segments, accumulated
+        self.reencoded, self.narrow = reencoded, narrow
         blank = torch.full((segments, 224, 224, 2), 128, dtype=torch.uint8)
 
         @torch.inference_mode()
         def work():
-            self.network.features(blank)
+            with products_in_bfloat16(narrow):
+                self.network.features(blank)
 
         self.info = {"layout": faster_layout(self.network, work)}
         # torchvision-free, so the slow processor of Pillow: resize, crop, scale.
         self.mean = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
         self.std = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
+    def encode_anew(self, path):
+        """Writes the file in the published form."""
+        import av
+
+        options = {"flags": "+qscale", "global_quality": "118", "g": "12"}
+        with av.open(self.video) as source, av.open(path, "w") as target:
+            source.streams.video[0].thread_type = "AUTO"
+            stream = target.add_stream("mpeg4", rate=25, options=options)
+            stream.width, stream.height, stream.pix_fmt = 340, 256, "yuv420p"
+            stream.thread_count = torch.get_num_threads()
+            for frame in source.decode(video=0):
+                frame.pict_type = 0
+                target.mux(stream.encode(frame.reformat(340, 256, "yuv420p")))
+            target.mux(stream.encode(None))
+
     def read(self):
         """Returns type and vectors of every frame, and the picture of the middle one."""
+        if not self.reencoded:
+            return self.read_vectors(self.video)
+        with tempfile.NamedTemporaryFile(suffix=".avi") as file:
+            self.encode_anew(file.name)
+            return self.read_vectors(file.name)
+
+    def read_vectors(self, path):
+        """Returns what `read` does of a file as it is."""
         from mvextractor.videocap import VideoCap
 
         capture = VideoCap()
-        capture.open(self.video)
+        capture.open(path)
         motion, pictures = [], []
         while True:
             success, picture, vectors, kind, *_ = capture.read()
@@ -384,11 +415,13 @@ class FileToLabel(Job):
         fields = self.fields(vectors, *middle.shape[:2])
         image = self.picture(middle)
         stages["views"] = lap()
-        motion = self.network.features(fields).mean(0, keepdim=True)
+        with products_in_bfloat16(self.narrow):
+            motion = self.network.features(fields).mean(0, keepdim=True)
         stages["motion network"] = lap()
-        appearance = self.clip(pixel_values=image).image_embeds
+        with products_in_bfloat16(self.narrow):
+            appearance = self.clip(pixel_values=image).image_embeds
         stages["CLIP"] = lap()
-        self.output = self.head(torch.cat([motion, appearance], 1)).softmax(-1)
+        self.output = self.head(torch.cat([motion, appearance], 1).float()).softmax(-1)
         stages["head"] = lap()
         return stages
 

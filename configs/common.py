@@ -154,6 +154,9 @@ def get_config() -> ConfigDict:
     config.features = ConfigDict()
     # Augmented motion views of each training video that the head is trained on.
     config.features.train_views = 10
+    # Of the products of the trained motion network where it only runs, on a CPU (elsewhere it is as
+    # motion.dtype says): float32, bfloat16, or auto: bfloat16 where a CPU has units for it (AMX).
+    config.features.motion_dtype = "auto"
     # Videos in a step of feature extraction, over all devices; 0 chooses by the devices' memory.
     config.features.batch_size = 0
 

@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     config.zero_shot.templates = ("a photo of a {}.", "a picture of a {}.", "a {}.")
 
     config.features.train_views = 4
+    config.features.motion_dtype = "float32"
     config.features.batch_size = 36
 
     config.fusion.batch_size = 64

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline.augment import Crop
+from input_pipeline.augment import Crop, bilinear_taps
 from input_pipeline.motion_storage import join_bytes, unpack_groups
 from input_pipeline.motion_vectors import BLOCK
 from input_pipeline.video import VideoSpec
@@ -114,7 +114,8 @@ def cropped_fields(
       uint8 `[S, size, size, 2]`.
     """
     across, down = (
-        [tf.constant(part) for part in _taps(sides, length)] for length in (spec.width, spec.height)
+        [tf.constant(part) for part in bilinear_taps(sides, length)]
+        for length in (spec.width, spec.height)
     )
     columns = [part[crop.choice, crop.left : crop.left + size] for part in across]
     columns = tf.cond(
@@ -131,25 +132,6 @@ def cropped_fields(
         tf.constant(0),
     )
     return tf.bitcast(words, tf.uint8)
-
-
-@functools.lru_cache
-def _taps(sides: tuple[int, ...], length: int) -> tuple[np.ndarray, ...]:
-    """Return the pixels between which `tf.image.resize` interpolates: lower, upper, weight.
-
-    Each `[len(sides), max(sides)]`. In float32 and in this order of operations, as TensorFlow's
-    bilinear kernel with half-pixel centres computes them.
-    """
-    lower = np.zeros((len(sides), max(sides)), np.int32)
-    upper, weight = lower.copy(), lower.astype(np.float32)
-    for row, side in enumerate(sides):
-        scale = np.float32(length) / np.float32(side)
-        place = (np.arange(side, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
-        floor = np.floor(place)
-        lower[row, :side] = np.maximum(floor, 0)
-        upper[row, :side] = np.minimum(np.ceil(place), length - 1)
-        weight[row, :side] = place - floor
-    return lower, upper, weight
 
 
 # One function for each size: they are compiled when first called, which takes about a second.

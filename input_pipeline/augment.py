@@ -1,7 +1,9 @@
 """From stored displacements and JPEG frames to what the networks see (TensorFlow ops)."""
 
 import dataclasses
+import functools
 
+import numpy as np
 import tensorflow as tf
 
 BLOCK = 8  # Side in pixels of the grid of displacements, as in motion_vectors.py.
@@ -164,6 +166,30 @@ def random_crop(
     left = tf.random.stateless_uniform([], seeds[2], 0, room, tf.int32)
     flip = tf.random.stateless_uniform([], seeds[3]) < flip_probability
     return Crop(choice, top, left, flip)
+
+
+@functools.lru_cache
+def bilinear_taps(sides: tuple[int, ...], length: int) -> tuple[np.ndarray, ...]:
+    """Return the pixels between which `tf.image.resize` interpolates: lower, upper, weight.
+
+    Args:
+      sides: To which pixels are resized.
+      length: Number of pixels.
+
+    Returns:
+      int32, int32 and float32, each `[len(sides), max(sides)]`. In float32 and in this order of
+      operations, as TensorFlow's bilinear kernel with half-pixel centres computes them.
+    """
+    lower = np.zeros((len(sides), max(sides)), np.int32)
+    upper, weight = lower.copy(), lower.astype(np.float32)
+    for row, side in enumerate(sides):
+        scale = np.float32(length) / np.float32(side)
+        place = (np.arange(side, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+        floor = np.floor(place)
+        lower[row, :side] = np.maximum(floor, 0)
+        upper[row, :side] = np.minimum(np.ceil(place), length - 1)
+        weight[row, :side] = place - floor
+    return lower, upper, weight
 
 
 def crop_flip(fields: tf.Tensor, size: int, sides: tuple[int, ...], crop: Crop) -> tf.Tensor:

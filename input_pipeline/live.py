@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import av
 import numpy as np
 
+from input_pipeline.canonical_stream import CanonicalStream
 from input_pipeline.decoding import VideoError, short_reason
 from input_pipeline.motion_vectors import (
     CODECS_WITH_VECTORS,
@@ -25,7 +26,7 @@ from input_pipeline.motion_vectors import (
     join_blocks,
 )
 from input_pipeline.orientation import Uprighter
-from input_pipeline.video import CanonicalStream, PreparedVideo, VideoSpec, frame_jpeg
+from input_pipeline.video import PreparedVideo, VideoSpec, frame_jpeg
 
 # A stream without I-frames (some only refresh their pictures bit by bit) must not fill the memory.
 _LONGEST_LEAD = 600

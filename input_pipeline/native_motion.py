@@ -6,11 +6,10 @@ The canonical form needs none of this: one size, no B-frames, upright. See `docs
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from input_pipeline import augment
-from input_pipeline.motion_vectors import BLOCK, BlockMotion
+from input_pipeline.motion_vectors import BLOCK
 from input_pipeline.orientation import FLIPPED_X, FLIPPED_Y, TRANSPOSED
 from input_pipeline.video import VideoSpec
 
@@ -104,7 +103,7 @@ def native_fields(
 
         field = tf.cond(is_bidirectional[index], between, lambda: of(origins))
         shown = _orient(field, example["orientation"])
-        scaled = _scale_to_uint8(shown, tf.shape(shown), spec, bound)
+        scaled = scale_native(shown, tf.shape(shown), spec, bound)
         return number + 1, place, origins, fields.write(in_order[number], scaled)
 
     count = tf.size(frame_indices)
@@ -113,46 +112,6 @@ def native_fields(
         lambda number, *_: number < count, one, [0, -1, at_rest, fields], parallel_iterations=1
     )
     return tf.ensure_shape(fields.stack(), [frame_indices.shape[0], None, None, 2])
-
-
-def fields_in_memory(
-    motion: BlockMotion,
-    frame_indices: np.ndarray,
-    spec: VideoSpec,
-    bound: float,
-    accumulated: bool = True,
-) -> np.ndarray:
-    """Return what `native_fields` does, bit for bit, of motion that is not in a graph.
-
-    NumPy does it several times faster than TensorFlow.
-
-    Args:
-      motion: Of a video.
-      frame_indices: int `[S]`.
-      spec: As `native_fields`.
-      bound: As `native_fields`.
-      accumulated: As `native_fields`.
-
-    Returns:
-      uint8 `[S, h, w, 2]`; no motion is 128.
-    """
-    height, width = motion.shown_size
-    # No pixel has come from outside the picture: there are few values, and each is scaled once.
-    reach = max(height, width)
-    values = tf.range(-reach, reach + 1)
-    table = _scale_to_uint8(tf.stack([values, values], 1), (height, width), spec, bound)
-    table = table.numpy().T.ravel()  # First the bytes of x, then those of y.
-    zero = np.empty((height, width, 2), np.intp)
-    zero[...] = reach, reach + len(values)
-    scaled = np.empty((len(frame_indices), height, width, 2), np.uint8)
-    if accumulated:
-        # One at a time: whole numbers for the pixels of all fields would take four times the bytes.
-        made = motion.accumulated_fields(frame_indices)
-    else:
-        made = (([row], field) for row, field in enumerate(motion.each_alone(frame_indices)))
-    for rows, field in made:
-        scaled[rows] = table[zero + field]
-    return scaled
 
 
 def _between(
@@ -198,10 +157,20 @@ def _orient(field: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     return when(FLIPPED_Y, lambda f: tf.reverse(f, [0]) * [1, -1], field)
 
 
-def _scale_to_uint8(
+def scale_native(
     field: tf.Tensor, shown_size: tf.Tensor | tuple[int, int], spec: VideoSpec, bound: float
 ) -> tf.Tensor:
-    """Return `int(v * canonical * 127.5 / (bound * size)) + 128` on each axis, clipped to bytes."""
+    """Scale motion of a stream's own size to bytes, on each axis by the ratio of the sizes.
+
+    Args:
+      field: int32 `[..., 2]`, (x, y) in pixels of the picture.
+      shown_size: Height and width of the picture as it is shown.
+      spec: The canonical form.
+      bound: As `native_fields`.
+
+    Returns:
+      uint8 of the same shape: `int(v * canonical * 127.5 / (bound * size)) + 128`, clipped.
+    """
     size = tf.cast(tf.stack([shown_size[1], shown_size[0]]), tf.float64)
     canonical = tf.constant([spec.width, spec.height], tf.float64)
     # In float64 both products are exact for a bound of few digits, as whole pixels are.

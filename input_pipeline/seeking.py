@@ -73,6 +73,8 @@ def decode_needed(
     frame_indices: Sequence[int],
     options: dict[str, str] | None = None,
     limits: Limits = NO_LIMITS,
+    *,
+    most: float = 1.0,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decode the GOPs that hold some frames, as far as they are needed.
 
@@ -84,6 +86,7 @@ def decode_needed(
       frame_indices: Frames wanted, in display order from 0.
       options: Options for FFmpeg's decoder.
       limits: What the file may cost.
+      most: Share of the frames that it is worth to decode.
 
     Yields:
       Position in the video and frame, in rising order: all wanted frames and those that they depend
@@ -113,6 +116,8 @@ def decode_needed(
                 kept.append(packet)
         check_count(path, len(listed), limits)
         runs = _needed_runs(listed, frame_indices, context.has_b_frames)
+        if sum(map(len, runs)) > most * len(listed):
+            raise UncertainOrderError
         plan = _Plan(path, [packet.time for packet in listed], runs, frozenset(frame_indices))
         if len(kept) == len(listed):
             yield from _decode_runs(plan, stream, kept, options, limits)

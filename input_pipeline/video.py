@@ -10,22 +10,14 @@ import dataclasses
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from fractions import Fraction
 
 import av
 import numpy as np
-from av.codec.context import Flags
-from av.video.frame import PictureType
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from input_pipeline.decoding import (
-    CheckedVideo,
-    Limits,
-    VideoError,
-    check_video,
-    decode_frames,
-)
+from input_pipeline.canonical_stream import CanonicalEncoder, CanonicalStream
+from input_pipeline.decoding import CheckedVideo, VideoError, check_video, decode_frames
 from input_pipeline.motion_vectors import (
     CODECS_WITH_VECTORS,
     EXPORT_VECTORS,
@@ -35,99 +27,24 @@ from input_pipeline.motion_vectors import (
     NoVectorsError,
 )
 from input_pipeline.orientation import Uprighter
+from input_pipeline.seeking import UncertainOrderError, decode_needed
+from input_pipeline.video_spec import VideoSpec
 
 __all__ = [
     "PreparedVideo",
     "VideoError",
     "VideoSpec",
     "prepare_frames",
+    "prepare_in_parts",
     "prepare_video",
     "reencode",
 ]
 
-SOURCES = ("reencode", "native", "auto")
-"""Where motion may come from, see `VideoSpec.source`."""
-
-_QSCALE_TO_LAMBDA = 118  # FF_QP2LAMBDA, the unit of FFmpeg's `global_quality`.
-# Constant, because the encoder needs a time base and motion does not depend on it, while MPEG-4
-# refuses some of the frame rates that real files declare.
-_ENCODER_RATE = Fraction(25)
-_ENCODER_TIME_BASE = 1 / _ENCODER_RATE
 # Of the stream's own motion in memory; a record on disk can hold no more than twice that.
 _LARGEST_MOTION = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoSpec:
-    """How a video is brought to the canonical form, and what it may cost.
-
-    Attributes:
-      source: Where the motion comes from. 'reencode': from the canonical form, as in the published
-        recipe. 'native': the stream's own vectors, at its own size and with its own GOPs. 'auto':
-        the stream's own where its codec has any, else from the canonical form.
-      width: Width of the re-encoded picture in pixels (the aspect ratio is not kept).
-      height: Height of the re-encoded picture in pixels.
-      qscale: Constant quantiser of the encoder, 1 (best) to 31. FFmpeg's own lower bound (qmin 2)
-        stays in force, as it does in the command `ffmpeg -q:v 1` that the published recipe uses.
-      gop_size: Frames from one I-frame to the next at most; the encoder adds one at a scene cut.
-      clip_frames: RGB frames stored, at the centres of as many equal parts of the video; the middle
-        frame, `num_frames // 2`, is always stored too.
-      frame_size: Shorter side of the stored RGB frames in pixels; smaller ones are not enlarged.
-      jpeg_quality: Pillow's JPEG quality of the stored RGB frames, 1 to 95.
-      max_frames: A longer video is refused.
-      max_bytes: A larger file is refused.
-      max_pixels: A video of larger pictures (width times height) is refused.
-      max_seconds: A video that takes longer to prepare is refused. Looked at between two frames.
-    """
-
-    source: str = "reencode"
-    width: int = 340
-    height: int = 256
-    qscale: int = 1
-    gop_size: int = 12
-    clip_frames: int = 8
-    frame_size: int = 256
-    jpeg_quality: int = 90
-    max_frames: int = 10_000
-    max_bytes: int = 4 * 2**30
-    max_pixels: int = 8192 * 4608
-    max_seconds: float = 600.0
-
-    def __post_init__(self):
-        if self.source not in SOURCES:
-            raise ValueError(
-                f"VideoSpec.source is {self.source!r}, must be one of {', '.join(SOURCES)}"
-            )
-        for field, low, high in (
-            ("width", 16, 8192),
-            ("height", 16, 8192),
-            ("qscale", 1, 31),
-            ("gop_size", 1, 600),
-            ("clip_frames", 1, 1000),
-            ("frame_size", 16, 8192),
-            ("jpeg_quality", 1, 95),
-            ("max_frames", 1, 1_000_000),
-            ("max_bytes", 1, 2**50),
-            ("max_pixels", 256, 2**31 - 1),
-            ("max_seconds", 0.001, 1e6),
-        ):
-            value = getattr(self, field)
-            if not low <= value <= high:
-                raise ValueError(f"VideoSpec.{field} is {value}, must be from {low} to {high}")
-        if self.width % 2 or self.height % 2:
-            raise ValueError(
-                f"VideoSpec.width and height are {self.width}x{self.height}, must be even"
-            )
-
-    @property
-    def limits(self) -> Limits:
-        """What a file may cost."""
-        return Limits(
-            max_bytes=self.max_bytes,
-            max_frames=self.max_frames,
-            max_pixels=self.max_pixels,
-            max_seconds=self.max_seconds,
-        )
+# Share of a file's frames up to which its pictures are decoded apart: a second pass over these,
+# which is a fraction of one over vectors alone less than a pass that computes all pictures.
+_FEW_FRAMES = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +57,8 @@ class PreparedVideo:
       is_intra: bool `[n]`, True where the coded frame is an I-frame.
       frames: JPEG bytes of `k` RGB frames in the source's own aspect ratio, as they are shown.
       frame_indices: int32 `[k]`, strictly increasing, the position of each of `frames`.
-      num_frames: Number of frames `n`.
+      num_frames: Number of frames `n`; of a video that is still read (`prepare_in_parts`) that of
+        the whole, while the arrays are as long as what is read.
       fps: Frames a second as the source declares; 0 where it does not.
       source: Where the motion comes from: 'reencode' (the coded picture is the canonical one) or
         'native' (it is the stream's own).
@@ -230,7 +148,7 @@ def reencode(path: str | os.PathLike, spec: VideoSpec) -> Iterator[bytes]:
       VideoError: The file is absent, empty, not a video, cut or damaged.
     """
     upright = Uprighter()
-    encoder = _CanonicalEncoder(spec)
+    encoder = CanonicalEncoder(spec)
     for picture in decode_frames(path, limits=spec.limits):
         yield from map(bytes, encoder.encode(_turned(path, upright, picture)))
     yield from map(bytes, encoder.end())
@@ -251,6 +169,33 @@ def prepare_video(path: str | os.PathLike, spec: VideoSpec) -> PreparedVideo:
         beyond the limits of `spec`; or its motion is to be the stream's own and it has none. The
         message names the file and the reason.
     """
+    *_, (_, prepared) = prepare_in_parts(path, spec, lambda num_frames: [num_frames - 1])
+    return prepared
+
+
+def prepare_in_parts(
+    path: str | os.PathLike, spec: VideoSpec, ends: Callable[[int], Sequence[int]]
+) -> Iterator[tuple[int, PreparedVideo]]:
+    """Bring a video file to the form that the pipeline stores, its beginning first.
+
+    So that networks can work on the beginning while the rest is read.
+
+    Args:
+      path: As `prepare_video`.
+      spec: The canonical form.
+      ends: From the number of frames to the last frame of each part, rising. A part that ends
+        before the first frame (-1) has pictures at most; the last is the whole video, wherever it
+        ends.
+
+    Yields:
+      The number of a part, from 0, and the video as far as it is read. `num_frames` is always that
+      of the whole; motion there is of all frames up to the end of the part at least, and of what
+      these depend on; pictures are those that came by. If the file turns out to hold another number
+      of frames than its container says, or no vectors, all begins anew with part 0.
+
+    Raises:
+      VideoError: As `prepare_video`.
+    """
     checked = check_video(path, spec.limits)
     native = spec.source == "native" or (
         spec.source == "auto" and checked.codec in CODECS_WITH_VECTORS
@@ -258,30 +203,51 @@ def prepare_video(path: str | os.PathLike, spec: VideoSpec) -> PreparedVideo:
     try:
         if native:
             try:
-                return _prepare_file(_native, path, spec, checked)
+                yield from _read_in_parts("native", path, spec, checked, ends)
+                return
             except NoVectorsError:
                 if spec.source == "native":
                     raise
-        return _prepare_file(_reencoded, path, spec, checked)
+        yield from _read_in_parts("reencode", path, spec, checked, ends)
     except av.FFmpegError as error:
         # Decoding names its own errors; what is left is a picture that cannot be converted.
         raise VideoError(path, f"its pictures cannot be converted ({error})") from error
 
 
-def _prepare_file(
-    prepare: Callable[[str | os.PathLike, Iterable[av.VideoFrame], int, VideoSpec], PreparedVideo],
+def _read_in_parts(
+    source: str,
     path: str | os.PathLike,
     spec: VideoSpec,
     checked: CheckedVideo,
-) -> PreparedVideo:
-    options = EXPORT_VECTORS if prepare is _native else None
-    prepared = prepare(path, decode_frames(path, options, spec.limits), checked.num_packets, spec)
-    if prepared.num_frames != checked.num_packets:
+    ends: Callable[[int], Sequence[int]],
+) -> Iterator[tuple[int, PreparedVideo]]:
+    num_frames = checked.num_packets
+    while True:
+        reader, keeper = BlockMotionReader(path), _FrameKeeper(num_frames, spec)
+        lasts, number = list(ends(num_frames)), 0
+        if source == "reencode":
+            steps = _reencode(path, decode_frames(path, None, spec.limits), spec, reader, keeper)
+        else:
+            steps = _read_native(path, spec, reader, keeper, num_frames == checked.num_packets)
+        for _ in steps:
+            while number < len(lasts) - 1 and reader.last_reference >= lasts[number]:
+                yield number, _prepared(source, reader.so_far(), keeper, num_frames, checked.fps)
+                number += 1
+        motion = reader.result()
+        if reader.num_frames == num_frames or num_frames != checked.num_packets:
+            break
         # Some good streams give more or fewer frames than packets (two fields a frame, hidden or
         # repeated frames), so the wrong RGB frames were picked; now the number is known.
-        frames = decode_frames(path, options, spec.limits)
-        prepared = prepare(path, frames, prepared.num_frames, spec)
-    return dataclasses.replace(prepared, fps=checked.fps)
+        num_frames = reader.num_frames
+    if source == "native" and motion.is_intra.all() and len(motion.is_intra) > 1:
+        raise NoVectorsError(
+            path,
+            "all its frames are I-frames, which carry no motion; use the canonical form "
+            "(VideoSpec.source='reencode' or 'auto')",
+        )
+    prepared = _prepared(source, motion, keeper, reader.num_frames, checked.fps)
+    for part in range(number, len(lasts)):
+        yield part, prepared
 
 
 def prepare_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> PreparedVideo:
@@ -307,8 +273,11 @@ def prepare_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> PreparedV
     pictures = (
         av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames
     )
-    prepared = _reencoded("generated pictures", pictures, len(frames), spec)
-    return dataclasses.replace(prepared, fps=float(fps))
+    name = "generated pictures"
+    reader, keeper = BlockMotionReader(name), _FrameKeeper(len(frames), spec)
+    for _ in _reencode(name, pictures, spec, reader, keeper):
+        pass
+    return _prepared("reencode", reader.result(), keeper, len(frames), float(fps))
 
 
 def frame_positions(num_frames: int, clip_frames: int) -> np.ndarray:
@@ -328,38 +297,46 @@ def frame_positions(num_frames: int, clip_frames: int) -> np.ndarray:
 class _FrameKeeper:
     """Keeps a few frames of a video as JPEG."""
 
-    def __init__(self, expected: int, spec: VideoSpec):
-        self._wanted = frozenset(frame_positions(expected, spec.clip_frames).tolist())
+    def __init__(self, num_frames: int, spec: VideoSpec):
+        self.wanted = frame_positions(num_frames, spec.clip_frames).tolist()
         self._spec = spec
         self._to_rgb = VideoReformatter()
         self.jpegs: dict[int, bytes] = {}
 
-    def wants(self, index: int) -> bool:
-        return index in self._wanted
+    def lacks(self, index: int) -> bool:
+        return index in self.wanted and index not in self.jpegs
 
     def keep(self, index: int, picture: av.VideoFrame) -> None:
         self.jpegs[index] = frame_jpeg(picture, self._spec, self._to_rgb)
 
 
-def _prepared(source: str, motion: BlockMotion, keeper: _FrameKeeper) -> PreparedVideo:
+def _prepared(
+    source: str, motion: BlockMotion, keeper: _FrameKeeper, num_frames: int, fps: float
+) -> PreparedVideo:
     return PreparedVideo(
         **{field.name: getattr(motion, field.name) for field in dataclasses.fields(motion)},
         source=source,
         frames=list(keeper.jpegs.values()),
         frame_indices=np.array(list(keeper.jpegs), np.int32),
-        num_frames=len(motion.displacements),
-        fps=0.0,
+        num_frames=num_frames,
+        fps=fps,
     )
 
 
-def _native(
-    path: str | os.PathLike, pictures: Iterable[av.VideoFrame], expected: int, spec: VideoSpec
-) -> PreparedVideo:
-    """Take the motion vectors that came with the pictures."""
-    keeper = _FrameKeeper(expected, spec)
-    reader = BlockMotionReader(path)
+def _read_native(
+    path: str | os.PathLike,
+    spec: VideoSpec,
+    reader: BlockMotionReader,
+    keeper: _FrameKeeper,
+    may_seek: bool,
+) -> Iterator[None]:
+    """Take the stream's own motion vectors; a step is a frame, or all the pictures."""
     upright = Uprighter()
-    for index, picture in enumerate(pictures):
+    options = EXPORT_VECTORS
+    if may_seek and _keep_pictures(path, spec, keeper, upright):
+        options = VECTORS_ONLY
+        yield
+    for index, picture in enumerate(decode_frames(path, options, spec.limits)):
         reader.add(picture)
         if reader.num_bytes > _LARGEST_MOTION:
             raise VideoError(
@@ -367,65 +344,46 @@ def _native(
                 f"its own motion takes more than {_LARGEST_MOTION} bytes from frame {index} on; "
                 "cut it, or use the canonical form (VideoSpec.source='reencode')",
             )
-        if keeper.wants(index):
+        if keeper.lacks(index):
             keeper.keep(index, _turned(path, upright, picture))
-    motion = reader.result()
-    if motion.is_intra.all() and len(motion.is_intra) > 1:
-        raise NoVectorsError(
-            path,
-            "all its frames are I-frames, which carry no motion; use the canonical form "
-            "(VideoSpec.source='reencode' or 'auto')",
-        )
-    return _prepared("native", motion, keeper)
+        yield
 
 
-class CanonicalStream:
-    """Encodes pictures in the canonical form and decodes the motion vectors of that."""
-
-    def __init__(self, spec: VideoSpec):
-        """Start a stream.
-
-        Args:
-          spec: The canonical form.
-        """
-        self._spec = spec
-        self._encoder = _CanonicalEncoder(spec)
-        self._decoder = av.CodecContext.create("mpeg4", "r")
-        self._decoder.thread_count = 1
-        self._decoder.options = VECTORS_ONLY
-
-    def add(self, picture: av.VideoFrame) -> list[av.VideoFrame]:
-        """Take the next picture, upright; return the frames that are decoded by now, in order.
-
-        Their vectors count; of the picture no more is computed than these need.
-        """
-        return self._decode(self._encoder.encode(picture))
-
-    def end(self) -> list[av.VideoFrame]:
-        """Return the last frames."""
-        return self._decode([*self._encoder.end(), None])
-
-    def _decode(self, packets: Sequence[av.Packet | None]) -> list[av.VideoFrame]:
-        return [frame for packet in packets for frame in self._decoder.decode(packet)]
+def _keep_pictures(
+    path: str | os.PathLike, spec: VideoSpec, keeper: _FrameKeeper, upright: Uprighter
+) -> bool:
+    """Decode the pictures alone, if their GOPs are few; say whether all are there."""
+    try:
+        needed = decode_needed(path, keeper.wanted, None, spec.limits, most=_FEW_FRAMES)
+        for index, picture in needed:
+            if keeper.lacks(index):
+                keeper.keep(index, _turned(path, upright, picture))
+    except (UncertainOrderError, VideoError):
+        # Damage is found again, and told, when everything is decoded.
+        keeper.jpegs.clear()
+        return False
+    return True
 
 
-def _reencoded(
-    path: str | os.PathLike, pictures: Iterable[av.VideoFrame], expected: int, spec: VideoSpec
-) -> PreparedVideo:
-    """Encode the pictures anew and take the motion vectors of that."""
-    keeper = _FrameKeeper(expected, spec)
+def _reencode(
+    path: str | os.PathLike,
+    pictures: Iterable[av.VideoFrame],
+    spec: VideoSpec,
+    reader: BlockMotionReader,
+    keeper: _FrameKeeper,
+) -> Iterator[None]:
+    """Encode the pictures anew and take the motion vectors of that; a step is a picture."""
     upright = Uprighter()
     canonical = CanonicalStream(spec)
-    reader = BlockMotionReader(path)
     for index, picture in enumerate(pictures):
         picture = _turned(path, upright, picture)
-        if keeper.wants(index):
+        if keeper.lacks(index):
             keeper.keep(index, picture)
         for frame in canonical.add(picture):
             reader.add(frame)
+        yield
     for frame in canonical.end():
         reader.add(frame)
-    return _prepared("reencode", reader.result(), keeper)
 
 
 def _turned(path: str | os.PathLike, upright: Uprighter, picture: av.VideoFrame) -> av.VideoFrame:
@@ -435,40 +393,6 @@ def _turned(path: str | os.PathLike, upright: Uprighter, picture: av.VideoFrame)
         if isinstance(error, av.FFmpegError):
             raise
         raise VideoError(path, str(error)) from error
-
-
-class _CanonicalEncoder:
-    """FFmpeg's MPEG-4 encoder with the canonical settings, behind a scaler."""
-
-    def __init__(self, spec: VideoSpec):
-        encoder = av.CodecContext.create("mpeg4", "w")
-        encoder.width, encoder.height, encoder.pix_fmt = spec.width, spec.height, "yuv420p"
-        encoder.time_base, encoder.framerate = _ENCODER_TIME_BASE, _ENCODER_RATE
-        encoder.gop_size, encoder.max_b_frames, encoder.thread_count = spec.gop_size, 0, 1
-        encoder.flags |= Flags.qscale
-        encoder.global_quality = spec.qscale * _QSCALE_TO_LAMBDA
-        self._encoder, self._spec = encoder, spec
-        # One for the whole video: a frame's own `reformat` sets up tables anew for every frame.
-        self._scaler = VideoReformatter()
-        self._count = 0
-
-    def encode(self, picture: av.VideoFrame) -> list[av.Packet]:
-        frame = self._scaler.reformat(
-            picture,
-            self._spec.width,
-            self._spec.height,
-            "yuv420p",
-            interpolation=Interpolation.BICUBIC,  # The default of `ffmpeg -vf scale`.
-            threads=1,
-        )
-        # The encoder decides: it would repeat the source's picture types if they were left in.
-        frame.pict_type = PictureType.NONE
-        frame.pts, frame.time_base = self._count, _ENCODER_TIME_BASE
-        self._count += 1
-        return self._encoder.encode(frame)
-
-    def end(self) -> list[av.Packet]:
-        return self._encoder.encode(None)
 
 
 def frame_jpeg(

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import accumulation, augment, sampling
-from input_pipeline.native_motion import NATIVE_FEATURES, fields_in_memory, native_fields
+from input_pipeline.native_motion import NATIVE_FEATURES, native_fields
 from input_pipeline.video import PreparedVideo, VideoSpec
 
 
@@ -73,43 +73,23 @@ def example_from_video(prepared: PreparedVideo) -> dict[str, tf.Tensor]:
     """
     native = {name: tf.constant(getattr(prepared, name)) for name in NATIVE_FEATURES}
     lead = {"lead": tf.constant(prepared.lead)} if prepared.lead else {}
-    displacements = {"displacements": tf.constant(prepared.displacements)}
-    return native | lead | displacements | _without_displacements(prepared)
+    motion = {
+        "displacements": tf.constant(prepared.displacements),
+        "is_intra": tf.constant(prepared.is_intra),
+    }
+    return native | lead | motion | pictures_from_video(prepared)
 
 
-def test_example_from_video(
-    prepared: PreparedVideo, views: MotionViews, spec: VideoSpec
-) -> dict[str, tf.Tensor]:
-    """Turn a prepared video into an example whose test view is all that is wanted.
-
-    The test view is that of `example_from_video`, bit for bit. Of motion that may be the stream's
-    own, this example holds the `fields` of that view, accumulated as they are in memory, which is
-    several times faster than in a graph.
+def pictures_from_video(prepared: PreparedVideo) -> dict[str, tf.Tensor]:
+    """Turn a prepared video into an example of its pictures alone.
 
     Args:
       prepared: From `prepare_video` or `prepare_frames`.
-      views: What the test view is of.
-      spec: The canonical form of the video.
 
     Returns:
-      As `example_from_video` if motion is always that of the canonical form. Otherwise `is_intra`,
-      `num_frames`, `frames` and `frame_indices` as there, and `fields` uint8 `[S, h, w, 2]`.
+      `num_frames`, `frames` and `frame_indices` as `example_from_video`.
     """
-    if spec.source == "reencode":
-        return example_from_video(prepared)
-    example = _without_displacements(prepared)
-    lead = {"lead": tf.constant(prepared.lead)} if prepared.lead else {}
-    indices = _test_frames(example | lead, views).numpy()
-    fields = fields_in_memory(prepared.motion, indices, spec, views.bound, views.accumulated)
-    return example | {"fields": tf.constant(fields)}
-
-
-test_example_from_video.__test__ = False  # type: ignore[attr-defined]
-
-
-def _without_displacements(prepared: PreparedVideo) -> dict[str, tf.Tensor]:
     return {
-        "is_intra": tf.constant(prepared.is_intra),
         "num_frames": tf.constant(prepared.num_frames, tf.int64),
         "frames": tf.constant(prepared.frames),
         "frame_indices": tf.constant(prepared.frame_indices),
@@ -169,17 +149,15 @@ def test_view(example: Mapping[str, tf.Tensor], views: MotionViews, spec: VideoS
     """Return the test views of a video's motion, always the same.
 
     Args:
-      example: As `example_from_video` or `test_example_from_video` gives.
+      example: As `example_from_video` gives.
       views: Segments and crops.
       spec: The canonical form of the example.
 
     Returns:
       uint8 `[crops, num_segments, image_size, image_size, 2]`.
     """
-    if "fields" in example:
-        fields = tf.ensure_shape(example["fields"], [views.num_segments, None, None, 2])
-    else:
-        fields = _fields(example, _test_frames(example, views), views, spec)
+    indices = sampling.test_segments(example["num_frames"], views.num_segments)
+    fields = _fields(example, _carrying_motion(example, indices), views, spec)
     if views.crops == 10:
         return augment.ten_crops(fields, views.resize_size, views.image_size)
     return augment.center_crop(fields, views.resize_size, views.image_size)[None]
@@ -201,7 +179,7 @@ def view_of_example(
     """Return what the networks see of one video.
 
     Args:
-      example: As `example_from_video` gives; for test views also as `test_example_from_video`.
+      example: As `example_from_video` gives; without motion also as `pictures_from_video`.
       spec: The canonical form of the example.
       motion: Segments and crops; None for no motion.
       augmented_views: Number of random training views; 0 for the test views.
@@ -287,12 +265,6 @@ def _fields(
         motion, steps = accumulation.motion_to_frames(example, indices, spec, views.accumulated)
         return accumulation.fields(motion, steps, spec, views.bound)
     return native_fields(example, indices, spec, views.bound, views.accumulated)
-
-
-def _test_frames(example: Mapping[str, tf.Tensor], views: MotionViews) -> tf.Tensor:
-    """Return int32 `[S]`, the places in the motion of the frames of a test view."""
-    indices = sampling.test_segments(example["num_frames"], views.num_segments)
-    return _carrying_motion(example, indices)
 
 
 def _carrying_motion(example: Mapping[str, tf.Tensor], indices: tf.Tensor) -> tf.Tensor:

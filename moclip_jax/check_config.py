@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs.common import STAGES
 from input_pipeline.prepared import BUILDERS
-from input_pipeline.video import SOURCES
+from input_pipeline.video_spec import SOURCES
 from input_pipeline.views import num_images
 from moclip_jax.class_phrases import PHRASES
 from moclip_jax.device_rules import AUTO
@@ -126,10 +126,11 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         yield f"config.motion.flip_probability={motion.flip_probability} is not a probability"
     if not 0 <= config.fusion.dropout < 1:
         yield f"config.fusion.dropout={config.fusion.dropout} must be at least 0 and below 1"
-    for section in ("motion", "clip"):
-        known = ("float32", "bfloat16", *((AUTO,) if section == "clip" else ()))
-        if config[section].dtype not in known:
-            yield (f"config.{section}.dtype='{config[section].dtype}' must be {' or '.join(known)}")
+    for section, field in (("motion", "dtype"), ("clip", "dtype"), ("features", "motion_dtype")):
+        known = ("float32", "bfloat16", *((AUTO,) if section != "motion" else ()))
+        if config[section][field] not in known:
+            value = config[section][field]
+            yield f"config.{section}.{field}='{value}' must be {' or '.join(known)}"
     if not FRAMES.fullmatch(config.clip.frame):
         yield f"config.clip.frame='{config.clip.frame}' must be middle, random or uniform_K"
     elif config.clip.frame == "random" and config.video.clip_frames < 2:

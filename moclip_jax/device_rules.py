@@ -33,13 +33,14 @@ def computation_dtype(setting: str, backend: str = "") -> jnp.dtype:
 
 
 def product_dtype(setting: str) -> jnp.dtype:
-    """Returns the dtype that a frozen CLIP on one CPU multiplies in (`frozen.frozen_image_tower`).
+    """Returns the dtype that a frozen network on a CPU multiplies in (`models/frozen.py`).
 
     Everything but the products is float32 there, and sums of products are.
 
     Args:
-      setting: `config.clip.dtype`; 'auto' is bfloat16 where the processor has matrix units for it
-        (Intel's AMX), in which products take a fifth of the time, and else float32.
+      setting: `config.clip.dtype` or `config.features.motion_dtype`; 'auto' is bfloat16 where the
+        processor has matrix units for it (Intel's AMX), in which products take a fifth of the time,
+        and else float32.
     """
     if setting == AUTO:
         return jnp.dtype(jnp.bfloat16 if "amx_bf16" in _processor_flags() else jnp.float32)

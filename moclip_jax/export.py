@@ -28,6 +28,8 @@ from moclip_jax.pretrained import load_tokenizer
 from moclip_jax.train_motion import motion_network_config, motion_views, video_spec
 
 FORMAT = 1
+# Fields that go through the motion network together at least, if there are as many.
+_LEAST_SEGMENTS = 16
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "av", "tensorflow-datasets")
 
 
@@ -47,6 +49,7 @@ class Recognizer:
       views: how its motion is sampled.
       frame: which RGB frame CLIP sees.
       clip_dtype: `config.clip.dtype`.
+      motion_dtype: `config.features.motion_dtype`.
     """
 
     class_names: tuple[str, ...]
@@ -60,6 +63,7 @@ class Recognizer:
     views: MotionViews
     frame: str
     clip_dtype: str
+    motion_dtype: str
 
     @property
     def reading(self) -> VideoSpec:
@@ -76,18 +80,41 @@ class Recognizer:
     def frozen(self) -> tuple[MotionNetwork, CLIP]:
         """The motion network and CLIP's image tower in the forms that run; made once."""
         clip = frozen_clip(self.clip, product_dtype(self.clip_dtype))
-        return frozen_motion_network(self.network), clip
+        return frozen_motion_network(self.network, product_dtype(self.motion_dtype)), clip
+
+    @property
+    def parts(self) -> int:
+        """Equal parts of a video's segments that go through the motion network one by one.
+
+        So that it works on the first while the video is read on. More of them would be too small
+        for the network to be fast.
+        """
+        segments = self.views.num_segments
+        return 2 if segments >= 2 * _LEAST_SEGMENTS and not segments % 2 else 1
 
     def view(self, example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns what the networks see of a video: `motion` and `images` (TensorFlow ops).
 
         Args:
-          example: as `input_pipeline.views.example_from_video` or `test_example_from_video` gives.
+          example: as `input_pipeline.views.example_from_video` gives.
         """
+        return self._view(example, self.views)
+
+    def images(self, example: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns the `images` of `view` alone (TensorFlow ops).
+
+        Args:
+          example: as `input_pipeline.views.pictures_from_video` gives.
+        """
+        return self._view(example, None)["images"]
+
+    def _view(
+        self, example: Mapping[str, tf.Tensor], motion: MotionViews | None
+    ) -> dict[str, tf.Tensor]:
         return view_of_example(
             example,
             self.video,
-            motion=self.views,
+            motion=motion,
             frames=self.frame,
             image_size=self.clip.config.vision.image_size,
             # Only a random frame needs it; the same file always gets the same label.
@@ -206,4 +233,5 @@ def load_export(directory: Path) -> Recognizer:
         ),
         frame=config.clip.frame,
         clip_dtype=config.clip.dtype,
+        motion_dtype=config.features.get("motion_dtype", "float32"),  # As older ones were made.
     )

@@ -76,6 +76,7 @@ def make_extract_step(
     clip: CLIP,
     mesh: Mesh,
     products: jax.typing.DTypeLike = jnp.float32,
+    motion_products: jax.typing.DTypeLike | None = None,
 ) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """Returns a function from this process's rows of a batch to the features of all rows.
 
@@ -88,8 +89,9 @@ def make_extract_step(
       mesh: all devices.
       products: dtype of CLIP's products where all is done by one CPU, see
         `device_rules.product_dtype`.
+      motion_products: dtype of the motion network's products on a CPU; None: as the network's.
     """
-    motion_graph, motion_state = nnx.split(frozen_motion_network(network))
+    motion_graph, motion_state = nnx.split(frozen_motion_network(network, motion_products))
     clip_graph, clip_state = nnx.split(frozen_clip(clip, products, devices=mesh.size))
     motion_state = replicate(motion_state, mesh)
     clip_state = split_over_model(clip_state, mesh)
@@ -132,7 +134,13 @@ def extract_features(
     Training videos are seen in `config.features.train_views` augmented views, the others in the
     crops of their protocol. Files that are there already are not made again.
     """
-    extract = make_extract_step(network, clip, mesh, product_dtype(config.clip.dtype))
+    extract = make_extract_step(
+        network,
+        clip,
+        mesh,
+        product_dtype(config.clip.dtype),
+        product_dtype(config.features.motion_dtype),
+    )
     protocols = {
         "train": (motion_views(config.motion, num_segments=config.motion.num_segments), True),
         "validation": (

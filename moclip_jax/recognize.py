@@ -15,14 +15,16 @@ import tensorflow as tf
 from flax import nnx
 
 from input_pipeline.decoding import check_video
+from input_pipeline.memory_views import last_frames, test_view_in_memory
 from input_pipeline.video import (
     PreparedVideo,
     VideoError,
     VideoSpec,
     frame_positions,
+    prepare_in_parts,
     prepare_video,
 )
-from input_pipeline.views import example_signature, test_example_from_video
+from input_pipeline.views import example_signature, pictures_from_video
 from moclip_jax.device_rules import compiler_options
 from moclip_jax.export import Recognizer
 from moclip_jax.extract_features import appearance_features, motion_features
@@ -68,19 +70,16 @@ class Classifier:
         self.labels = tuple(words) or recognizer.class_names
         self.trained_as: tuple[str, ...] = ()
         self._recognizer = recognizer
-        # By the names of what an example holds: a stream's windows may hold more than a file.
-        self._views: dict[frozenset[str], Callable[..., dict[str, tf.Tensor]]] = {}
+        self._image_function: Callable[..., tf.Tensor] | None = None
         self.network, self.clip = recognizer.frozen
-        graphdef, self._state = nnx.split((self.network, self.clip, recognizer.head))
-
-        @functools.partial(jax.jit, compiler_options=compiler_options())
-        def features(state: Any, fields: jax.Array, images: jax.Array) -> tuple[jax.Array, ...]:
-            network, clip, head = nnx.merge(graphdef, state)
-            appearance = appearance_features(clip, images)
-            logits = head(motion_features(network, fields).mean(axis=1), appearance)
-            return logits[0].astype(jnp.float32), appearance[0].astype(jnp.float32)
-
-        self._features = features
+        self._motion = _compiled(
+            self.network, lambda network, fields: motion_features(network, fields).mean(axis=1)
+        )
+        self._appearance = _compiled(self.clip, appearance_features)
+        self._head = _compiled(
+            recognizer.head,
+            lambda head, parts, appearance: head(sum(parts) / len(parts), appearance),
+        )
         if words:
             names = [class_phrase(name) for name in recognizer.class_names]
             clip, tokenizer = recognizer.clip, recognizer.tokenizer
@@ -97,26 +96,58 @@ class Classifier:
     def view(self, video: PreparedVideo) -> dict[str, np.ndarray]:
         """Returns what the networks see: `motion` and `images`, each a batch of one."""
         recognizer = self._recognizer
-        example = test_example_from_video(video, recognizer.views, recognizer.video)
-        held = frozenset(example)
-        if held not in self._views:
+        motion = test_view_in_memory(video, recognizer.views, recognizer.video)
+        return {"motion": motion[None], "images": self._images(video)}
+
+    def _images(self, video: PreparedVideo) -> np.ndarray:
+        example = pictures_from_video(video)
+        if self._image_function is None:
             # Compiled, which is eight times faster than one operation after another, and once for
             # videos of any length.
-            self._views[held] = tf.function(
-                recognizer.view,
+            self._image_function = tf.function(
+                self._recognizer.images,
                 input_signature=[example_signature(example)],
                 autograph=False,
             )
-        view = self._views[held](example)
-        return {name: np.asarray(view[name])[None] for name in ("motion", "images")}
+        return np.asarray(self._image_function(example))[None]
 
     def probabilities(self, view: dict[str, np.ndarray]) -> np.ndarray:
         """Returns float64 `[labels]` that sum to 1, for what `view` gave."""
-        logits, appearance = (
-            np.asarray(value, np.float64)
-            for value in self._features(self._state, view["motion"], view["images"])
-        )
-        return self.combine(logits, appearance)
+        parts = np.split(view["motion"], self._recognizer.parts, axis=2)
+        return self._probabilities([*map(self._motion, parts)], self._appearance(view["images"]))
+
+    def probabilities_of_file(self, path: str) -> np.ndarray:
+        """Returns float64 `[labels]` that sum to 1.
+
+        The same as of the whole file, prepared and viewed; but while it is read, the networks work
+        on what is there: first on the pictures, then on one part of the motion after another.
+
+        Raises:
+          VideoError: The file cannot be read; the message names it and the reason.
+        """
+        recognizer, parts = self._recognizer, self._recognizer.parts
+
+        def ends(num_frames: int) -> list[int]:
+            return [-1, *last_frames(num_frames, recognizer.views, parts)]
+
+        motion: list[jax.Array] = []
+        appearance: list[jax.Array] = []
+        for number, video in prepare_in_parts(path, recognizer.reading, ends):
+            if not number:  # Maybe once more.
+                motion, appearance = [], []
+            wanted = frame_positions(video.num_frames, recognizer.reading.clip_frames)
+            if not appearance and (len(video.frames) == len(wanted) or number == parts):
+                appearance.append(self._appearance(self._images(video)))
+            if number:
+                fields = test_view_in_memory(
+                    video, recognizer.views, recognizer.video, part=number - 1, parts=parts
+                )
+                motion.append(self._motion(fields[None]))
+        return self._probabilities(motion, appearance[0])
+
+    def _probabilities(self, motion: list[jax.Array], appearance: jax.Array) -> np.ndarray:
+        logits = self._head(motion, appearance)
+        return self.combine(*(np.asarray(x[0], np.float64) for x in (logits, appearance)))
 
     def combine(
         self, logits: np.ndarray, appearance: np.ndarray, *, use_head: bool = True
@@ -130,6 +161,17 @@ class Classifier:
         appearance = appearance / np.linalg.norm(appearance)
         zero_shot = _softmax(self._logit_scale * (self._text @ appearance))
         return word_probabilities(zero_shot, logits, self._owners) if use_head else zero_shot
+
+
+def _compiled(module: nnx.Module, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Returns a compiled function of what `function` takes after the module; gives float32."""
+    graph, state = nnx.split(module)
+
+    @functools.partial(jax.jit, compiler_options=compiler_options())
+    def compiled(state: Any, *inputs: Any) -> jax.Array:
+        return function(nnx.merge(graph, state), *inputs).astype(jnp.float32)
+
+    return functools.partial(compiled, state)
 
 
 def match_words(
@@ -261,10 +303,7 @@ def make_classifier(
     Raises (the returned function):
       VideoError: the file cannot be read; the message names it and the reason.
     """
-    classifier = Classifier(recognizer, classes)
-    return lambda path: classifier.probabilities(
-        classifier.view(prepare_video(path, recognizer.reading))
-    )
+    return Classifier(recognizer, classes).probabilities_of_file
 
 
 def best_labels(classifier: Classifier, scores: np.ndarray, topk: int) -> list[dict[str, Any]]:

@@ -333,7 +333,7 @@ def test_what_the_system_or_ffmpeg_refuses(tmp_path, monkeypatch):
         with pytest.raises(VideoError, match=r"a.avi: no permission to read it"):
             prepare_video(path, SPEC)
     with monkeypatch.context() as patch:
-        patch.setattr(video, "_prepare_file", refuse(av.FFmpegError(22, "odd")))
+        patch.setattr(video, "_read_in_parts", refuse(av.FFmpegError(22, "odd")))
         with pytest.raises(VideoError, match=r"a.avi: its pictures cannot be converted \("):
             prepare_video(path, SPEC)
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from input_pipeline.video import prepare_video
+from input_pipeline.video import VideoError, prepare_video
 from moclip_jax import predict, recognize
 from moclip_jax.export import load_export
 from tests.input_pipeline import real_clips
+from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,37 @@ def test_what_is_not_read_for_a_label_was_not_seen(finished_run, real_videos):
         np.testing.assert_array_equal(one_kept[name], all_kept[name])
     several = dataclasses.replace(recognizer, frame="uniform_3")
     assert several.reading == recognizer.video
+
+
+@pytest.mark.parametrize("source", ["native", "reencode", "auto"])
+@pytest.mark.parametrize("frame", ["middle", "uniform_3"])
+def test_a_file_that_is_judged_while_it_is_read_gets_the_label_of_the_whole(
+    source, frame, finished_run, real_videos
+):
+    import dataclasses
+
+    recognizer = load_export(finished_run / "export")
+    recognizer = dataclasses.replace(
+        recognizer,
+        video=dataclasses.replace(recognizer.video, source=source, clip_frames=3),
+        views=dataclasses.replace(recognizer.views, num_segments=32),
+        frame=frame,
+    )
+    assert recognizer.parts == 2
+    classifier = recognize.Classifier(recognizer)
+    for path in real_videos:
+        whole = classifier.view(prepare_video(path, recognizer.reading))
+        assert whole["motion"].shape[:3] == (1, 1, 32)
+        expected = classifier.probabilities(whole)
+        np.testing.assert_array_equal(classifier.probabilities_of_file(path), expected)
+
+
+def test_a_file_whose_end_is_damaged_gets_no_label(finished_run, tmp_path):
+    path = write_video(tmp_path / "a.avi", drifting_frames(60))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    classify = recognize.make_classifier(load_export(finished_run / "export"))
+    with pytest.raises(VideoError, match=r"a\.avi: cut"):
+        classify(str(path))
 
 
 def test_folders_patterns_and_standard_input_name_videos(

@@ -14,7 +14,7 @@ from flax import nnx
 from moclip_jax.models import activations
 from moclip_jax.models.batch_norm import BatchNorm
 from moclip_jax.models.clip import CLIP, Block, Encoder, VisionTower
-from moclip_jax.models.efficientnet import Conv, DepthwiseConv, PointwiseConv
+from moclip_jax.models.efficientnet import Conv, DepthwiseConv, PointwiseConv, SqueezeExcite
 from moclip_jax.models.motion_network import MotionNetwork
 
 
@@ -37,7 +37,9 @@ class FoldedNorm(nnx.Module):
         return (activations.silu(y) if silu else y).astype(x.dtype)
 
 
-def frozen_motion_network(network: MotionNetwork) -> MotionNetwork:
+def frozen_motion_network(
+    network: MotionNetwork, products: jax.typing.DTypeLike | None = None
+) -> MotionNetwork:
     """Returns the network with every BatchNorm folded into the convolution before it.
 
     That is: `x_norm` of a module into its `x`, where this is a convolution of `efficientnet`. The
@@ -45,14 +47,26 @@ def frozen_motion_network(network: MotionNetwork) -> MotionNetwork:
 
     Args:
         network: trained; its own arrays stay as they are.
+        products: on a CPU, what `EfficientNetConfig.dtype` is to be; None, or on another device:
+            what it is.
     """
     frozen = _same_arrays(network)
     for _, owner in list(nnx.iter_modules(frozen)):
+        if products is not None and jax.default_backend() == "cpu":
+            _set_products(owner, products)
         for name, norm in list(vars(owner).items()):
             conv = getattr(owner, name.removesuffix("_norm"), None)
             if isinstance(norm, BatchNorm) and isinstance(conv, _CONVOLUTIONS):
                 setattr(owner, name, _fold(conv, norm))
     return frozen
+
+
+def _set_products(module: nnx.Module, products: jax.typing.DTypeLike) -> None:
+    """Sets the dtype of what an `EfficientNet` computes in its `config.dtype`."""
+    if isinstance(module, PointwiseConv):
+        module.dtype = products
+    elif isinstance(module, SqueezeExcite):
+        module.reduce.dtype = module.expand.dtype = products
 
 
 # All without a bias, and with the output's channels last in their kernel.

@@ -16,10 +16,10 @@ from input_pipeline.dataset import (
     view_batches,
     view_of_example,
 )
+from input_pipeline.memory_views import fields_in_memory
 from input_pipeline.motion_vectors import BlockMotion
-from input_pipeline.native_motion import fields_in_memory, native_fields
-from input_pipeline.video import VideoSpec, prepare_frames, prepare_video
-from input_pipeline.views import test_example_from_video
+from input_pipeline.native_motion import native_fields
+from input_pipeline.video import VideoSpec, prepare_video
 from moclip_jax.motion_pictures import motion_fields
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
@@ -52,6 +52,16 @@ def as_example(motion: BlockMotion) -> dict[str, tf.Tensor]:
     return {name: tf.constant(value) for name, value in vars(motion).items()}
 
 
+def in_memory(motion: BlockMotion, indices: np.ndarray, *arguments, **options) -> np.ndarray:
+    """All fields at once; each is copied, as the next takes its place."""
+    fields = {
+        row: field.copy()
+        for rows, field in fields_in_memory(motion, indices, *arguments, **options)
+        for row in rows
+    }
+    return np.stack([fields[row] for row in range(len(indices))])
+
+
 def to_bytes(fields: np.ndarray, spec: VideoSpec, bound: float) -> np.ndarray:
     """Scale by the written definition, value by value, with Python's exact integers."""
     from fractions import Fraction
@@ -79,7 +89,7 @@ def test_fields_equal_the_numpy_ones(kinds, height, width):
         fields = implementation(as_example(motion), indices, SPEC, 20.0)
         assert fields.dtype == tf.uint8
         np.testing.assert_array_equal(fields, expected)
-    fields = fields_in_memory(motion, indices.numpy(), SPEC, 20.0)
+    fields = in_memory(motion, indices.numpy(), SPEC, 20.0)
     assert fields.dtype == np.uint8
     np.testing.assert_array_equal(fields, expected)
 
@@ -95,6 +105,8 @@ def test_frames_are_wanted_in_any_order_and_some_twice(kinds, accumulated):
     for implementation in (native_fields, function):
         fields = implementation(as_example(motion), tf.constant(indices), SPEC, 70.0, accumulated)
         np.testing.assert_array_equal(fields, expected)
+    fields = in_memory(motion, indices, SPEC, 70.0, accumulated)
+    np.testing.assert_array_equal(fields, expected)
 
 
 @pytest.mark.parametrize("orientation", range(8))
@@ -103,6 +115,7 @@ def test_turned_fields_equal_the_numpy_ones(orientation):
     expected = to_bytes(motion.accumulate(), SPEC, 20.0)
     fields = native_fields(as_example(motion), tf.range(4), SPEC, 20.0)
     np.testing.assert_array_equal(fields, expected)
+    np.testing.assert_array_equal(in_memory(motion, np.arange(4), SPEC, 20.0), expected)
 
 
 def test_canonical_pixels_are_the_unit():
@@ -137,52 +150,12 @@ def test_motion_of_a_frame_alone_points_forward_in_time():
         if 0 <= x + dx < width and 0 <= y + dy < height:
             expected[index, y, x] = (dx, dy) if ahead else (-dx, -dy)
     np.testing.assert_array_equal(fields, to_bytes(expected, SPEC, 20.0))
-    fields = fields_in_memory(motion, indices, SPEC, 20.0, accumulated=False)
+    fields = in_memory(motion, indices, SPEC, 20.0, accumulated=False)
     np.testing.assert_array_equal(fields, to_bytes(expected, SPEC, 20.0))
     np.testing.assert_array_equal(motion.each_alone(indices), expected)
     for outside in (-1, len(motion.is_intra)):
         with pytest.raises(IndexError, match=f"frame {outside} is outside a video"):
             motion.each_alone([outside])
-
-
-FORMS = {
-    "plain": {},
-    "b-frames": {"codec": "libx264", "options": {"bf": "3", "g": "15"}},
-    "open groups": {"codec": "mpeg2video", "options": {"bf": "2", "g": "9"}},
-    "long groups": {"codec": "libx264", "options": {"bf": "2", "g": "250", "sc_threshold": "0"}},
-    "turned": {"codec": "mpeg4", "options": {"bf": "2"}, "rotation": -90},
-}
-
-
-@pytest.mark.parametrize("accumulated", [True, False])
-@pytest.mark.parametrize("form", FORMS)
-def test_the_test_view_of_a_file_is_the_same_from_memory_and_in_a_graph(
-    form, accumulated, tmp_path
-):
-    size = (58, 84) if form == "plain" else (64, 80)
-    frames = drifting_frames(40, *size, step=(3, -2))
-    path = write_video(tmp_path / ("a.mov" if form == "turned" else "a.mkv"), frames, **FORMS[form])
-    prepared = prepare_video(path, SPEC)
-    views = dataclasses.replace(VIEWS, num_segments=7, accumulated=accumulated, crops=10)
-    # A window of a stream that begins behind an I-frame, and one that ends among B-frames.
-    window = dataclasses.replace(prepared, lead=5, num_frames=21)
-    for video in (prepared, window, prepared.part(0, 18, np.array([True] * len(prepared.frames)))):
-        example = test_example_from_video(video, views, SPEC)
-        assert example["fields"].shape[0] == 7
-        expected = view_of_example(
-            example_from_video(video), SPEC, motion=views, frames="middle", image_size=32
-        )
-        view = view_of_example(example, SPEC, motion=views, frames="middle", image_size=32)
-        assert (np.asarray(expected["motion"]) != 128).any()
-        for name in ("motion", "images"):
-            np.testing.assert_array_equal(view[name], expected[name])
-
-
-def test_the_canonical_form_has_one_example_for_all():
-    spec = dataclasses.replace(SPEC, source="reencode")
-    prepared = prepare_frames(drifting_frames(20, 64, 96), spec, 25.0)
-    example = test_example_from_video(prepared, VIEWS, spec)
-    assert example.keys() == example_from_video(prepared).keys()
 
 
 def test_a_real_video_with_b_frames_equals_the_numpy_fields():

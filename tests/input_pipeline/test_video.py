@@ -13,7 +13,14 @@ from PIL import Image
 from input_pipeline import video
 from input_pipeline.decoding import CheckedVideo
 from input_pipeline.motion_vectors import paint_displacements
-from input_pipeline.video import VideoError, VideoSpec, prepare_frames, prepare_video, reencode
+from input_pipeline.video import (
+    VideoError,
+    VideoSpec,
+    prepare_frames,
+    prepare_in_parts,
+    prepare_video,
+    reencode,
+)
 from tests.input_pipeline.video_fixtures import cut, drifting_frames, write_sound, write_video
 
 SPEC = VideoSpec(width=96, height=64, clip_frames=4)
@@ -131,6 +138,73 @@ def test_frames_are_chosen_by_the_number_that_was_decoded(tmp_path, monkeypatch)
     prepared = prepare_video(path, SPEC)
     assert prepared.frame_indices.tolist() == expected.frame_indices.tolist()
     assert prepared.frames == expected.frames
+
+
+def test_a_video_in_parts_begins_with_its_pictures_and_ends_with_the_whole(tmp_path):
+    path = write_video(tmp_path / "a.avi", drifting_frames(120), options={"g": "6"})
+    spec = dataclasses.replace(SPEC, source="native", clip_frames=1)
+    whole = prepare_video(path, spec)
+    parts = list(prepare_in_parts(path, spec, lambda num_frames: [-1, 30, 70, 100]))
+    assert [number for number, _ in parts] == [0, 1, 2, 3]
+    assert [len(part.is_intra) for _, part in parts] == [0, 31, 71, 120]
+    for _, part in parts:
+        # The GOP of the only picture is a twentieth of the file, so that came first.
+        assert part.frames == whole.frames
+        assert part.frame_indices.tolist() == [60]
+        assert (part.num_frames, part.fps) == (120, 25.0)
+    for _, part in parts[1:]:
+        read = len(part.is_intra)
+        np.testing.assert_array_equal(part.displacements, whole.displacements[:read])
+        np.testing.assert_array_equal(part.is_intra, whole.is_intra[:read])
+
+
+@pytest.mark.parametrize("source", ["native", "reencode"])
+def test_parts_begin_anew_when_the_number_of_frames_was_wrong(source, tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.avi", drifting_frames(20))
+    spec = dataclasses.replace(SPEC, source=source)
+    expected = prepare_video(path, spec)
+    monkeypatch.setattr(video, "check_video", lambda path, limit: CheckedVideo(40, 25.0))
+    parts = list(prepare_in_parts(path, spec, lambda num_frames: [num_frames // 4, num_frames]))
+    assert [(number, part.num_frames) for number, part in parts] == [(0, 40), (0, 20), (1, 20)]
+    assert parts[-1][1].frames == expected.frames
+
+
+def test_parts_begin_anew_when_a_codec_with_vectors_turns_out_to_have_none(tmp_path):
+    path = write_video(tmp_path / "a.avi", drifting_frames(20), options={"g": "1"})
+    spec = dataclasses.replace(SPEC, source="auto")
+    parts = list(prepare_in_parts(path, spec, lambda num_frames: [5, 19]))
+    assert [(number, part.source) for number, part in parts] == [
+        (0, "native"),
+        (0, "reencode"),
+        (1, "reencode"),
+    ]
+
+
+@pytest.mark.parametrize("options", [{"g": "6"}, {"g": "6", "bf": "2"}, {"g": "250"}])
+@pytest.mark.parametrize(("name", "codec"), [("a.avi", "mpeg4"), ("a.mp4", "libx264")])
+def test_pictures_decoded_apart_are_those_of_decoding_everything(
+    name, codec, options, tmp_path, monkeypatch
+):
+    path = write_video(tmp_path / name, drifting_frames(120), codec=codec, options=options)
+    spec = dataclasses.replace(SPEC, source="native", clip_frames=1)
+    apart = prepare_video(path, spec)
+    monkeypatch.setattr(video, "_FEW_FRAMES", 0.0)
+    together = prepare_video(path, spec)
+    assert apart.frames == together.frames
+    assert apart.frame_indices.tolist() == together.frame_indices.tolist() == [60]
+    np.testing.assert_array_equal(apart.displacements, together.displacements)
+    np.testing.assert_array_equal(apart.future, together.future)
+
+
+def test_damage_is_found_when_pictures_are_decoded_apart_too(tmp_path):
+    path = write_video(tmp_path / "a.avi", drifting_frames(120), options={"g": "6"})
+    content = bytearray(path.read_bytes())
+    # Far from the picture in the middle: the header of the second packet.
+    second = content.index(b"00dc", content.index(b"00dc", content.index(b"movi")) + 4) + 8
+    content[second : second + 16] = b"\xff" * 16
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match=r"a\.avi: damaged at packet 2 "):
+        prepare_video(path, dataclasses.replace(SPEC, source="native", clip_frames=1))
 
 
 @pytest.mark.parametrize(

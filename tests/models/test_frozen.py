@@ -45,6 +45,23 @@ def test_a_folded_network_has_the_features_of_the_trained_one_and_no_statistics_
     assert all(map(np.array_equal, before, after))
 
 
+def test_products_in_bfloat16_are_those_of_a_network_that_has_them_itself(trained):
+    """`features.motion_dtype` does to the frozen form what `motion.dtype` does to a network."""
+    fields = np.random.default_rng(1).integers(0, 256, (1, 2, 48, 40, 2), np.uint8)
+    backbone = dataclasses.replace(trained.config.backbone, dtype=jnp.bfloat16)
+    narrow = nnx.eval_shape(lambda: MotionNetwork(MotionNetworkConfig(backbone), rngs=nnx.Rngs(0)))
+    nnx.update(narrow, nnx.state(trained))
+    expected = motion_features(frozen_motion_network(narrow), fields)
+    frozen = frozen_motion_network(trained, jnp.bfloat16)
+    np.testing.assert_array_equal(motion_features(frozen, fields), expected)
+    wide = motion_features(frozen_motion_network(trained), fields)
+    largest = np.abs(wide).max()
+    assert 1e-4 * largest < np.abs(expected - wide).max() < 0.05 * largest
+    # And back.
+    same = motion_features(frozen_motion_network(narrow, jnp.float32), fields)
+    np.testing.assert_array_equal(same, wide)
+
+
 def test_a_folded_norm_computes_in_float32_what_lies_in_bfloat16():
     norm = BatchNorm(2)
     norm.bias[...], norm.var[...] = jnp.array([0.3, -0.7]), 1 - jnp.full(2, norm.eps)

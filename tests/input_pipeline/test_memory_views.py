@@ -1,0 +1,82 @@
+"""Test views in memory are those of the graph, bit for bit, and need no more than their frames."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+
+from input_pipeline.dataset import MotionViews, example_from_video, view_of_example
+from input_pipeline.memory_views import last_frames, test_view_in_memory
+from input_pipeline.video import PreparedVideo, VideoSpec, prepare_in_parts, prepare_video
+from tests.input_pipeline.video_fixtures import drifting_frames, write_video
+
+SPEC = VideoSpec(source="native", width=96, height=64, clip_frames=2)
+VIEWS = MotionViews(num_segments=6, image_size=24, resize_size=32)
+FORMS = {
+    "plain": {},
+    "b-frames": {"codec": "libx264", "options": {"bf": "3", "g": "15"}},
+    "open groups": {"codec": "mpeg2video", "options": {"bf": "2", "g": "9"}},
+    "long groups": {"codec": "libx264", "options": {"bf": "2", "g": "250", "sc_threshold": "0"}},
+    "turned": {"codec": "mpeg4", "options": {"bf": "2"}, "rotation": -90},
+}
+
+
+def moving_video(folder: pathlib.Path, form: str) -> pathlib.Path:
+    size = (58, 84) if form == "plain" else (64, 80)
+    frames = drifting_frames(40, *size, step=(3, -2))
+    return write_video(folder / ("a.mov" if form == "turned" else "a.mkv"), frames, **FORMS[form])
+
+
+def in_a_graph(video: PreparedVideo, views: MotionViews, spec: VideoSpec) -> np.ndarray:
+    return np.asarray(view_of_example(example_from_video(video), spec, motion=views)["motion"])
+
+
+@pytest.mark.parametrize("accumulated", [True, False])
+@pytest.mark.parametrize("crops", [1, 10])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_test_view_of_a_file_is_the_same_in_memory_and_in_a_graph(
+    form, crops, accumulated, tmp_path
+):
+    prepared = prepare_video(moving_video(tmp_path, form), SPEC)
+    views = dataclasses.replace(VIEWS, num_segments=7, accumulated=accumulated, crops=crops)
+    # A window of a stream that begins behind an I-frame, and one that ends among B-frames.
+    window = dataclasses.replace(prepared, lead=5, num_frames=21)
+    part = prepared.part(0, 18, np.array([True] * len(prepared.frames)))
+    moves = []
+    for video in (prepared, window, part):
+        expected = in_a_graph(video, views, SPEC)
+        moves.append((expected != 128).any())
+        view = test_view_in_memory(video, views, SPEC)
+        assert view.dtype == np.uint8
+        np.testing.assert_array_equal(view, expected)
+    assert any(moves)
+
+
+@pytest.mark.parametrize("crops", [1, 10])
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (32, 48), (32, 32), (46, 130)])
+def test_the_canonical_form_too_whatever_its_size(height, width, crops, tmp_path):
+    """The square is 32 pixels wide: both axes are resized, or one, or none."""
+    spec = VideoSpec(width=width, height=height)
+    prepared = prepare_video(moving_video(tmp_path, "plain"), spec)
+    views = dataclasses.replace(VIEWS, crops=crops)
+    expected = in_a_graph(prepared, views, spec)
+    assert (expected != 128).any()
+    np.testing.assert_array_equal(test_view_in_memory(prepared, views, spec), expected)
+
+
+@pytest.mark.parametrize("source", ["native", "reencode"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_part_of_the_view_needs_no_more_than_the_frames_up_to_its_last(form, source, tmp_path):
+    path, spec = moving_video(tmp_path, form), dataclasses.replace(SPEC, source=source)
+    whole = test_view_in_memory(prepare_video(path, spec), VIEWS, spec)
+    parts, lengths = {}, []
+    ends = lambda num_frames: last_frames(num_frames, VIEWS, 3)  # noqa: E731
+    for number, video in prepare_in_parts(path, spec, ends):
+        parts[number] = test_view_in_memory(video, VIEWS, spec, part=number, parts=3)
+        lengths.append(len(video.is_intra))
+    # Fewer frames than the video has, and those of the part at least.
+    assert lengths == sorted(lengths)
+    assert lengths[0] < 40
+    assert all(n > end for n, end in zip(lengths, ends(40), strict=True))
+    np.testing.assert_array_equal(np.concatenate([parts[n] for n in range(3)], axis=1), whole)
