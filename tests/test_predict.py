@@ -182,6 +182,18 @@ def test_a_file_that_is_judged_while_it_is_read_gets_the_label_of_the_whole(
         np.testing.assert_array_equal(classifier.probabilities_of_file(path), expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_motion_network_that_runs_multiplies_in_the_dtype_of_its_features(
+    dtype, finished_run
+):
+    import dataclasses
+
+    recognizer = load_export(finished_run / "export")
+    assert recognizer.motion_dtype == "float32"  # As configs/demo.py says.
+    recognizer = dataclasses.replace(recognizer, motion_dtype=dtype)
+    assert recognizer.frozen[0].backbone.head.dtype == dtype
+
+
 def test_a_file_whose_end_is_damaged_gets_no_label(finished_run, tmp_path):
     path = write_video(tmp_path / "a.avi", drifting_frames(60))
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])

@@ -121,6 +121,8 @@ def test_every_config_has_exactly_the_fields_of_the_common_one(module):
         ("motion.resize_size", 8, "config.motion.resize_size=8"),
         ("motion.decay_epochs", (5,), "config.motion.decay_epochs"),
         ("motion.dtype", "float16", "config.motion.dtype"),
+        ("motion.dtype", "auto", "config.motion.dtype='auto' must be float32 or bfloat16"),
+        ("features.motion_dtype", "float16", "config.features.motion_dtype='float16'"),
         ("evaluation.crops", 3, "config.evaluation.crops=3"),
         ("clip.frame", "last", "config.clip.frame='last'"),
         ("fusion.dropout", 1.5, "config.fusion.dropout"),
@@ -149,6 +151,7 @@ def test_a_stage_depends_on_its_own_settings_and_those_before_it():
     assert changed_stages("motion.source", "auto") == stages
     assert changed_stages("motion.learning_rate", 0.1) == stages[1:]
     assert changed_stages("clip.frame", "random") == stages[2:]
+    assert changed_stages("features.motion_dtype", "bfloat16") == stages[2:]
     assert changed_stages("fusion.hidden", 8) == stages[3:]
     assert changed_stages("predict.num_segments", 8) == stages[5:]
     assert changed_stages("dataset.num_workers", 7) == []

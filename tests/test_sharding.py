@@ -4,6 +4,7 @@ import dataclasses
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -90,6 +91,9 @@ def test_a_vit_l14_split_over_devices_gives_the_features_of_the_whole_one():
         assert split["appearance"].shape == (4, 768)
         np.testing.assert_allclose(split["appearance"], whole["appearance"], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(split["motion"], whole["motion"], rtol=1e-4, atol=1e-5)
+    narrow = make_extract_step(network, clip, make_mesh(), motion_products=jnp.bfloat16)(batch)
+    error = np.abs(narrow["motion"] - whole["motion"]).max() / np.abs(whole["motion"]).max()
+    assert 1e-4 < error < 0.05
 
 
 def test_a_split_vit_l14_takes_its_share_of_memory_on_each_device():
