@@ -183,9 +183,7 @@ def test_a_file_that_is_judged_while_it_is_read_gets_the_label_of_the_whole(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_motion_network_that_runs_multiplies_in_the_dtype_of_its_features(
-    dtype, finished_run
-):
+def test_the_motion_network_that_runs_multiplies_in_the_dtype_of_its_features(dtype, finished_run):
     import dataclasses
 
     recognizer = load_export(finished_run / "export")
