@@ -113,8 +113,16 @@ class Classifier:
 
     def probabilities(self, view: dict[str, np.ndarray]) -> np.ndarray:
         """Returns float64 `[labels]` that sum to 1, for what `view` gave."""
-        parts = np.split(view["motion"], self._recognizer.parts, axis=2)
-        return self._probabilities([*map(self._motion, parts)], self._appearance(view["images"]))
+        motion, appearance = self.run_motion_network(view["motion"]), self.run_clip(view["images"])
+        return self._probabilities(motion, appearance)
+
+    def run_motion_network(self, motion: np.ndarray) -> list[jax.Array]:
+        """Returns float32 `[1, F]` of each part of the segments, for `motion` of `view`."""
+        return [self._motion(part) for part in np.split(motion, self._recognizer.parts, axis=2)]
+
+    def run_clip(self, images: np.ndarray) -> jax.Array:
+        """Returns float32 `[1, D]` for `images` of `view`."""
+        return self._appearance(images)
 
     def probabilities_of_file(self, path: str) -> np.ndarray:
         """Returns float64 `[labels]` that sum to 1.
@@ -137,7 +145,7 @@ class Classifier:
                 motion, appearance = [], []
             wanted = frame_positions(video.num_frames, recognizer.reading.clip_frames)
             if not appearance and (len(video.frames) == len(wanted) or number == parts):
-                appearance.append(self._appearance(self._images(video)))
+                appearance.append(self.run_clip(self._images(video)))
             if number:
                 fields = test_view_in_memory(
                     video, recognizer.views, recognizer.video, part=number - 1, parts=parts
