@@ -31,7 +31,7 @@ def follow_blocks(
 ) -> tf.Tensor:
     """Return the origins of a frame from those of another some frames before.
 
-    The steps of `motion_vectors.accumulate` from P-frame to P-frame, bit for bit. Only blocks that
+    The steps of `origin_maps.accumulate` from P-frame to P-frame, bit for bit. Only blocks that
     move are touched. What they gather is computed for all steps at once, and the loop over the
     steps holds one gather and one update.
 

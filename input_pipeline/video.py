@@ -1,9 +1,9 @@
 """Bring any video to the form that is stored: block displacements and a few RGB frames.
 
-A file is decoded once. Its motion is either that of the canonical form: every frame goes, scaled,
-through FFmpeg's MPEG-4 Part 2 encoder and back through its decoder, which exports the motion
-vectors; or the stream's own vectors are read on the way (`VideoSpec.source`). A few chosen frames
-also become JPEG.
+A file is decoded once (a few GOPs twice, where that is faster). Its motion is either that of the
+canonical form: every frame goes, scaled, through FFmpeg's MPEG-4 Part 2 encoder and back through
+its decoder, which exports the motion vectors; or the stream's own vectors are read on the way
+(`VideoSpec.source`). A few chosen frames also become JPEG.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """From one stored example to the views that the networks see (TensorFlow ops).
 
-`predict` runs these very functions on a video that was never stored.
+`predict` makes its pictures by these very functions, and its motion by `memory_views`, bit for bit
+alike.
 """
 
 import dataclasses

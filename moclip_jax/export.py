@@ -233,5 +233,6 @@ def load_export(directory: Path) -> Recognizer:
         ),
         frame=config.clip.frame,
         clip_dtype=config.clip.dtype,
-        motion_dtype=config.features.get("motion_dtype", "float32"),  # As older ones were made.
+        # Exports of before there was a choice are as the network was trained.
+        motion_dtype=config.features.get("motion_dtype", config.motion.dtype),
     )

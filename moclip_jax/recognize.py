@@ -128,7 +128,9 @@ class Classifier:
         """Returns float64 `[labels]` that sum to 1.
 
         The same as of the whole file, prepared and viewed; but while it is read, the networks work
-        on what is there: first on the pictures, then on one part of the motion after another.
+        on what is there: on one part of the motion after another, and on the pictures as soon as
+        all have come, which is at once where their GOPs are few (`prepare_in_parts`). Their time,
+        compilation included, counts among `VideoSpec.max_seconds`.
 
         Raises:
           VideoError: The file cannot be read; the message names it and the reason.

@@ -48,7 +48,7 @@ def frozen_motion_network(
     Args:
         network: trained; its own arrays stay as they are.
         products: on a CPU, what `EfficientNetConfig.dtype` is to be; None, or on another device:
-            what it is.
+            what it is. The network's `config` goes on naming its own.
     """
     frozen = _same_arrays(network)
     for _, owner in list(nnx.iter_modules(frozen)):

@@ -187,9 +187,18 @@ def test_pictures_decoded_apart_are_those_of_decoding_everything(
 ):
     path = write_video(tmp_path / name, drifting_frames(120), codec=codec, options=options)
     spec = dataclasses.replace(SPEC, source="native", clip_frames=1)
+    keep, went_apart = video._keep_pictures, []
+
+    def spy(*arguments):
+        went_apart.append(keep(*arguments))
+        return went_apart[-1]
+
+    monkeypatch.setattr(video, "_keep_pictures", spy)
     apart = prepare_video(path, spec)
+    assert went_apart == [options["g"] == "6"]
     monkeypatch.setattr(video, "_FEW_FRAMES", 0.0)
     together = prepare_video(path, spec)
+    assert not went_apart[-1]
     assert apart.frames == together.frames
     assert apart.frame_indices.tolist() == together.frame_indices.tolist() == [60]
     np.testing.assert_array_equal(apart.displacements, together.displacements)
