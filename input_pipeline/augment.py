@@ -253,8 +253,21 @@ def ten_crops(fields: tf.Tensor, resize: int, size: int) -> tf.Tensor:
       uint8 `[10, S, size, size, 2]`: upper left, upper right, lower left, lower right, middle, then
       the same five flipped, with the sign of x turned.
     """
-    end, middle = resize - size, (resize - size) // 2
-    resized = _to_uint8(_resize(fields, resize))
+    return crop_ten(_to_uint8(_resize(fields, resize)), size)
+
+
+def crop_ten(resized: tf.Tensor, size: int) -> tf.Tensor:
+    """Take corners and middle of squares, and the same flipped, as `ten_crops`.
+
+    Args:
+      resized: uint8 `[S, side, side, 2]`, of static side.
+      size: Side of the crops in pixels, at most `side`.
+
+    Returns:
+      uint8 `[10, S, size, size, 2]`.
+    """
+    end = resized.shape[1] - size
+    middle = end // 2
     corners = ((0, 0), (0, end), (end, 0), (end, end), (middle, middle))
     crops = [resized[:, top : top + size, left : left + size] for top, left in corners]
     five = tf.stack(crops)

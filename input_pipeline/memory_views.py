@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from input_pipeline import sampling
-from input_pipeline.augment import bilinear_taps
+from input_pipeline.augment import bilinear_taps, crop_ten
 from input_pipeline.motion_vectors import BlockMotion
 from input_pipeline.native_motion import scale_native
 from input_pipeline.video import PreparedVideo
@@ -42,7 +42,7 @@ def test_view_in_memory(
     resized = np.empty((len(frames), length, length, 2), np.uint8)
     for rows, field in fields_in_memory(motion, frames, spec, views.bound, views.accumulated):
         resized[rows] = resize(field)
-    return resized[None] if views.crops == 1 else _ten_crops(resized, size)
+    return resized[None] if views.crops == 1 else crop_ten(tf.constant(resized), size).numpy()
 
 
 # pytest would take the name for a test wherever it is imported.
@@ -154,13 +154,3 @@ def _between(low: np.ndarray, high: np.ndarray, weight: np.ndarray) -> np.ndarra
     high *= weight
     high += low
     return high
-
-
-def _ten_crops(resized: np.ndarray, size: int) -> np.ndarray:
-    """Return uint8 `[10, S, size, size, 2]` as `augment.ten_crops`, of fields that are resized."""
-    end = resized.shape[1] - size
-    corners = ((0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2))
-    crops = np.stack([resized[:, y : y + size, x : x + size] for y, x in corners])
-    flipped = crops[:, :, :, ::-1].copy()
-    flipped[..., 0] = 255 - flipped[..., 0]
-    return np.concatenate([crops, flipped])

@@ -42,8 +42,8 @@ __all__ = [
 
 # Of the stream's own motion in memory; a record on disk can hold no more than twice that.
 _LARGEST_MOTION = 2**30
-# Share of a file's frames up to which its pictures are decoded apart: a second pass over these,
-# which is a fraction of one over vectors alone less than a pass that computes all pictures.
+# Share of a file's frames up to which those that its RGB frames need are decoded apart: a pass over
+# all frames that gives vectors alone saves more than that, against one that computes all pictures.
 _FEW_FRAMES = 0.1
 
 
@@ -169,12 +169,12 @@ def prepare_video(path: str | os.PathLike, spec: VideoSpec) -> PreparedVideo:
         beyond the limits of `spec`; or its motion is to be the stream's own and it has none. The
         message names the file and the reason.
     """
-    *_, (_, prepared) = prepare_in_parts(path, spec, lambda num_frames: [num_frames - 1])
+    *_, (_, prepared) = prepare_in_parts(path, spec, lambda num_frames: [])
     return prepared
 
 
 def prepare_in_parts(
-    path: str | os.PathLike, spec: VideoSpec, ends: Callable[[int], Sequence[int]]
+    path: str | os.PathLike, spec: VideoSpec, borders: Callable[[int], Sequence[int]]
 ) -> Iterator[tuple[int, PreparedVideo]]:
     """Bring a video file to the form that the pipeline stores, its beginning first.
 
@@ -183,9 +183,8 @@ def prepare_in_parts(
     Args:
       path: As `prepare_video`.
       spec: The canonical form.
-      ends: From the number of frames to the last frame of each part, rising. A part that ends
-        before the first frame (-1) has pictures at most; the last is the whole video, wherever it
-        ends.
+      borders: From the number of frames to the last frame of each part but the last, rising. A part
+        that ends before the first frame (-1) has pictures at most.
 
     Yields:
       The number of a part, from 0, and the video as far as it is read. `num_frames` is always that
@@ -203,12 +202,12 @@ def prepare_in_parts(
     try:
         if native:
             try:
-                yield from _read_in_parts("native", path, spec, checked, ends)
+                yield from _read_in_parts("native", path, spec, checked, borders)
                 return
             except NoVectorsError:
                 if spec.source == "native":
                     raise
-        yield from _read_in_parts("reencode", path, spec, checked, ends)
+        yield from _read_in_parts("reencode", path, spec, checked, borders)
     except av.FFmpegError as error:
         # Decoding names its own errors; what is left is a picture that cannot be converted.
         raise VideoError(path, f"its pictures cannot be converted ({error})") from error
@@ -219,18 +218,18 @@ def _read_in_parts(
     path: str | os.PathLike,
     spec: VideoSpec,
     checked: CheckedVideo,
-    ends: Callable[[int], Sequence[int]],
+    borders: Callable[[int], Sequence[int]],
 ) -> Iterator[tuple[int, PreparedVideo]]:
     num_frames = checked.num_packets
     while True:
         reader, keeper = BlockMotionReader(path), _FrameKeeper(num_frames, spec)
-        lasts, number = list(ends(num_frames)), 0
+        ends, number = borders(num_frames), 0
         if source == "reencode":
             steps = _reencode(path, decode_frames(path, None, spec.limits), spec, reader, keeper)
         else:
             steps = _read_native(path, spec, reader, keeper, num_frames == checked.num_packets)
         for _ in steps:
-            while number < len(lasts) - 1 and reader.last_reference >= lasts[number]:
+            while number < len(ends) and reader.last_reference >= ends[number]:
                 yield number, _prepared(source, reader.so_far(), keeper, num_frames, checked.fps)
                 number += 1
         motion = reader.result()
@@ -246,7 +245,7 @@ def _read_in_parts(
             "(VideoSpec.source='reencode' or 'auto')",
         )
     prepared = _prepared(source, motion, keeper, reader.num_frames, checked.fps)
-    for part in range(number, len(lasts)):
+    for part in range(number, len(ends) + 1):
         yield part, prepared
 
 

@@ -137,12 +137,12 @@ class Classifier:
         """
         recognizer, parts = self._recognizer, self._recognizer.parts
 
-        def ends(num_frames: int) -> list[int]:
-            return [-1, *last_frames(num_frames, recognizer.views, parts)]
+        def borders(num_frames: int) -> list[int]:
+            return [-1, *last_frames(num_frames, recognizer.views, parts)[:-1]]
 
         motion: list[jax.Array] = []
         appearance: list[jax.Array] = []
-        for number, video in prepare_in_parts(path, recognizer.reading, ends):
+        for number, video in prepare_in_parts(path, recognizer.reading, borders):
             if not number:  # Maybe once more.
                 motion, appearance = [], []
             wanted = frame_positions(video.num_frames, recognizer.reading.clip_frames)

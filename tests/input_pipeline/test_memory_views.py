@@ -5,7 +5,9 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from input_pipeline import augment, memory_views
 from input_pipeline.dataset import MotionViews, example_from_video, view_of_example
 from input_pipeline.memory_views import last_frames, test_view_in_memory
 from input_pipeline.video import PreparedVideo, VideoSpec, prepare_in_parts, prepare_video
@@ -65,18 +67,28 @@ def test_the_canonical_form_too_whatever_its_size(height, width, crops, tmp_path
     np.testing.assert_array_equal(test_view_in_memory(prepared, views, spec), expected)
 
 
+@pytest.mark.parametrize(("height", "width"), [(256, 340), (240, 320), (1080, 1920), (100, 77)])
+def test_random_bytes_of_real_sizes_are_resized_as_tensorflow_does(height, width):
+    field = np.random.default_rng(0).integers(0, 256, (height, width, 2), np.uint8)
+    middle = memory_views._Resizer(height, width, 256, 16, 224)(field)
+    np.testing.assert_array_equal(middle, augment.center_crop(field[None], 256, 224)[0])
+    whole = memory_views._Resizer(height, width, 256, 0, 256)(field)
+    crops = augment.crop_ten(tf.constant(whole[None]), 224)
+    np.testing.assert_array_equal(crops, augment.ten_crops(field[None], 256, 224))
+
+
 @pytest.mark.parametrize("source", ["native", "reencode"])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_part_of_the_view_needs_no_more_than_the_frames_up_to_its_last(form, source, tmp_path):
     path, spec = moving_video(tmp_path, form), dataclasses.replace(SPEC, source=source)
     whole = test_view_in_memory(prepare_video(path, spec), VIEWS, spec)
     parts, lengths = {}, []
-    ends = lambda num_frames: last_frames(num_frames, VIEWS, 3)  # noqa: E731
-    for number, video in prepare_in_parts(path, spec, ends):
+    borders = lambda num_frames: last_frames(num_frames, VIEWS, 3)[:-1]  # noqa: E731
+    for number, video in prepare_in_parts(path, spec, borders):
         parts[number] = test_view_in_memory(video, VIEWS, spec, part=number, parts=3)
         lengths.append(len(video.is_intra))
     # Fewer frames than the video has, and those of the part at least.
     assert lengths == sorted(lengths)
     assert lengths[0] < 40
-    assert all(n > end for n, end in zip(lengths, ends(40), strict=True))
+    assert all(n > end for n, end in zip(lengths, last_frames(40, VIEWS, 3), strict=True))
     np.testing.assert_array_equal(np.concatenate([parts[n] for n in range(3)], axis=1), whole)
