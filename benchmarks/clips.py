@@ -5,8 +5,8 @@ import pathlib
 
 import av
 import numpy as np
+from moclip_jax.input_pipeline.video.decode import decode_frames
 
-from input_pipeline.decoding import decode_frames
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 

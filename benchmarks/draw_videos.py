@@ -10,9 +10,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+from moclip_jax.input_pipeline.datasets.shapes import render_clip
 
-from input_pipeline.shapes import render_clip
-from moclip_jax.command_line import CommandParser, run
+from moclip_jax.runtime.cli import CommandParser, run
 
 CLASSES = {
     ("star", "rising"): 24,

@@ -5,18 +5,18 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from flax import nnx
+from moclip_jax.configs import common
+from moclip_jax.input_pipeline.video.clip import prepare_video
 
 from benchmarks.clips import generated_video
 from benchmarks.networks import CLASSES, Networks
 from benchmarks.peer import Peer
 from benchmarks.timing import Comparison, in_turns, timed
-from configs import common
-from input_pipeline.video import prepare_video
-from moclip_jax.device_rules import product_dtype
-from moclip_jax.export import Recognizer
+from moclip_jax.export.exporter import Recognizer
+from moclip_jax.inference.recognize import Classifier, predict_videos
 from moclip_jax.models.fusion import FusionConfig, FusionHead
-from moclip_jax.recognize import Classifier, predict_videos
-from moclip_jax.train_motion import motion_views, video_spec
+from moclip_jax.runtime.device import product_dtype
+from moclip_jax.training.motion import motion_views, video_spec
 
 FRAMES = 300
 

@@ -18,14 +18,15 @@ from pathlib import Path
 
 import jax
 from flax import nnx
+from moclip_jax.configs import ucf101
 
 from benchmarks.clips import real_video
-from configs import ucf101
-from moclip_jax import predict, recipe
-from moclip_jax.command_line import CommandParser, run
+from moclip_jax import predict
 from moclip_jax.models.clip import CLIP, CLIPConfig
 from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
 from moclip_jax.pretrained import TINY_CLIP, load_clip, save_clip, save_efficientnet
+from moclip_jax.runtime.cli import CommandParser, run
+from moclip_jax.training import pipeline
 
 CLIPS = {
     "people": ("carphone_pristine", "carphone_distorted"),
@@ -111,7 +112,7 @@ def measure(workdir: str) -> None:
         measured("weights", weights)
         for stage in config.stages.split(","):
             config.stages = stage
-            measured(stage, lambda: recipe.run(config, root / "run"))
+            measured(stage, lambda: pipeline.run(config, root / "run"))
         files = sorted(str(path) for path in videos.rglob("*.mp4"))
         measured("predict", lambda: predict.main([f"--workdir={root / 'run'}", "--json", *files]))
         print("\n".join(lines))

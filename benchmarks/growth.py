@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from moclip_jax.command_line import CommandParser, run
-from moclip_jax.compilation_cache import FOLDER_VARIABLE
+from moclip_jax.runtime.cli import CommandParser, run
+from moclip_jax.runtime.compilation_cache import FOLDER_VARIABLE
 
 PASSES = 3
 CLASSES = 101
@@ -70,13 +70,13 @@ def _video(
     frames_of: Sequence[int], sides: Sequence[tuple[int, int]], folder: Path
 ) -> list[Growth]:
     import tensorflow as tf
+    from moclip_jax.configs import common
+    from moclip_jax.input_pipeline.batches import example_from_video, view_of_example
+    from moclip_jax.input_pipeline.video.clip import prepare_video
+    from moclip_jax.input_pipeline.views import example_signature
 
     from benchmarks.clips import generated_video
-    from configs import common
-    from input_pipeline.dataset import example_from_video, view_of_example
-    from input_pipeline.video import prepare_video
-    from input_pipeline.views import example_signature
-    from moclip_jax.train_motion import motion_views, video_spec
+    from moclip_jax.training.motion import motion_views, video_spec
 
     for source in ("native", "reencode"):
         config = common.get_config()
@@ -114,12 +114,12 @@ def _networks() -> Iterator[Growth]:
     from flax import nnx
 
     from benchmarks.networks import random_fields
-    from moclip_jax.device_rules import compiler_options, product_dtype
     from moclip_jax.models.clip import CLIP, CLIPConfig
     from moclip_jax.models.efficientnet import EfficientNetConfig
-    from moclip_jax.models.frozen import frozen_clip, frozen_motion_network
     from moclip_jax.models.fusion import FusionConfig, FusionHead
+    from moclip_jax.models.inference import frozen_clip, frozen_motion_network
     from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
+    from moclip_jax.runtime.device import compiler_options, product_dtype
 
     def cost(module: nnx.Module, call: Callable[[Any, Any], Any], inputs: Any) -> float:
         graphdef, state = nnx.split(module)

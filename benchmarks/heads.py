@@ -6,17 +6,17 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from moclip_jax.configs import common
 
 from benchmarks.networks import CLASSES
 from benchmarks.peer import Peer
 from benchmarks.timing import Comparison, in_turns, timed
-from configs import common
 from moclip_jax.models.fusion import FusionHead
-from moclip_jax.optimizers import head_optimizer
-from moclip_jax.resident import Resident, place_data
-from moclip_jax.sharding import make_mesh
-from moclip_jax.train import Task, train_and_evaluate
-from moclip_jax.train_heads import chosen_features, feature_choices, head_config, head_logits
+from moclip_jax.runtime.sharding import make_mesh
+from moclip_jax.training.heads import chosen_features, feature_choices, head_config, head_logits
+from moclip_jax.training.optimizers import head_optimizer
+from moclip_jax.training.scan_epoch import Resident, place_data
+from moclip_jax.training.trainer import Task, train_and_evaluate
 
 # Of UCF101's first split.
 VIDEOS = 9537

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from moclip_jax.command_line import CommandParser, run
-from moclip_jax.compilation_cache import FOLDER_VARIABLE
+from moclip_jax.runtime.cli import CommandParser, run
+from moclip_jax.runtime.compilation_cache import FOLDER_VARIABLE
 
 
 def _network() -> Any:
@@ -35,10 +35,11 @@ def _network() -> Any:
 
 
 def _read(source: str, frames: int) -> tuple[Callable, Callable]:
+    from moclip_jax.configs import common
+    from moclip_jax.input_pipeline.video.clip import prepare_video
+
     from benchmarks.clips import generated_video
-    from configs import common
-    from input_pipeline.video import prepare_video
-    from moclip_jax.train_motion import video_spec
+    from moclip_jax.training.motion import video_spec
 
     config = common.get_config()
     config.motion.source = source
@@ -68,7 +69,7 @@ def _read(source: str, frames: int) -> tuple[Callable, Callable]:
 def _compiled(function: Callable, *arguments: Any) -> tuple[Callable, Callable]:
     import jax
 
-    from moclip_jax.device_rules import compiler_options
+    from moclip_jax.runtime.device import compiler_options
 
     compiled = jax.jit(function, compiler_options=compiler_options()).lower(*arguments).compile()
     return (
@@ -81,7 +82,7 @@ def _motion(fields: int) -> tuple[Callable, Callable]:
     from flax import nnx
 
     from benchmarks.networks import random_fields
-    from moclip_jax.models.frozen import frozen_motion_network
+    from moclip_jax.models.inference import frozen_motion_network
 
     graphdef, state = nnx.split(frozen_motion_network(_network()))
     return _compiled(lambda s, x: nnx.merge(graphdef, s)(x), state, random_fields(1, fields))
@@ -93,9 +94,9 @@ def _training(videos: int) -> tuple[Callable, Callable]:
     from flax import nnx
 
     from benchmarks.networks import random_fields
-    from moclip_jax.optimizers import motion_optimizer
-    from moclip_jax.sharding import make_mesh
-    from moclip_jax.train import TrainState, make_train_step
+    from moclip_jax.runtime.sharding import make_mesh
+    from moclip_jax.training.optimizers import motion_optimizer
+    from moclip_jax.training.trainer import TrainState, make_train_step
 
     graphdef, params, stats = nnx.split(_network(), nnx.Param, ...)
     optimizer = motion_optimizer(params, learning_rate=0.01)
@@ -115,9 +116,9 @@ def _training(videos: int) -> tuple[Callable, Callable]:
 def _clip(pictures: int) -> tuple[Callable, Callable]:
     from flax import nnx
 
-    from moclip_jax.device_rules import product_dtype
     from moclip_jax.models.clip import CLIP, CLIPConfig
-    from moclip_jax.models.frozen import frozen_clip
+    from moclip_jax.models.inference import frozen_clip
+    from moclip_jax.runtime.device import product_dtype
 
     clip = nnx.jit(lambda: CLIP(CLIPConfig.named("vit_b32"), rngs=nnx.Rngs(0)))()
     graphdef, state = nnx.split(frozen_clip(clip, product_dtype("auto")).vision)

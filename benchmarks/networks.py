@@ -10,20 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from moclip_jax.configs import common
 
 from benchmarks.peer import Peer, PeerJob
 from benchmarks.timing import Comparison, in_turns, timed
-from configs import common
-from moclip_jax.cost import multiply_adds
-from moclip_jax.device_rules import compiler_options, product_dtype
 from moclip_jax.models.clip import CLIP, CLIPConfig, normalize_images
 from moclip_jax.models.efficientnet import EfficientNetConfig
-from moclip_jax.models.frozen import frozen_clip, frozen_motion_network
+from moclip_jax.models.flops import multiply_adds
+from moclip_jax.models.inference import frozen_clip, frozen_motion_network
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
-from moclip_jax.optimizers import motion_optimizer
 from moclip_jax.pretrained import TINY_CLIP, load_clip, save_clip, save_efficientnet
-from moclip_jax.sharding import make_mesh
-from moclip_jax.train import TrainState, make_train_step
+from moclip_jax.runtime.device import compiler_options, product_dtype
+from moclip_jax.runtime.sharding import make_mesh
+from moclip_jax.training.optimizers import motion_optimizer
+from moclip_jax.training.trainer import TrainState, make_train_step
 
 CLASSES = 101
 # Of one product; large enough that memory is no matter.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moclip_jax.command_line import CommandParser, run
+from moclip_jax.runtime.cli import CommandParser, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,10 +27,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(workdir: Path) -> None:
-    from moclip_jax.evaluate import fused_logits
-    from moclip_jax.export import load_export
-    from moclip_jax.extract_features import load_features
-    from moclip_jax.recognize import Classifier
+    from moclip_jax.export.exporter import load_export
+    from moclip_jax.inference.recognize import Classifier
+    from moclip_jax.training.evaluate import fused_logits
+    from moclip_jax.training.features import load_features
 
     recognizer = load_export(workdir / "export")
     count = sum(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from moclip_jax.command_line import CommandParser, run
+from moclip_jax.runtime.cli import CommandParser, run
 
 GOAL = 300
 
@@ -32,10 +32,10 @@ def rows(rounds: int) -> list[dict[str, Any]]:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     # After that, so that TensorFlow makes threads for one core.
     import tensorflow as tf
+    from moclip_jax.input_pipeline import accumulation, sampling
+    from moclip_jax.input_pipeline.batches import MotionViews, train_batches
 
     from benchmarks.preparation import prepare, write_clips
-    from input_pipeline import accumulation, sampling
-    from input_pipeline.dataset import MotionViews, train_batches
 
     views = MotionViews()
     names = ("label", "displacements", "is_intra", "num_frames")

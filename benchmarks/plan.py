@@ -12,15 +12,15 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from flax import nnx
+from moclip_jax.configs import ucf101
 
 from benchmarks import pipeline, preparation
-from configs import ucf101
-from moclip_jax.command_line import CommandParser, run
-from moclip_jax.cost import count_parameters
-from moclip_jax.evaluate import cost_of_one_view
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.clip_config import CLIPConfig
-from moclip_jax.train_motion import initial_motion_network
+from moclip_jax.models.flops import count_parameters
+from moclip_jax.runtime.cli import CommandParser, run
+from moclip_jax.training.evaluate import cost_of_one_view
+from moclip_jax.training.motion import initial_motion_network
 
 HOUR = 3600.0
 

@@ -15,14 +15,14 @@ import time
 from typing import Any
 
 import numpy as np
+from moclip_jax.input_pipeline.datasets.base import MANIFEST
+from moclip_jax.input_pipeline.datasets.motion_storage import pack_displacements
+from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset, prepare_dataset
+from moclip_jax.input_pipeline.datasets.worker import num_cores
+from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_video
 
 from benchmarks.clips import ucf101_like
-from input_pipeline.builders.base import MANIFEST
-from input_pipeline.builders.worker import num_cores
-from input_pipeline.motion_storage import pack_displacements
-from input_pipeline.prepared import PreparedDataset, prepare_dataset
-from input_pipeline.video import VideoSpec, prepare_video
-from moclip_jax.command_line import CommandParser, run
+from moclip_jax.runtime.cli import CommandParser, run
 
 CLIPS = ("bikes", "bigbuckbunny", "carphone_pristine")
 UCF101_CLIPS, UCF101_FRAMES = 13_320, 186

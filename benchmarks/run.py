@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.clips import real_video
-from moclip_jax.command_line import CommandParser, run
-from moclip_jax.compilation_cache import FOLDER_VARIABLE, use_compilation_cache
-from moclip_jax.host_memory import keep_freed_memory
+from moclip_jax.runtime.cli import CommandParser, run
+from moclip_jax.runtime.compilation_cache import FOLDER_VARIABLE, use_compilation_cache
+from moclip_jax.runtime.host_memory import keep_freed_memory
 
 __all__ = ["main", "real_video"]
 

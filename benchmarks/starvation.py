@@ -4,7 +4,7 @@
 
 The pipeline of motion training at full size feeds a device that is simulated: it takes every batch
 and rests for a given time, which leaves the processor to the pipeline as an accelerator would. What
-is told is the share of time that it waited (`moclip_jax.pace`), and the fastest device that this
+is told is the share of time that it waited (`moclip_jax.training.pace`), and the fastest device that this
 machine's processor can feed.
 """
 
@@ -13,8 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from configs import common
-from moclip_jax.command_line import CommandParser, run
+from moclip_jax.configs import common
+
+from moclip_jax.runtime.cli import CommandParser, run
 
 VIDEOS_A_BATCH = 16
 STEPS = 4
@@ -31,10 +32,11 @@ class _Device:
 
 def measure() -> None:
     """Prints a Markdown table."""
-    from input_pipeline.dataset import train_batches
-    from moclip_jax.pace import Pace
-    from moclip_jax.run_data import open_dataset
-    from moclip_jax.train_motion import motion_views
+    from moclip_jax.input_pipeline.batches import train_batches
+
+    from moclip_jax.training.motion import motion_views
+    from moclip_jax.training.pace import Pace
+    from moclip_jax.training.run_data import open_dataset
 
     config = common.get_config()
     config.dataset.name = "moving_shapes"

@@ -18,17 +18,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
-from benchmarks.clips import generated_video, real_video, ucf101_like
-from input_pipeline.decoding import decode_frames
-from input_pipeline.motion_vectors import (
+from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.decode import decode_frames
+from moclip_jax.input_pipeline.video.motion_vectors import (
     VECTORS_ONLY,
     BlockMotionReader,
     accumulate_motion,
     read_motion_vectors,
 )
-from input_pipeline.video import VideoSpec, prepare_video
-from moclip_jax.command_line import CommandParser, run
+
+from benchmarks.clips import generated_video, real_video, ucf101_like
+from moclip_jax.runtime.cli import CommandParser, run
 
 SEGMENTS = 25
 # Reads a path a line, reads all vectors of that file without pictures, prints seconds.

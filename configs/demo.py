@@ -8,8 +8,7 @@ alone below 0.45 (a motion field can hardly tell the shape). Minutes on two CPU 
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
+from moclip_jax.configs import common
 
 
 def get_config() -> ConfigDict:

@@ -9,8 +9,7 @@ fixture in its format. All settings are those of UCF101.
 """
 
 from ml_collections import ConfigDict
-
-from configs import ucf101
+from moclip_jax.configs import ucf101
 
 
 def get_config() -> ConfigDict:

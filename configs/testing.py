@@ -6,8 +6,7 @@ The accuracies mean nothing: there are too few clips and epochs.
 """
 
 from ml_collections import ConfigDict
-
-from configs import demo
+from moclip_jax.configs import demo
 
 
 def get_config() -> ConfigDict:

@@ -14,8 +14,7 @@ Every field with its meaning stands in configs/common.py; here is what the recip
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
+from moclip_jax.configs import common
 
 
 def get_config() -> ConfigDict:

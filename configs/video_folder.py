@@ -13,8 +13,7 @@ hand, start from ImageNet: --config.motion.backbone=b0 --config.motion.image_siz
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
+from moclip_jax.configs import common
 
 
 def get_config() -> ConfigDict:

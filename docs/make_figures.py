@@ -16,12 +16,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Run as a file, so that the packages beside it are found without an installation.
 sys.path.insert(0, str(REPOSITORY))
 
-from configs import demo  # noqa: E402
-from input_pipeline.motion_vectors import accumulate  # noqa: E402
-from input_pipeline.shapes import MOTIONS, SHAPES, render_clip  # noqa: E402
-from input_pipeline.video import VideoSpec, prepare_frames  # noqa: E402
-from moclip_jax.motion_pictures import field_to_rgb  # noqa: E402
-from moclip_jax.run_figures import ROW_TITLES, confusion_counts  # noqa: E402
+from moclip_jax.configs import demo  # noqa: E402
+from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip  # noqa: E402
+from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_frames  # noqa: E402
+from moclip_jax.input_pipeline.video.motion_vectors import accumulate  # noqa: E402
+
+from moclip_jax.reporting.motion_figures import field_to_rgb  # noqa: E402
+from moclip_jax.reporting.run_figures import ROW_TITLES, confusion_counts  # noqa: E402
 
 FRAMES = (1, 4, 8, 11, 12, 16, 23)
 

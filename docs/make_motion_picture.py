@@ -19,8 +19,8 @@ from PIL import Image
 # Runs from a checkout, without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from input_pipeline.shapes import render_clip
-from input_pipeline.video import VideoSpec, prepare_frames
+from moclip_jax.input_pipeline.datasets.shapes import render_clip
+from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_frames
 
 FRAME = 8
 BOUND = 20.0

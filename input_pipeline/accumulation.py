@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
-
-from input_pipeline.augment import Crop, bilinear_taps
-from input_pipeline.motion_storage import join_bytes, unpack_groups
-from input_pipeline.motion_vectors import BLOCK
-from input_pipeline.video import VideoSpec
+from moclip_jax.input_pipeline.augment import Crop, bilinear_taps
+from moclip_jax.input_pipeline.datasets.motion_storage import join_bytes, unpack_groups
+from moclip_jax.input_pipeline.video.clip import VideoSpec
+from moclip_jax.input_pipeline.video.motion_vectors import BLOCK
 
 _U32 = tf.uint32
 # Added to a float of little magnitude, it leaves the nearest whole number in the lowest bits.

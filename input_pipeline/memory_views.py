@@ -8,14 +8,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
-
-from input_pipeline import sampling
-from input_pipeline.augment import bilinear_taps, crop_ten
-from input_pipeline.motion_vectors import BlockMotion
-from input_pipeline.native_motion import scale_native
-from input_pipeline.video import PreparedVideo
-from input_pipeline.video_spec import VideoSpec
-from input_pipeline.views import MotionViews
+from moclip_jax.input_pipeline import sampling
+from moclip_jax.input_pipeline.augment import bilinear_taps, crop_ten
+from moclip_jax.input_pipeline.native_motion import scale_native
+from moclip_jax.input_pipeline.video.clip import PreparedVideo
+from moclip_jax.input_pipeline.video.motion_vectors import BlockMotion
+from moclip_jax.input_pipeline.video.spec import VideoSpec
+from moclip_jax.input_pipeline.views import MotionViews
 
 
 def test_view_in_memory(

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
-
-from input_pipeline import augment
-from input_pipeline.motion_vectors import BLOCK
-from input_pipeline.orientation import FLIPPED_X, FLIPPED_Y, TRANSPOSED
-from input_pipeline.video import VideoSpec
+from moclip_jax.input_pipeline import augment
+from moclip_jax.input_pipeline.video.clip import VideoSpec
+from moclip_jax.input_pipeline.video.motion_vectors import BLOCK
+from moclip_jax.input_pipeline.video.orientation import FLIPPED_X, FLIPPED_Y, TRANSPOSED
 
 NATIVE_FEATURES = ("is_bidirectional", "future", "height", "width", "orientation")
 """What an example of a stream's own motion holds besides that of a canonical one."""

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
-
-from input_pipeline import accumulation, augment, sampling
-from input_pipeline.native_motion import NATIVE_FEATURES, native_fields
-from input_pipeline.video import PreparedVideo, VideoSpec
+from moclip_jax.input_pipeline import accumulation, augment, sampling
+from moclip_jax.input_pipeline.native_motion import NATIVE_FEATURES, native_fields
+from moclip_jax.input_pipeline.video.clip import PreparedVideo, VideoSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,13 +27,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from input_pipeline.shapes import MOTIONS, SHAPES, render_clip
-from input_pipeline.video import PreparedVideo, VideoError
-from input_pipeline.video_files import VIDEO_SUFFIXES
-from moclip_jax.command_line import CommandParser, run
-from moclip_jax.export import Recognizer, export_folder, load_export
-from moclip_jax.motion_pictures import field_to_rgb
-from moclip_jax.video_reader import VideoReader
+from moclip_jax.export.exporter import Recognizer, export_folder, load_export
+from moclip_jax.inference.video_reader import VideoReader
+from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip
+from moclip_jax.input_pipeline.video.clip import PreparedVideo, VideoError
+from moclip_jax.input_pipeline.video.files import VIDEO_SUFFIXES
+from moclip_jax.reporting.motion_figures import field_to_rgb
+from moclip_jax.runtime.cli import CommandParser, run
 
 MOST_LABELS = 5
 MOST_WORDS = 50

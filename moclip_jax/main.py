@@ -8,19 +8,19 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from moclip_jax import command_line
+from moclip_jax.runtime import cli
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    """Runs the recipe."""
+    """Runs the pipeline."""
     # Imported late: worker processes import this module again and need none of it.
-    from moclip_jax import recipe
+    from moclip_jax.training import pipeline
 
-    recipe.run(config, workdir)
+    pipeline.run(config, workdir)
 
 
 if __name__ == "__main__":
-    command_line.start(
+    cli.start(
         main,
         (
             "--config=configs/demo.py --workdir=runs/demo",

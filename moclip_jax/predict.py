@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from moclip_jax import stream
-from moclip_jax.command_line import STATUS_ERROR, STATUS_OK, CommandParser, run
+from moclip_jax.inference import stream
+from moclip_jax.runtime.cli import STATUS_ERROR, STATUS_OK, CommandParser, run
 
 CSV_FIELDS = ("video", "start", "end", "rank", "label", "probability", "trained_as", "error")
 
@@ -127,11 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     # Imported late, so that help and mistakes come at once.
-    from input_pipeline.isolated_reading import GRACE_S, IsolatedReader
-    from input_pipeline.progress import Progress
-    from input_pipeline.video_files import find_videos
-    from moclip_jax.export import export_folder, load_export
-    from moclip_jax.recognize import Classifier, best_labels, predict_videos
+    from moclip_jax.export.exporter import export_folder, load_export
+    from moclip_jax.inference.recognize import Classifier, best_labels, predict_videos
+    from moclip_jax.input_pipeline.video.files import find_videos
+    from moclip_jax.input_pipeline.video.isolated_reading import GRACE_S, IsolatedReader
+    from moclip_jax.runtime.progress import Progress
 
     workdir = Path(arguments.workdir).expanduser()
     recognizer = load_export(export_folder(workdir))

@@ -12,12 +12,10 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from input_pipeline.progress import Progress
-from input_pipeline.video import PreparedVideo, VideoError, VideoSpec, prepare_video
-from input_pipeline.video_files import find_videos
-from moclip_jax.command_line import STATUS_ERROR, STATUS_OK, CommandParser, run
-from moclip_jax.motion_pictures import draw_motion, field_to_rgb, write_annotated_video
-from moclip_jax.run_figures import (
+from moclip_jax.input_pipeline.video.clip import PreparedVideo, VideoError, VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.files import find_videos
+from moclip_jax.reporting.motion_figures import draw_motion, field_to_rgb, write_annotated_video
+from moclip_jax.reporting.run_figures import (
     GREYS,
     ROW_TITLES,
     confusion_counts,
@@ -25,6 +23,8 @@ from moclip_jax.run_figures import (
     draw_curves,
     figure_style,
 )
+from moclip_jax.runtime.cli import STATUS_ERROR, STATUS_OK, CommandParser, run
+from moclip_jax.runtime.progress import Progress
 
 # Frames drawn of a video, and seconds between two predictions in an annotated one.
 PICTURES = 6
@@ -67,9 +67,9 @@ def draw_examples(workdir: Path, out: Path, *, columns: int = 8) -> Path:
     """Draws test videos as both networks saw them, with what each row of results made of them."""
     from ml_collections import ConfigDict
 
-    from input_pipeline.dataset import view_batches
-    from moclip_jax.run_data import open_dataset, video_roles
-    from moclip_jax.train_motion import motion_views
+    from moclip_jax.input_pipeline.batches import view_batches
+    from moclip_jax.training.motion import motion_views
+    from moclip_jax.training.run_data import open_dataset, video_roles
 
     metadata = json.loads((workdir / "export" / "metadata.json").read_text())
     config = ConfigDict(metadata["config"])
@@ -154,8 +154,8 @@ def _draw_videos(arguments: argparse.Namespace) -> int:
     classifier: Any = None
     spec = VideoSpec(clip_frames=PICTURES)
     if arguments.workdir:
-        from moclip_jax.export import export_folder, load_export
-        from moclip_jax.recognize import Classifier
+        from moclip_jax.export.exporter import export_folder, load_export
+        from moclip_jax.inference.recognize import Classifier
 
         recognizer = load_export(export_folder(Path(arguments.workdir).expanduser()))
         classifier = Classifier(recognizer)
@@ -198,7 +198,7 @@ def _write_video(
     if not classifier:
         video, guesses_at = prepare_video(path, spec), None
     else:
-        from moclip_jax.recognize import decode_for_windows, split_windows
+        from moclip_jax.inference.recognize import decode_for_windows, split_windows
 
         video = decode_for_windows(path, WINDOW_S, spec)
         try:

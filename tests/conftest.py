@@ -26,9 +26,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workdir in which `configs/testing.py` ran to its end; not to be changed."""
-    from configs import testing
-    from moclip_jax import recipe
+    from moclip_jax.configs import testing
+
+    from moclip_jax.training import pipeline
 
     workdir = tmp_path_factory.mktemp("finished")
-    recipe.run(testing.get_config(), workdir)
+    pipeline.run(testing.get_config(), workdir)
     return workdir

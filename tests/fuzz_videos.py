@@ -18,9 +18,9 @@ import tempfile
 import time
 
 import numpy as np
+from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.subprocess_pool import WorkerError, WorkerPool, run_isolated
 
-from input_pipeline.isolation import WorkerError, WorkerPool, run_isolated
-from input_pipeline.video import VideoError, VideoSpec, prepare_video
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 CLIPS = {

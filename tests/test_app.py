@@ -19,13 +19,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from moclip_jax.input_pipeline.video import isolated_reading
+from moclip_jax.input_pipeline.video.clip import VideoError
+from moclip_jax.input_pipeline.video.motion_vectors import accumulate
 
-from input_pipeline import isolated_reading
-from input_pipeline.motion_vectors import accumulate
-from input_pipeline.video import VideoError
-from moclip_jax import app, recognize, video_reader
-from moclip_jax.export import load_export
-from moclip_jax.video_reader import VideoReader, split_windows
+from moclip_jax import app
+from moclip_jax.export.exporter import load_export
+from moclip_jax.inference import recognize, video_reader
+from moclip_jax.inference.video_reader import VideoReader, split_windows
 from tests.input_pipeline import real_clips
 
 MAX_MEGABYTES, MAX_SECONDS = 1.0, 20

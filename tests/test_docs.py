@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from moclip_jax.configs import common
 
-from configs import common
 from tests.config_fields import config_fields
 
 REPOSITORY = Path(__file__).parents[1]
@@ -50,7 +50,9 @@ def test_the_api_pages_are_built_without_a_warning(tmp_path, monkeypatch):
 
     build_api.build(tmp_path)
     modules = build_api.modules()
-    assert {"moclip_jax", "moclip_jax.main", "input_pipeline.builders.base"} <= set(modules)
+    assert {"moclip_jax", "moclip_jax.main", "moclip_jax.input_pipeline.datasets.base"} <= set(
+        modules
+    )
     for module in modules:
         assert (tmp_path / f"{module.replace('.', '/')}.html").is_file(), module
     # Docstrings are read as such, not shown as they are typed.

@@ -7,10 +7,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from moclip_jax.input_pipeline.datasets import prepared
+from moclip_jax.input_pipeline.datasets.shapes import render_clip
 
-from input_pipeline import prepared
-from input_pipeline.shapes import render_clip
-from moclip_jax.checkpoints import StageRecord
+from moclip_jax.training.checkpoints import StageRecord
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from moclip_jax.configs import testing
+from moclip_jax.input_pipeline.datasets.prepared import prepare_dataset
+from moclip_jax.input_pipeline.video import clip, decode, stream
+from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.stream import read_live
 
-from configs import testing
-from input_pipeline import decoding, live, video
-from input_pipeline.live import read_live
-from input_pipeline.prepared import prepare_dataset
-from input_pipeline.video import VideoError, VideoSpec, prepare_video
-from moclip_jax import ablate, recipe, splits
-from moclip_jax.export import load_export
-from moclip_jax.extract_features import load_features
+from moclip_jax.export.exporter import load_export
+from moclip_jax.inference.recognize import split_windows
 from moclip_jax.pretrained import TINY_CLIP, load_clip
-from moclip_jax.recognize import split_windows
+from moclip_jax.training import ablate, pipeline, splits
+from moclip_jax.training.features import load_features
 from tests.input_pipeline.video_fixtures import drifting_frames, write_sound, write_video
 
 ROOT = Path(__file__).parents[1]
@@ -35,13 +35,13 @@ TOLD = {  # What the commands tell in a sentence; other exceptions are nobody's 
 # Mistakes of a programmer who calls our functions, not of a user of the commands.
 FOR_PROGRAMMERS = (
     "moclip_jax/models/",
-    "moclip_jax/cost.py",
-    "moclip_jax/metrics.py",
-    "moclip_jax/optimizers.py",
+    "moclip_jax/models/flops.py",
+    "moclip_jax/training/metrics.py",
+    "moclip_jax/training/optimizers.py",
     "moclip_jax/pretrained/train_tiny_clip.py",
-    "input_pipeline/dataset.py",
-    "input_pipeline/isolation.py",
-    "input_pipeline/shapes.py",
+    "input_pipeline/batches.py",
+    "input_pipeline/video/subprocess_pool.py",
+    "input_pipeline/datasets/shapes.py",
     "input_pipeline/views.py",
 )
 # The same inside files that users do meet errors of: what only new code of ours could cause.
@@ -204,7 +204,7 @@ def test_a_comparison_needs_the_evaluation(tmp_path):
 
 
 def test_an_unknown_variant_is_named_with_those_there_are(tmp_path):
-    command = [sys.executable, "-m", "moclip_jax.ablate", "--config=configs/testing.py"]
+    command = [sys.executable, "-m", "moclip_jax.training.ablate", "--config=configs/testing.py"]
     done = subprocess.run(
         [*command, f"--workdir={tmp_path}", "--variants=64 segments"],
         cwd=ROOT,
@@ -217,7 +217,12 @@ def test_an_unknown_variant_is_named_with_those_there_are(tmp_path):
 
 
 def test_an_import_without_its_files(tmp_path):
-    command = [sys.executable, "-m", "moclip_jax.import_published", "--config=configs/testing.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "moclip_jax.pretrained.import_published",
+        "--config=configs/testing.py",
+    ]
     done = subprocess.run(
         [*command, f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
@@ -231,7 +236,7 @@ def test_a_batch_larger_than_the_training_split(tmp_path):
     config.stages = "prepare"
     message = r"config.motion.batch_size=4000 is larger than the training split \(36 videos\)"
     with pytest.raises(ValueError, match=message):
-        recipe.run(config, tmp_path)
+        pipeline.run(config, tmp_path)
 
 
 def test_nothing_can_be_held_out_of_one_group_a_class(tmp_path):
@@ -240,7 +245,7 @@ def test_nothing_can_be_held_out_of_one_group_a_class(tmp_path):
     config.motion.batch_size = config.fusion.batch_size = 4
     config.stages = "prepare"
     with pytest.raises(ValueError, match="'heldout' needs at least two groups in the training"):
-        recipe.run(config, tmp_path)
+        pipeline.run(config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +320,7 @@ def test_a_stream_without_a_frame_to_begin_with(tmp_path):
     path = tmp_path / "rest.h264"
     path.write_bytes(b"".join(rest))
     with pytest.raises(VideoError, match="no frame could be decoded"):
-        list(decoding.decode_frames(path))
+        list(decode.decode_frames(path))
 
 
 def test_what_the_system_or_ffmpeg_refuses(tmp_path, monkeypatch):
@@ -333,7 +338,7 @@ def test_what_the_system_or_ffmpeg_refuses(tmp_path, monkeypatch):
         with pytest.raises(VideoError, match=r"a.avi: no permission to read it"):
             prepare_video(path, SPEC)
     with monkeypatch.context() as patch:
-        patch.setattr(video, "_read_in_parts", refuse(av.FFmpegError(22, "odd")))
+        patch.setattr(clip, "_read_in_parts", refuse(av.FFmpegError(22, "odd")))
         with pytest.raises(VideoError, match=r"a.avi: its pictures cannot be converted \("):
             prepare_video(path, SPEC)
 
@@ -341,8 +346,8 @@ def test_what_the_system_or_ffmpeg_refuses(tmp_path, monkeypatch):
         demux = staticmethod(refuse(av.FFmpegError(5, "input/output")))
 
     with pytest.raises(VideoError, match=r"cannot be read to its end \("):
-        list(decoding.demux(path, Ends(), None))
-    monkeypatch.setattr(video, "_LARGEST_MOTION", 10)
+        list(decode.demux(path, Ends(), None))
+    monkeypatch.setattr(clip, "_LARGEST_MOTION", 10)
     with pytest.raises(VideoError, match="its own motion takes more than 10 bytes from frame 0"):
         prepare_video(path, dataclasses.replace(SPEC, source="native"))
 
@@ -353,7 +358,7 @@ def test_a_stream_of_sound_or_of_nothing(tmp_path, monkeypatch):
     with pytest.raises(VideoError, match="has no video stream"):
         list(read_live(str(sound), SPEC, **options))
     path = write_video(tmp_path / "a.ts", drifting_frames(8), codec="mpeg2video")
-    monkeypatch.setattr(live, "_frames", lambda *_: iter(()))
+    monkeypatch.setattr(stream, "_frames", lambda *_: iter(()))
     with pytest.raises(VideoError, match="ended without a frame"):
         list(read_live(str(path), SPEC, **options))
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from moclip_jax.input_pipeline.video.clip import VideoError, prepare_video
 
-from input_pipeline.video import VideoError, prepare_video
-from moclip_jax import predict, recognize
-from moclip_jax.export import load_export
+from moclip_jax import predict
+from moclip_jax.export.exporter import load_export
+from moclip_jax.inference import recognize
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
@@ -100,8 +101,7 @@ def test_a_workdir_without_an_export_is_explained(tmp_path, capsys):
 def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, tmp_path):
     """A clip of the embedded set, drawn again and written as lossless video, gets its own row."""
     import av
-
-    from input_pipeline.shapes import render_clip
+    from moclip_jax.input_pipeline.datasets.shapes import render_clip
 
     rng = np.random.default_rng(0)
     frames = render_clip(
@@ -116,9 +116,10 @@ def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, 
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
 
-    from input_pipeline.video import prepare_frames
-    from input_pipeline.views import example_from_video, view_of_example
-    from moclip_jax.extract_features import appearance_features, motion_features
+    from moclip_jax.input_pipeline.video.clip import prepare_frames
+    from moclip_jax.input_pipeline.views import example_from_video, view_of_example
+
+    from moclip_jax.training.features import appearance_features, motion_features
 
     recognizer = load_export(finished_run / "export")
     view = view_of_example(
@@ -141,7 +142,7 @@ def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, 
 def test_what_is_not_read_for_a_label_was_not_seen(finished_run, real_videos):
     import dataclasses
 
-    from input_pipeline.video import frame_positions, prepare_video
+    from moclip_jax.input_pipeline.video.clip import frame_positions, prepare_video
 
     for num_frames in range(1, 100):
         assert frame_positions(num_frames, 1).tolist() == [num_frames // 2]

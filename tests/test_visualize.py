@@ -3,12 +3,12 @@
 import av
 import numpy as np
 import pytest
+from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.motion_vectors import BLOCK, accumulate
 from PIL import Image
 
-from input_pipeline.motion_vectors import BLOCK, accumulate
-from input_pipeline.video import VideoSpec, prepare_video
 from moclip_jax import visualize
-from moclip_jax.motion_pictures import color_wheel, field_to_rgb, motion_fields
+from moclip_jax.reporting.motion_figures import color_wheel, field_to_rgb, motion_fields
 from tests.input_pipeline import real_clips
 
 SPEC = VideoSpec(width=128, height=96, clip_frames=2)

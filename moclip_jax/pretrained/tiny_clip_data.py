@@ -6,7 +6,14 @@ import io
 import numpy as np
 from PIL import Image
 
-from input_pipeline.shapes import COLORS, MOTIONS, SHAPES, Appearance, appearance, render_still
+from moclip_jax.input_pipeline.datasets.shapes import (
+    COLORS,
+    MOTIONS,
+    SHAPES,
+    Appearance,
+    appearance,
+    render_still,
+)
 
 IMAGE_SIZE = 48
 # Tokens; training captions are short, and attention over padding costs time.

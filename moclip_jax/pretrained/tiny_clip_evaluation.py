@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from input_pipeline.shapes import MOTIONS, SHAPES, render_clip, render_still
-from input_pipeline.video import VideoSpec, prepare_frames, prepare_video
+from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip, render_still
+from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_frames, prepare_video
 from moclip_jax.models.clip import CLIP, normalize_images
 from moclip_jax.pretrained.hf_clip import tokenize
 from moclip_jax.pretrained.tiny_clip_data import RENDERED_SIZE, TEST_GROUPS, TRAINED_LENGTH, shrink
@@ -126,7 +126,7 @@ download, in the demo and in the tests. It is no CLIP for real pictures.
 
 From random weights by `python -m moclip_jax.pretrained.train_tiny_clip` (about 10 minutes on two
 CPU cores), with CLIP's contrastive loss where all captions that are true of a picture count as
-matches, on captioned pictures that `input_pipeline.shapes` draws, from groups (background and
+matches, on captioned pictures that `moclip_jax.input_pipeline.datasets.shapes` draws, from groups (background and
 palette) that no data set uses. No picture and no text of anyone else went in.
 
 ## Accuracy

@@ -21,7 +21,7 @@ import optax
 from absl import app, flags
 from flax import nnx
 
-from input_pipeline.shapes import SHAPES
+from moclip_jax.input_pipeline.datasets.shapes import SHAPES
 from moclip_jax.models.clip import CLIP, CLIPConfig, normalize_images
 from moclip_jax.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from moclip_jax.pretrained.clip_vocabulary import learn_tokenizer

@@ -5,7 +5,13 @@ import pathlib
 import signal
 import time
 
-from input_pipeline.video import PreparedVideo, VideoError, VideoSpec, prepare_frames
+from moclip_jax.input_pipeline.video.clip import (
+    PreparedVideo,
+    VideoError,
+    VideoSpec,
+    prepare_frames,
+)
+
 from tests.input_pipeline.video_fixtures import drifting_frames
 
 SPEC = VideoSpec(width=32, height=32, gop_size=4, clip_frames=1, max_seconds=20)

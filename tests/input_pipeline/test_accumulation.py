@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-
-from input_pipeline import accumulation, augment
-from input_pipeline.motion_storage import pack_displacements, unpack_displacements
-from input_pipeline.motion_vectors import accumulate
-from input_pipeline.video import VideoSpec
+from moclip_jax.input_pipeline import accumulation, augment
+from moclip_jax.input_pipeline.datasets.motion_storage import (
+    pack_displacements,
+    unpack_displacements,
+)
+from moclip_jax.input_pipeline.video.clip import VideoSpec
+from moclip_jax.input_pipeline.video.motion_vectors import accumulate
 
 SIZES = [(16, 16), (64, 96), (48, 66), (30, 340), (256, 340), (72, 520)]
 

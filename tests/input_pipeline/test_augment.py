@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+from moclip_jax.input_pipeline import augment
+from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.motion_vectors import accumulate
 from PIL import Image
 
-from input_pipeline import augment
-from input_pipeline.motion_vectors import accumulate
-from input_pipeline.video import VideoSpec, prepare_video
 from tests.input_pipeline import real_clips
 
 

@@ -7,11 +7,11 @@ against the other.
 import numpy as np
 import pytest
 import tensorflow as tf
+from moclip_jax.input_pipeline import augment
+from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_frames
+from moclip_jax.input_pipeline.video.decode import decode_frames
+from moclip_jax.input_pipeline.video.motion_vectors import accumulate
 
-from input_pipeline import augment
-from input_pipeline.decoding import decode_frames
-from input_pipeline.motion_vectors import accumulate
-from input_pipeline.video import VideoSpec, prepare_frames
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import drifting_frames
 

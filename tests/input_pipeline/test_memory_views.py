@@ -6,11 +6,16 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from moclip_jax.input_pipeline import augment, memory_views
+from moclip_jax.input_pipeline.batches import MotionViews, example_from_video, view_of_example
+from moclip_jax.input_pipeline.memory_views import last_frames, test_view_in_memory
+from moclip_jax.input_pipeline.video.clip import (
+    PreparedVideo,
+    VideoSpec,
+    prepare_in_parts,
+    prepare_video,
+)
 
-from input_pipeline import augment, memory_views
-from input_pipeline.dataset import MotionViews, example_from_video, view_of_example
-from input_pipeline.memory_views import last_frames, test_view_in_memory
-from input_pipeline.video import PreparedVideo, VideoSpec, prepare_in_parts, prepare_video
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 SPEC = VideoSpec(source="native", width=96, height=64, clip_frames=2)

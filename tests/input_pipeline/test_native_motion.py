@@ -6,9 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-
-from input_pipeline import augment
-from input_pipeline.dataset import (
+from moclip_jax.input_pipeline import augment
+from moclip_jax.input_pipeline.batches import (
     MotionViews,
     example_from_video,
     prepare_dataset,
@@ -16,11 +15,12 @@ from input_pipeline.dataset import (
     view_batches,
     view_of_example,
 )
-from input_pipeline.memory_views import fields_in_memory
-from input_pipeline.motion_vectors import BlockMotion
-from input_pipeline.native_motion import native_fields
-from input_pipeline.video import VideoSpec, prepare_video
-from moclip_jax.motion_pictures import motion_fields
+from moclip_jax.input_pipeline.memory_views import fields_in_memory
+from moclip_jax.input_pipeline.native_motion import native_fields
+from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.motion_vectors import BlockMotion
+
+from moclip_jax.reporting.motion_figures import motion_fields
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 

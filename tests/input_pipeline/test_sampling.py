@@ -5,8 +5,7 @@ import collections
 import numpy as np
 import pytest
 import tensorflow as tf
-
-from input_pipeline import sampling
+from moclip_jax.input_pipeline import sampling
 
 
 def training_bounds(num_frames: int, num_segments: int, s: int) -> tuple[int, int]:

@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from moclip_jax.cost import count_parameters
 from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
+from moclip_jax.models.flops import count_parameters
 from moclip_jax.pretrained.timm_efficientnet import load_efficientnet, timm_arrays
 from tests.golden.efficientnet_recipe import normal, projections, scale, weight
 

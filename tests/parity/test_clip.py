@@ -12,7 +12,7 @@ import torch
 from transformers import CLIPConfig as HFCLIPConfig
 from transformers import CLIPModel, CLIPTokenizer
 
-from moclip_jax.class_phrases import PHRASES
+from moclip_jax.inference.class_phrases import PHRASES
 from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.pretrained.hf_clip_weights import clip_from_hf, clip_to_hf
 from tests.hidden_states import hidden_states

@@ -9,10 +9,10 @@ import torch
 from flax import nnx
 
 from moclip_jax.models.fusion import FusionConfig, FusionHead
-from moclip_jax.optimizers import head_optimizer
-from moclip_jax.sharding import make_mesh
-from moclip_jax.train import TrainState, make_train_step
-from moclip_jax.train_heads import head_logits
+from moclip_jax.runtime.sharding import make_mesh
+from moclip_jax.training.heads import head_logits
+from moclip_jax.training.optimizers import head_optimizer
+from moclip_jax.training.trainer import TrainState, make_train_step
 from tests.parity.noise import tell
 from tests.reference.training_torch import FusionHeadTorch, train_head
 

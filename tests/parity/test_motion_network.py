@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
-from moclip_jax.optimizers import motion_optimizer
 from moclip_jax.pretrained.timm_efficientnet import load_efficientnet, timm_arrays
-from moclip_jax.sharding import make_mesh
-from moclip_jax.train import TrainState, make_train_step
+from moclip_jax.runtime.sharding import make_mesh
+from moclip_jax.training.optimizers import motion_optimizer
+from moclip_jax.training.trainer import TrainState, make_train_step
 from tests.parity.noise import relative_error, tell
 from tests.reference.motion_network_torch import (
     MotionNetworkTorch,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from flax import nnx
 
-from moclip_jax.optimizers import head_optimizer, motion_optimizer, parameter_group
+from moclip_jax.training.optimizers import head_optimizer, motion_optimizer, parameter_group
 from tests.parity.noise import tell
 
 SHAPES = {

@@ -5,11 +5,11 @@ import io
 import numpy as np
 import pytest
 import tensorflow as tf
+from moclip_jax.input_pipeline import augment
+from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_video
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from input_pipeline import augment
-from input_pipeline.video import VideoSpec, prepare_video
 from moclip_jax.models.clip import normalize_images
 from tests.input_pipeline import real_clips
 from tests.parity.noise import tell

@@ -1,0 +1,258 @@
+"""Batches that are fed to the networks, from prepared data sets."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+from moclip_jax.input_pipeline.datasets.base import VideoEntry
+from moclip_jax.input_pipeline.datasets.prepared import BUILDERS, PreparedDataset, prepare_dataset
+from moclip_jax.input_pipeline.native_motion import native_features
+from moclip_jax.input_pipeline.views import (
+    MotionViews,
+    example_from_video,
+    fold_in,
+    num_images,
+    training_view,
+    view_of_example,
+)
+
+__all__ = [
+    "BUILDERS",
+    "MotionViews",
+    "PreparedDataset",
+    "VideoEntry",
+    "example_from_video",
+    "prepare_dataset",
+    "train_batches",
+    "view_batches",
+    "view_of_example",
+]
+
+# TensorFlow only feeds data here; it must not take the accelerators' memory from JAX.
+tf.config.set_visible_devices([], "GPU")
+tf.config.set_visible_devices([], "TPU")
+
+_MOTION_FEATURES = ("label", "displacements", "is_intra", "num_frames")
+_FRAME_FEATURES = ("frames", "frame_indices")
+
+
+def train_batches(
+    dataset: PreparedDataset,
+    names: Sequence[str],
+    views: MotionViews,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle_buffer: int = 1024,
+) -> tf.data.Dataset:
+    """Return one epoch of training batches.
+
+    The order and every random draw are a pure function of `seed`, `epoch` and the position in the
+    epoch. Starting at `first_step` gives the batches that an epoch from its beginning would have
+    given from there, and the processes' batches together are those of a single process.
+
+    Args:
+      dataset: A prepared data set.
+      names: Videos of the epoch.
+      views: How motion is sampled and augmented.
+      batch_size: Of all processes together.
+      seed: Seed of the run.
+      epoch: Number of the epoch.
+      first_step: Batches of the epoch to leave out; they are skipped before the heavy work.
+      process_index: This process, from 0.
+      process_count: Number of processes; must divide `batch_size`.
+      shuffle_buffer: Records held for shuffling, beside the order of the files. Changing it changes
+        the order.
+
+    Returns:
+      Batches of `motion` uint8 `[b, S, size, size, 2]` and `label` int32 `[b]` with
+      `b = batch_size // process_count`; an incomplete last batch is left out.
+
+    Raises:
+      ValueError: Unknown or too few videos, or sizes that do not divide.
+    """
+    local_size = _local_size(batch_size, process_index, process_count)
+    num_steps = len(names) // batch_size
+    if not num_steps:
+        raise ValueError(f"{len(names)} training videos do not fill a batch of {batch_size}")
+    generator = np.random.default_rng([seed, epoch])
+    files = dataset.records()
+    records = tf.data.TFRecordDataset([files[i] for i in generator.permutation(len(files))])
+    records = _named(dataset, records, names)
+    records = records.shuffle(
+        shuffle_buffer, seed=int(generator.integers(2**62)), reshuffle_each_iteration=False
+    )
+    records = records.take(num_steps * batch_size).enumerate().skip(first_step * batch_size)
+    records = _of_process(records, batch_size, local_size, process_index)
+    epoch_seed = tf.constant(generator.integers(2**62, size=2), tf.int64)
+    function = _train_function(dataset, views)
+    examples = records.map(
+        lambda position, item: function(item[1], fold_in(epoch_seed, position)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    batches = examples.batch(local_size, drop_remainder=True)
+    steps = max(num_steps - first_step, 0)
+    return batches.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)
+
+
+def view_batches(
+    dataset: PreparedDataset,
+    names: Sequence[str],
+    *,
+    motion: MotionViews | None,
+    augmented_views: int = 0,
+    frames: str | None = None,
+    image_size: int = 224,
+    batch_size: int,
+    seed: int = 0,
+    first_batch: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> tf.data.Dataset:
+    """Return every video once, in a fixed order, for evaluation and for extracting features.
+
+    Args:
+      dataset: A prepared data set.
+      names: Videos.
+      motion: Segments and crops of the motion; None for no motion.
+      augmented_views: Random training views of each video; 0 for the test views.
+      frames: Which stored RGB frames: 'middle', 'random', 'uniform_<k>', or None for none.
+      image_size: Side in pixels of the RGB frames.
+      batch_size: Of all processes together.
+      seed: Seed of what is random; the draws of a video depend on its position in `names` alone.
+      first_batch: Batches to leave out; they are skipped before the heavy work.
+      process_index: This process, from 0.
+      process_count: Number of processes; must divide `batch_size`.
+
+    Returns:
+      Batches of `motion` uint8 `[b, V, S, size, size, 2]` and `images` uint8
+      `[b, k, image_size, image_size, 3]`, each if asked for, `label` int32 `[b]`, `index` int32
+      `[b]` (position in `names`) and `mask` bool `[b]`; the last batch is filled up with zeros and
+      mask False.
+
+    Raises:
+      ValueError: Unknown videos or frames, nothing asked for, or sizes that do not divide.
+    """
+    if motion is None and frames is None:
+        raise ValueError("view_batches: neither motion nor frames are asked for")
+    if frames is not None:
+        num_images(frames)
+    local_size = _local_size(batch_size, process_index, process_count)
+    num_batches = -(-len(names) // batch_size)
+    records = _named(dataset, tf.data.TFRecordDataset(dataset.records()), names)
+    records = records.enumerate().skip(first_batch * batch_size)
+    records = _of_process(records, batch_size, local_size, process_index)
+    base_seed = tf.constant([seed, len(_MOTION_FEATURES)], tf.int64)
+    function = _view_function(dataset, motion, augmented_views, frames, image_size)
+    examples = records.map(
+        lambda _, item: function(item[1], item[0], fold_in(base_seed, item[0])),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    empty = {key: tf.zeros(spec.shape, spec.dtype) for key, spec in examples.element_spec.items()}
+    # Real rows come first and fill every batch but the last, so padding is only ever needed there.
+    padding = tf.data.Dataset.from_tensors(empty).repeat(local_size)
+    batches = examples.concatenate(padding).batch(local_size, drop_remainder=True)
+    steps = max(num_batches - first_batch, 0)
+    batches = batches.take(steps).apply(tf.data.experimental.assert_cardinality(steps))
+    return batches.prefetch(2)
+
+
+def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f"batch_size {batch_size} does not divide among {process_count} processes")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index is {process_index}, of {process_count} processes")
+    return batch_size // process_count
+
+
+def _named(
+    dataset: PreparedDataset, records: tf.data.Dataset, names: Sequence[str]
+) -> tf.data.Dataset:
+    """Keep the records of these videos, as (position in `names`, record)."""
+    known = {entry.name for entry in dataset.index if not entry.error}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{len(unknown)} videos are not in the data set, such as {unknown[0]!r}")
+    if len(set(names)) != len(names):
+        raise ValueError("a video is named twice")
+    if not names:
+        return tf.data.Dataset.zip(tf.data.Dataset.range(0), records)
+    table = tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(
+            tf.constant(list(names)), tf.range(len(names), dtype=tf.int64)
+        ),
+        default_value=-1,
+    )
+
+    def locate(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return table.lookup(dataset.parse(record, ["name"])["name"]), record
+
+    # Sequential: the work is small, and threads would only hand records over.
+    return records.map(locate).filter(lambda position, _: position >= 0)
+
+
+def _of_process(
+    records: tf.data.Dataset, batch_size: int, local_size: int, process_index: int
+) -> tf.data.Dataset:
+    """Keep this process's rows of every batch of the enumerated records."""
+    if local_size == batch_size:
+        return records
+    return records.filter(
+        lambda position, _: (position % batch_size) // local_size == process_index
+    )
+
+
+# Traced functions are kept: a pipeline is made anew for every epoch, and tracing takes longer than
+# a small data set's epoch.
+@functools.lru_cache(maxsize=32)
+def _train_function(dataset: PreparedDataset, views: MotionViews) -> Callable:
+    @tf.function(autograph=False)
+    def function(record: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        features = _MOTION_FEATURES + native_features(dataset.spec)
+        example = dataset.parse(record, features, packed=True)
+        return {
+            "motion": training_view(example, views, dataset.spec, seed),
+            "label": tf.cast(example["label"], tf.int32),
+        }
+
+    return function
+
+
+@functools.lru_cache(maxsize=32)
+def _view_function(
+    dataset: PreparedDataset,
+    motion: MotionViews | None,
+    augmented_views: int,
+    frames: str | None,
+    image_size: int,
+) -> Callable:
+    features: tuple[str, ...] = ("label", "num_frames")
+    if motion is not None:
+        features += ("displacements", "is_intra", *native_features(dataset.spec))
+    features += _FRAME_FEATURES if frames is not None else ()
+
+    @tf.function(autograph=False)
+    def function(record: tf.Tensor, index: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        example = dataset.parse(record, features, packed=True)
+        view = view_of_example(
+            example,
+            dataset.spec,
+            motion=motion,
+            augmented_views=augmented_views,
+            frames=frames,
+            image_size=image_size,
+            seed=seed,
+        )
+        view["label"] = tf.cast(example["label"], tf.int32)
+        view["index"] = tf.cast(index, tf.int32)
+        view["mask"] = tf.constant(True)
+        return view
+
+    return function

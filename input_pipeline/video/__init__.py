@@ -1,0 +1,1 @@
+"""Video files: decode, read and accumulate motion vectors, re-encode, seek, stream."""

@@ -1,0 +1,1 @@
+"""Exports: Orbax folder, model card, StableHLO, SavedModel."""

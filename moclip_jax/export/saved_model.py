@@ -1,0 +1,192 @@
+"""The trained model for programs without this package: StableHLO and a TensorFlow SavedModel."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+import tensorflow as tf
+from flax import nnx
+from jax import export as jax_export
+from orbax.export import ExportManager, JaxModule, ServingConfig
+
+from moclip_jax.export.exporter import Recognizer, export_folder, load_export
+from moclip_jax.input_pipeline.batches import example_from_video
+from moclip_jax.input_pipeline.video.clip import prepare_frames
+from moclip_jax.input_pipeline.views import example_signature, num_images
+from moclip_jax.models.depthwise import depthwise_implementation
+from moclip_jax.runtime.cli import CommandParser, run
+from moclip_jax.training.features import appearance_features, motion_features
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+Parameters = dict[str, jax.Array]
+Recognize = Callable[[Parameters, dict[str, jax.Array]], dict[str, jax.Array]]
+
+_README = """# The trained model as StableHLO
+
+`model.stablehlo` holds one program for CPU, CUDA and TPU, `parameters.safetensors` its weights,
+`inputs.json` the shapes of what it takes (b is any number of videos) and the class names. It needs
+JAX and nothing else:
+
+    import json, jax, numpy, safetensors.numpy
+    model = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
+    parameters = safetensors.numpy.load_file("parameters.safetensors")
+    motion = numpy.full([b, *SHAPE_OF_MOTION], 128, numpy.uint8)   # 128 is no motion
+    images = numpy.zeros([b, *SHAPE_OF_IMAGES], numpy.uint8)       # RGB
+    outputs = jax.jit(model.call)(parameters, {"motion": motion, "images": images})
+    outputs["logits"], outputs["probabilities"]                    # float32 [b, classes]
+
+`motion` are fields of accumulated motion vectors, (x, y) scaled to bytes: views x segments x height
+x width x 2. `images` are frames x height x width x 3.
+"""
+
+
+def export_stablehlo(recognizer: Recognizer, directory: Path) -> None:
+    """Writes one program for CPU, CUDA and TPU, its weights, and how to call it.
+
+    Args:
+      recognizer: the trained model.
+      directory: made anew.
+    """
+    parameters, recognize = _function(recognizer)
+    (batch,) = jax_export.symbolic_shape("b")
+    inputs = {
+        name: jax.ShapeDtypeStruct((batch, *shape), jnp.uint8)
+        for name, shape in input_shapes(recognizer).items()
+    }
+    exported = jax_export.export(jax.jit(recognize), platforms=PLATFORMS)(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parameters), inputs
+    )
+    _make_anew(directory)
+    (directory / "model.stablehlo").write_bytes(exported.serialize())
+    arrays = {name: np.array(value, order="C") for name, value in parameters.items()}
+    safetensors.numpy.save_file(arrays, directory / "parameters.safetensors")
+    shapes = {name: ["b", *shape] for name, shape in input_shapes(recognizer).items()}
+    described = {"inputs": shapes, "class_names": recognizer.class_names}
+    (directory / "inputs.json").write_text(json.dumps(described, indent=2) + "\n")
+    (directory / "README.md").write_text(_README)
+
+
+def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
+    """Writes a TensorFlow SavedModel with two signatures.
+
+    `serving_default` takes what the networks see, `motion` and `images` (uint8, any number of
+    videos), as `export_stablehlo`'s program does. `video` takes one prepared video, as
+    `moclip_jax.input_pipeline.batches.example_from_video` gives it, and holds all that comes after: choosing
+    frames, accumulating, scaling, resizing, decoding the JPEG frames. Both give `logits` and
+    `probabilities`, float32 `[videos, classes]`. Reading a codec's motion vectors is what
+    TensorFlow cannot do.
+
+    Args:
+      recognizer: the trained model.
+      directory: made anew.
+    """
+    parameters, recognize = _function(recognizer)
+    shapes = input_shapes(recognizer)
+    module = JaxModule(
+        parameters,
+        recognize,
+        input_polymorphic_shape=dict.fromkeys(shapes, "b, ..."),
+        jax2tf_kwargs={"native_serialization_platforms": PLATFORMS},
+    )
+
+    def preprocess(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        view = recognizer.view(example)
+        return {name: view[name][None] for name in shapes}
+
+    _make_anew(directory)
+    ExportManager(
+        module,
+        [
+            ServingConfig(
+                "serving_default",
+                input_signature=[
+                    {
+                        name: tf.TensorSpec([None, *shape], tf.uint8, name=name)
+                        for name, shape in shapes.items()
+                    }
+                ],
+            ),
+            ServingConfig(
+                "video",
+                input_signature=[_video_signature(recognizer)],
+                tf_preprocessor=preprocess,
+            ),
+        ],
+    ).save(str(directory))
+
+
+def input_shapes(recognizer: Recognizer) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of `motion` and `images` of one video."""
+    views, side = recognizer.views, recognizer.clip.config.vision.image_size
+    return {
+        "motion": (views.crops, views.num_segments, views.image_size, views.image_size, 2),
+        "images": (num_images(recognizer.frame), side, side, 3),
+    }
+
+
+def _function(recognizer: Recognizer) -> tuple[Parameters, Recognize]:
+    """Returns all weights by name, and a pure function of them and of what the networks see."""
+    clip = nnx.clone(recognizer.clip)
+    del clip.text  # The heads were trained; words are not looked at any more.
+    graphdef, state = nnx.split((recognizer.network, clip, recognizer.head))
+    leaves = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+    structure = jax.tree.structure(state)
+    parameters = {name: leaf[...] for name, leaf in leaves.items()}
+
+    def recognize(parameters: Parameters, inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        state = jax.tree.unflatten(structure, [parameters[name] for name in leaves])
+        network, clip, head = nnx.merge(graphdef, state)
+        # The program is for all platforms, so each gets its own spelling of the convolution.
+        with depthwise_implementation("by_platform"):
+            motion = motion_features(network, inputs["motion"]).mean(axis=1)
+        logits = head(motion, appearance_features(clip, inputs["images"])).astype(jnp.float32)
+        return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
+
+    return parameters, recognize
+
+
+def _video_signature(recognizer: Recognizer) -> dict[str, tf.TensorSpec]:
+    """Describes a prepared video of any length (and, of native motion, any size)."""
+    frames = np.zeros((2, 32, 32, 3), np.uint8)
+    return example_signature(example_from_video(prepare_frames(frames, recognizer.video, 25.0)))
+
+
+def _make_anew(directory: Path) -> None:
+    if directory.exists():
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes both forms of a finished run's model; returns the exit status."""
+    parser = CommandParser(
+        "moclip_jax.export.saved_model",
+        "Write a finished run's model for programs without this package: DIR/stablehlo (one "
+        "program for CPU, CUDA and TPU) and DIR/saved_model (TensorFlow).",
+        ("--workdir=runs/demo --out=runs/demo/serving",),
+        usage="--workdir=DIR --out=DIR",
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a finished run")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    arguments = parser.parse(argv)
+
+    def work() -> None:
+        recognizer = load_export(export_folder(Path(arguments.workdir).expanduser()))
+        out = Path(arguments.out).expanduser()
+        export_stablehlo(recognizer, out / "stablehlo")
+        export_saved_model(recognizer, out / "saved_model")
+        print(f"written: {out / 'stablehlo'}, {out / 'saved_model'}")
+
+    return run(work, traceback=arguments.traceback)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Inference: an exported model, videos in, labels out."""

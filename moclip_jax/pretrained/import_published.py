@@ -1,0 +1,95 @@
+"""Make a model of the published PyTorch code's state dicts, for predict and the page.
+
+WORKDIR/export then holds what a run of ours would have left there. The files are safetensors:
+safetensors.torch.save_file(torch.load(PATH, weights_only=True), FILE) converts.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from moclip_jax.runtime import cli
+from moclip_jax.runtime.device import computation_dtype
+
+_MOTION = flags.DEFINE_string("motion", "", "state dict of the published motion training")
+_FUSION = flags.DEFINE_string("fusion", "", "state dict of the published fusion training")
+_CLASSES = flags.DEFINE_string("classes", "", "classInd.txt: '1 Class' a line, in their order")
+
+
+def import_published(
+    config: ConfigDict, workdir: Path, *, motion: str, fusion: str, classes: str
+) -> Path:
+    """Writes an export of published weights.
+
+    Args:
+      config: of the data set that they were trained on; its CLIP, its `motion.backbone` and its
+        `predict` are those of the model.
+      workdir: the export is `workdir/export`.
+      motion: a .safetensors file, as for `load_published_fusion`.
+      fusion: the same.
+      classes: a list of classes as UCF101's `classInd.txt`.
+
+    Returns:
+      The export's folder.
+
+    Raises:
+      FileExistsError: there is an export already.
+      ValueError: the files do not fit one another, the classes, or the CLIP.
+      OSError: a file or the CLIP cannot be had.
+    """
+    from moclip_jax.config import check_config
+    from moclip_jax.export.exporter import export_model
+    from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
+    from moclip_jax.input_pipeline.datasets.split_lists import read_classes
+    from moclip_jax.pretrained import load_clip
+    from moclip_jax.pretrained.published import load_published_fusion
+
+    directory = workdir / "export"
+    if directory.exists():
+        raise FileExistsError(f"{directory} is there already; choose another --workdir")
+    check_config(config)
+    class_names = read_classes(Path(classes))
+    network, head = load_published_fusion(motion, fusion, variant=config.motion.backbone)
+    if head.config.num_classes != len(class_names):
+        raise ValueError(
+            f"{fusion} knows {head.config.num_classes} classes, and {classes} names "
+            f"{len(class_names)}; give the list that it was trained with"
+        )
+    clip, tokenizer = load_clip(config.clip.source, dtype=computation_dtype(config.clip.dtype))
+    if head.config.appearance_features != clip.config.projection_dim:
+        raise ValueError(
+            f"{fusion} was trained on {head.config.appearance_features} features of a picture, and "
+            f"config.clip.source='{config.clip.source}' gives {clip.config.projection_dim}; choose "
+            "the CLIP that it was trained with"
+        )
+    config.fusion.hidden = head.config.hidden
+    # Of what they began with, the files say nothing.
+    config.motion.pretrained = ""
+    phrases = class_phrases(class_names, config.zero_shot.phrases)
+    text = class_embeddings(clip, tokenizer, phrases, config.zero_shot.templates)
+    export_model(
+        config, class_names, network, clip, tokenizer, head, text, {}, {}, directory
+    )  # fmt: skip
+    return directory
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    """Imports what the flags name."""
+    files = {"motion": _MOTION.value, "fusion": _FUSION.value, "classes": _CLASSES.value}
+    for name, value in files.items():
+        if not value:
+            raise ValueError(f"--{name} is missing; name its file")
+    directory = import_published(config, workdir, **files)
+    print(f"export: {directory}; label videos with")
+    print(f"  python -m moclip_jax.predict --workdir={workdir} VIDEO")
+
+
+if __name__ == "__main__":
+    cli.start(
+        main,
+        (
+            "--config=configs/ucf101.py --workdir=runs/published \\\n"
+            "      --motion=mv.safetensors --fusion=fusion.safetensors --classes=classInd.txt",
+        ),
+    )

@@ -1,0 +1,231 @@
+"""Pictures and videos of motion fields: colours, arrows over the frames, and predictions beside."""
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.colors import hsv_to_rgb
+from PIL import Image, ImageDraw, ImageFont
+
+from moclip_jax.input_pipeline.video.clip import PreparedVideo, VideoError
+from moclip_jax.input_pipeline.video.decode import decode_frames
+from moclip_jax.input_pipeline.video.motion_vectors import BLOCK
+from moclip_jax.input_pipeline.video.orientation import orient_field
+
+# A guess and its probability, most likely first.
+Guesses = Sequence[tuple[str, float]]
+# Pixels of the canonical picture from one arrow to the next.
+_ARROW_STEP = 16
+# Height of the annotated video, and width of its panel of predictions.
+_HEIGHT, _PANEL = 256, 256
+
+
+def field_to_rgb(field: np.ndarray, bound: float | None = None) -> np.ndarray:
+    """Returns a motion field as colours: hue is the direction, brightness the length.
+
+    Args:
+      field: `[H, W, 2]` (x, y) in pixels.
+      bound: length in pixels drawn fully bright; None takes the field's 99th percentile.
+
+    Returns:
+      float32 `[H, W, 3]`, 0 to 1. No motion is black; red points right, and hues go clockwise.
+    """
+    field = np.asarray(field, np.float32)
+    length = np.hypot(field[..., 0], field[..., 1])
+    bound = bound if bound is not None else common_bound(field)
+    hue = (np.arctan2(field[..., 1], field[..., 0]) / (2 * np.pi)) % 1.0
+    value = np.clip(length / bound, 0, 1)
+    return hsv_to_rgb(np.stack([hue, np.ones_like(hue), value], axis=-1)).astype(np.float32)
+
+
+def common_bound(fields: np.ndarray) -> float:
+    """Returns the 99th percentile of the lengths in `fields [..., 2]`, at least 1 pixel."""
+    return max(float(np.percentile(np.hypot(fields[..., 0], fields[..., 1]), 99)), 1.0)
+
+
+def color_wheel(size: int) -> np.ndarray:
+    """Returns the legend of `field_to_rgb`: float32 `[size, size, 4]`, clear outside the circle.
+
+    A point's colour is that of the motion from the centre to it; the rim is the bound.
+    """
+    axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
+    field = np.stack(np.meshgrid(axis, axis), axis=-1)
+    inside = np.hypot(field[..., 0], field[..., 1]) <= 1
+    return np.concatenate([field_to_rgb(field, 1.0), inside[..., None]], axis=-1, dtype=np.float32)
+
+
+def motion_fields(video: PreparedVideo, *, raw: bool = False) -> Iterator[np.ndarray]:
+    """Yields the field of every frame: int32 `[height, width, 2]`, (x, y) in pixels, upright.
+
+    Args:
+      video: a prepared video; the size is that of its coded picture.
+      raw: the motion against each block's reference, as the codec wrote it; else accumulated since
+        the group's I-frame, as the motion network is trained on by default.
+    """
+    starts = video.group_starts().tolist()
+    no_frame = np.zeros(len(video.frames), bool)
+    for begin, end in zip(starts, [*starts[1:], video.num_frames], strict=True):
+        # One group of pictures at a time, so that memory does not grow with the video.
+        motion = video.part(begin, end, no_frame).motion
+        if not raw:
+            yield from motion.accumulate(range(end - begin))
+            continue
+        for number in range(end - begin):
+            # Stored is where a block came from; a field says where it went.
+            sign = np.where(motion.future[number], 1, -1)[..., None]
+            blocks = sign * motion.displacements[number].astype(np.int32)
+            field = blocks.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
+            yield orient_field(field[: motion.height, : motion.width], motion.orientation)
+
+
+def draw_motion(
+    path: str, video: PreparedVideo, target: Path, *, raw: bool, guesses: Guesses
+) -> None:
+    """Draws a video's kept frames, their motion as colours, and as arrows over the frames.
+
+    Args:
+      path: the file, for the title.
+      video: the same, prepared.
+      target: the picture to write.
+      raw: as in `motion_fields`.
+      guesses: what a model says of the video; may be empty.
+    """
+    indices = video.frame_indices.tolist()
+    wanted = set(indices)
+    fields = np.stack([f for i, f in enumerate(motion_fields(video, raw=raw)) if i in wanted])
+    bound = common_bound(fields)
+    high, wide = fields.shape[1:3]
+    width = 2.4 * len(indices) + 1
+    figure, axes = plt.subplots(3, len(indices), figsize=(width, 6.4), squeeze=False)
+    # The last inch is the legend's.
+    figure.set_layout_engine("constrained", rect=(0, 0, 1 - 1 / width, 1))
+    rows, columns = np.mgrid[
+        _ARROW_STEP // 2 : high : _ARROW_STEP,
+        _ARROW_STEP // 2 : wide : _ARROW_STEP,
+    ]
+    for column, (index, jpeg, field) in enumerate(zip(indices, video.frames, fields, strict=True)):
+        picture = Image.open(io.BytesIO(jpeg)).resize((wide, high))
+        aspect = _aspect(jpeg) * high / wide
+        arrows = field[rows, columns]
+        moving = np.abs(arrows).max(axis=-1) > 0
+        axes[0, column].imshow(picture)
+        axes[0, column].set_title(f"frame {index}", fontsize=9)
+        axes[1, column].imshow(field_to_rgb(field, bound))
+        axes[1, column].set_title(f"largest {np.abs(field).max()} px", fontsize=9)
+        axes[2, column].imshow(picture)
+        # The longest arrow reaches twice as far as two neighbours are apart.
+        axes[2, column].quiver(
+            columns[moving],
+            rows[moving],
+            *arrows[moving].T,
+            angles="xy",
+            scale_units="xy",
+            scale=bound / (2 * _ARROW_STEP),
+            color="yellow",
+            width=0.008,
+        )
+        for axis in axes[:, column]:
+            axis.set_aspect(1 / aspect)
+            axis.set_xlim(0, wide)
+            axis.set_ylim(high, 0)
+            axis.set_axis_off()
+    wheel = figure.add_axes((1 - 0.9 / width, 0.42, 0.8 / width, 0.8 / 6.4))
+    wheel.set_in_layout(False)
+    wheel.imshow(color_wheel(128))
+    wheel.set_title(f"rim: {bound:.0f} px", fontsize=7)
+    wheel.set_axis_off()
+    kind = "against the frame before" if raw else "since the last I-frame"
+    told = ", ".join(f"{label} {probability:.0%}" for label, probability in guesses)
+    figure.suptitle(f"{Path(path).name}: frames, and motion {kind}" + (f"\n{told}" if told else ""))
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+
+
+def _aspect(jpeg: bytes) -> float:
+    width, height = Image.open(io.BytesIO(jpeg)).size
+    return width / height
+
+
+def write_annotated_video(
+    path: str,
+    video: PreparedVideo,
+    target: Path,
+    *,
+    raw: bool,
+    guesses_at: Callable[[int], Guesses] | None,
+    each_frame: Callable[[], Any] = lambda: None,
+) -> None:
+    """Writes a video of each frame, its motion, and what a model says, side by side.
+
+    H.264 where FFmpeg has its encoder, else MPEG-4; without sound. The file is whole or not there.
+
+    Args:
+      path: the file.
+      video: the same, prepared.
+      target: the video to write; its suffix decides on the container.
+      raw: as in `motion_fields`.
+      guesses_at: gives a frame's predictions; None leaves their panel out.
+      each_frame: called after each frame, for progress.
+
+    Raises:
+      VideoError: the file cannot be read, or the target cannot be written.
+    """
+    width = max(2 * round(_HEIGHT * _aspect(video.frames[0]) / 2), 2)
+    total = 2 * width + (_PANEL if guesses_at else 0)
+    sample = [f for i, f in enumerate(motion_fields(video, raw=raw)) if i % 10 == 5]
+    bound = common_bound(np.stack(sample)) if sample else 1.0
+    side = _HEIGHT // 6
+    wheel = Image.fromarray((color_wheel(side) * 255).astype(np.uint8))
+    font = ImageFont.load_default(size=13)
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    part = target.with_name(f"{target.stem}.part{target.suffix}")
+    try:
+        with av.open(os.fspath(part), "w") as container:
+            rate = Fraction(video.fps or 25.0).limit_denominator(1001)
+            stream = cast(av.VideoStream, container.add_stream(codec, rate=rate))
+            stream.width, stream.height, stream.pix_fmt = total, _HEIGHT, "yuv420p"
+            pictures = zip(decode_frames(path), motion_fields(video, raw=raw), strict=True)
+            for number, (frame, field) in enumerate(pictures):
+                canvas = Image.new("RGB", (total, _HEIGHT), (24, 24, 24))
+                canvas.paste(frame.to_image().resize((width, _HEIGHT)), (0, 0))
+                colors = Image.fromarray((field_to_rgb(field, bound) * 255).astype(np.uint8))
+                canvas.paste(colors.resize((width, _HEIGHT)), (width, 0))
+                canvas.paste(wheel, (width + 4, 4), wheel)
+                draw = ImageDraw.Draw(canvas)
+                draw.text((width + side + 8, 6), f"{bound:.0f} px", "white", font)
+                if guesses_at:
+                    seconds = number / float(rate)
+                    _draw_guesses(draw, 2 * width, f"{seconds:.2f} s", guesses_at(number), font)
+                container.mux(stream.encode(av.VideoFrame.from_image(canvas)))
+                each_frame()
+            container.mux(stream.encode(None))
+        part.replace(target)
+    except (av.FFmpegError, ValueError, OSError) as error:
+        if isinstance(error, VideoError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(
+            target, f"cannot be written as a video ({reason}); try a name in .mp4"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _draw_guesses(draw: ImageDraw.ImageDraw, left: int, title: str, guesses: Guesses, font: Any):
+    draw.text((left + 10, 8), title, "white", font)
+    for row, (label, probability) in enumerate(guesses):
+        top = 36 + 42 * row
+        draw.text((left + 10, top), f"{probability:4.0%}  {label}", "white", font)
+        draw.rectangle((left + 10, top + 20, left + _PANEL - 10, top + 28), "dimgray")
+        # Integers, so that an empty bar is a line and not an error.
+        end = left + 10 + round((_PANEL - 20) * probability)
+        draw.rectangle((left + 10, top + 20, end, top + 28), "gold")

@@ -1,0 +1,338 @@
+"""The report of a run: one HTML file with its numbers, curves, confusions and hardest clips.
+
+`python -m moclip_jax.reporting.report --workdir=DIR` writes it again. The file needs no network and no other
+file: pictures are inside it.
+"""
+
+import base64
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+from PIL import Image
+
+from moclip_jax.configs import common
+from moclip_jax.input_pipeline.batches import PreparedDataset, view_batches
+from moclip_jax.reporting.motion_figures import common_bound, field_to_rgb
+from moclip_jax.reporting.run_figures import (
+    ROW_TITLES,
+    confusion_counts,
+    draw_classes,
+    draw_confusion,
+    draw_curves,
+    figure_style,
+    label_step,
+)
+from moclip_jax.reporting.templates import render
+from moclip_jax.runtime.cli import CommandParser, run
+from moclip_jax.training.checkpoints import flat_settings
+from moclip_jax.training.motion import motion_views
+from moclip_jax.training.pace import data_wait
+from moclip_jax.training.run_data import open_dataset, video_roles
+
+NAME = "report.html"
+TIME_FILE = "time.json"
+FIELDS_OF_CLIP = 3
+
+
+def write_report(
+    config: ConfigDict,
+    dataset: PreparedDataset,
+    roles: dict[str, list[str]],
+    workdir: Path,
+    *,
+    num_clips: int = 12,
+) -> Path:
+    """Writes `workdir/report.html`, whole or not at all.
+
+    Args:
+      config: the whole configuration of the run.
+      dataset: its prepared videos.
+      roles: what each video is for, as `PreparedDataset.roles` says.
+      workdir: the run's folder, with the stages up to `evaluate` done.
+      num_clips: how many of the hardest test clips are shown; 0 reads no video.
+
+    Returns:
+      The file's path.
+
+    Raises:
+      FileNotFoundError: a stage's result is missing.
+    """
+    scores = dict(np.load(workdir / "evaluate" / "scores.npz"))
+    label = scores.pop("label")
+    rows = json.loads((workdir / "evaluate" / "rows.json").read_text())
+    class_names = dataset.class_names
+    entries = {entry.name: entry for entry in dataset.index}
+    refused = np.array([entries[name].label for name in roles["refused_test"]], np.int64)
+    accuracy = {row: class_accuracy(scores[row], label, refused) for row in scores}
+    counts = confusion_counts(label, scores["fusion"].argmax(axis=1), len(class_names))
+    with figure_style():
+        pictures = {
+            "curves": _svg(draw_curves(workdir)),
+            "class_figures": [_svg(figure) for figure in draw_classes(accuracy, class_names)],
+            "confusion": _svg(draw_confusion(counts, class_names)),
+        }
+    text = render(
+        "report.html.jinja",
+        **pictures,
+        title=f"{config.dataset.name}: report of a run",
+        workdir=workdir.name,
+        num_classes=len(class_names),
+        num_videos={role: len(names) for role, names in roles.items()},
+        rows={ROW_TITLES[name]: row for name, row in rows.items()},
+        agreement=agreement(scores, label),
+        helped=_helped(accuracy, class_names),
+        named_classes=label_step(len(class_names)),
+        confused=[
+            {"true": class_names[i], "guess": class_names[j], "count": n, "of": counts[i].sum()}
+            for i, j, n in most_confused(counts, 15)
+        ],
+        clips=_hard_clips(config, dataset, roles["test"], scores, label, num_clips),
+        refused=[entry for entry in dataset.index if entry.error],
+        times=_times(workdir),
+        settings=_settings(config),
+        versions=_versions(workdir),
+    )
+    path = workdir / NAME
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def class_accuracy(scores: np.ndarray, label: np.ndarray, refused: np.ndarray) -> np.ndarray:
+    """Returns top-1 accuracy of each class, float `[classes]`; NaN where no video is tested.
+
+    Args:
+      scores: float `[videos, classes]`.
+      label: int `[videos]`.
+      refused: int `[refused]`, classes of the test videos that could not be read; they are wrong.
+    """
+    num_classes = scores.shape[1]
+    right = np.bincount(label[scores.argmax(axis=1) == label], minlength=num_classes)
+    videos = np.bincount(np.concatenate([label, refused]), minlength=num_classes)
+    return np.where(videos > 0, right / np.maximum(videos, 1), np.nan)
+
+
+def most_confused(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:
+    """Returns the largest entries off the diagonal as (true, guess, count), largest first."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)]
+    return [(i, j, int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
+
+
+def probability_of_truth(scores: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Returns float `[videos]`: the softmax of logits `[videos, classes]` at each true class."""
+    odds = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return odds[np.arange(len(label)), label] / odds.sum(axis=1)
+
+
+def agreement(scores: dict[str, np.ndarray], label: np.ndarray) -> list[dict[str, Any]]:
+    """Returns, for each way motion and the head on CLIP can be right or wrong, what fusion makes.
+
+    Args:
+      scores: of each row, float `[videos, classes]`.
+      label: int `[videos]`.
+
+    Returns:
+      Four entries with `clip_head` and `motion` (bool: right), `videos` and `fusion` (of these
+      videos, how many the fusion gets right).
+    """
+    right = {row: values.argmax(axis=1) == label for row, values in scores.items()}
+    cells = []
+    for by_clip in (True, False):
+        for by_motion in (True, False):
+            chosen = (right["clip_head"] == by_clip) & (right["motion"] == by_motion)
+            cells.append(
+                {
+                    "clip_head": by_clip,
+                    "motion": by_motion,
+                    "videos": int(chosen.sum()),
+                    "fusion": int((chosen & right["fusion"]).sum()),
+                }
+            )
+    return cells
+
+
+def clip_pictures(
+    config: ConfigDict, dataset: PreparedDataset, names: Sequence[str]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the pictures of some videos, as both networks see them.
+
+    Args:
+      config: the whole configuration.
+      dataset: the prepared videos.
+      names: which.
+
+    Returns:
+      For each, in their order, the middle frame uint8 `[160, 160, 3]` and motion fields as colours,
+      float32 `[3, size, size, 3]`, 0 to 1.
+    """
+    if not names:
+        return []
+    (batch,) = view_batches(
+        dataset,
+        names,
+        motion=motion_views(config.motion, num_segments=FIELDS_OF_CLIP),
+        frames="middle",
+        image_size=160,
+        batch_size=len(names),
+    ).as_numpy_iterator()
+    pictures = {}
+    for row, position in enumerate(batch["index"]):
+        fields = (batch["motion"][row, 0].astype(np.float32) - 128) * config.motion.bound / 127.5
+        # One scale for the fields of a clip, so that a still one looks still.
+        bound = common_bound(fields)
+        colours = np.stack([field_to_rgb(field, bound) for field in fields])
+        pictures[int(position)] = (batch["images"][row, 0], colours)
+    return [pictures[position] for position in range(len(names))]
+
+
+def _hard_clips(
+    config: ConfigDict,
+    dataset: PreparedDataset,
+    names: Sequence[str],
+    scores: dict[str, np.ndarray],
+    label: np.ndarray,
+    most: int,
+) -> list[dict[str, Any]]:
+    truth = probability_of_truth(scores["fusion"], label)
+    chosen = np.argsort(truth, kind="stable")[:most]
+    pictures = clip_pictures(config, dataset, [names[position] for position in chosen])
+    class_names = dataset.class_names
+    return [
+        {
+            "name": names[position],
+            "true": class_names[label[position]],
+            "probability": truth[position],
+            "guesses": {
+                title: {
+                    "label": class_names[scores[row][position].argmax()],
+                    "right": scores[row][position].argmax() == label[position],
+                }
+                for row, title in ROW_TITLES.items()
+            },
+            "frame": _jpeg(frame),
+            "fields": [_jpeg((255 * field).astype(np.uint8)) for field in fields],
+        }
+        for position, (frame, fields) in zip(chosen, pictures, strict=True)
+    ]
+
+
+def _helped(accuracy: dict[str, np.ndarray], class_names: Sequence[str]) -> dict[str, list[str]]:
+    gain = accuracy["motion"] - accuracy["clip_head"]
+    tested = np.flatnonzero(np.isfinite(gain))
+    best = tested[np.argsort(-gain[tested], kind="stable")]
+    return {
+        "motion": [f"{class_names[c]} (+{100 * gain[c]:.0f})" for c in best[:5] if gain[c] > 0],
+        "appearance": [
+            f"{class_names[c]} (+{-100 * gain[c]:.0f})" for c in best[::-1][:5] if gain[c] < 0
+        ],
+    }
+
+
+def _times(workdir: Path) -> list[dict[str, Any]]:
+    """Returns what is known of the time of each stage; a stage of an older run has no file."""
+    times = []
+    for stage in common.STAGES:
+        path = workdir / stage / TIME_FILE
+        known = json.loads(path.read_text()) if path.exists() else {}
+        times.append(
+            {
+                "stage": stage,
+                "seconds": None,
+                "gone_on": False,
+                "data_wait": data_wait(workdir / stage),
+            }
+            | known
+        )
+    return times
+
+
+def _settings(config: ConfigDict) -> list[dict[str, Any]]:
+    # As JSON both, so that a tuple and the list read back from an export are the same.
+    published, own = (
+        flat_settings(json.loads(settings.to_json())) for settings in (common.get_config(), config)
+    )
+    return [
+        {"name": name, "value": json.dumps(value), "changed": published.get(name, ...) != value}
+        for name, value in own.items()
+    ]
+
+
+def _versions(workdir: Path) -> dict[str, str]:
+    """Returns versions of the exported model's packages, if any, and of what writes the page."""
+    metadata = workdir / "export" / "metadata.json"
+    versions = json.loads(metadata.read_text())["versions"] if metadata.exists() else {}
+    device = jax.devices()[0]
+    written_by = {
+        "Python": platform.python_version(),
+        "matplotlib": matplotlib.__version__,
+        "device": f"{jax.device_count()} x {device.platform} ({device.device_kind})",
+    }
+    return versions | {f"{name} (of this page)": value for name, value in written_by.items()}
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _data_uri(buffer.getvalue(), "image/svg+xml")
+
+
+def _jpeg(picture: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=88)
+    return _data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the report of a finished run and prints its path; returns the exit status."""
+    parser = CommandParser(
+        "moclip_jax.reporting.report",
+        "Write WORKDIR/report.html, one file that says all of a finished run.",
+        ("--workdir=runs/demo",),
+        usage="--workdir=DIR [OPTION ...]",
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a finished run")
+    parser.add_argument(
+        "--clips", type=int, default=12, metavar="N",
+        help="hardest test clips to show (12); 0 reads no video",
+    )  # fmt: skip
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    arguments = parser.parse(argv)
+    if arguments.clips < 0:
+        parser.error(f"--clips={arguments.clips} must be 0 or more")
+
+    def work() -> None:
+        workdir = Path(arguments.workdir).expanduser()
+        metadata = workdir / "export" / "metadata.json"
+        if not metadata.exists():
+            raise FileNotFoundError(
+                f"no {metadata}; finish a run first: "
+                f"python -m moclip_jax.main --config=CONFIG --workdir={workdir}"
+            )
+        config = ConfigDict(json.loads(metadata.read_text())["config"])
+        dataset = open_dataset(config, workdir, only_open=True)
+        roles = video_roles(config, dataset)
+        print(write_report(config, dataset, roles, workdir, num_clips=arguments.clips))
+
+    return run(work, traceback=arguments.traceback)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

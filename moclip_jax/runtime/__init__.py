@@ -1,0 +1,1 @@
+"""What commands share with the machine: command line, processes, devices, files, progress."""

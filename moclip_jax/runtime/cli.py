@@ -1,0 +1,331 @@
+"""What all commands share: help that fits a screen, and mistakes told in a sentence.
+
+`start` serves the commands that run the recipe (absl flags, `--config`); `CommandParser` and `run`
+serve the others. Nothing heavy is imported here: help and mistakes come at once, and
+worker processes import a command's main module again.
+"""
+
+import _thread
+import argparse
+import difflib
+import errno
+import os
+import re
+import signal
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from moclip_jax.runtime import distributed
+from moclip_jax.runtime.compilation_cache import use_compilation_cache
+from moclip_jax.runtime.host_memory import keep_freed_memory
+
+STATUS_OK, STATUS_ERROR, STATUS_USAGE, STATUS_STOPPED = 0, 1, 2, 130
+STATUSES = (
+    "exit status: 0 all is done; 1 an error, told in a sentence; 2 a mistake on the\n"
+    "command line; 130 stopped by Ctrl-C"
+)
+# Of the commands that run the recipe, in addition.
+RECIPE_STATUSES = (
+    STATUSES + f"; {distributed.STATUS_TERMINATED} stopped by SIGTERM, after saving;\n"
+    f"{distributed.STATUS_PEER_LOST} another process of the run was lost"
+)
+
+_WIDTH = 80
+
+_REMEDIES = {
+    errno.ENOSPC: "; make room, and the same command goes on from what is there",
+    errno.EDQUOT: "; make room, and the same command goes on from what is there",
+    errno.EROFS: "; use a folder that can be written",
+}
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "file of settings, such as configs/demo.py", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "folder for everything that is made; the same command goes on in it"
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, in a run of several; see docs/launching.md"
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "processes of the run")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "which of them this one is, from 0")
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed", "", "auto, or slurm, gketpu ...: let the cluster say the three above"
+)
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error was raised")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser with this project's manners.
+
+    An unknown option is answered with the near one; options and files may come in any order; help
+    ends with examples and the exit statuses.
+
+    Args:
+      module: the command, as in `python -m MODULE`.
+      description: what it does.
+      examples: command lines to show, without `python -m MODULE`.
+      usage: the usage line after `python -m MODULE`; None for argparse's own.
+      statuses: what the exit statuses mean.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        description: str,
+        examples: Iterable[str] = (),
+        usage: str | None = None,
+        statuses: str = STATUSES,
+    ):
+        shown = "".join(f"  python -m {module} {example}\n" for example in examples)
+        super().__init__(
+            prog=f"python -m {module}",
+            usage=usage and f"python -m {module} {usage}",
+            description="\n\n".join(
+                textwrap.fill(" ".join(part.split()), _WIDTH) for part in description.split("\n\n")
+            ),
+            epilog=(f"examples:\n{shown}\n" if shown else "") + statuses,
+            formatter_class=_help_formatter,
+            allow_abbrev=False,
+        )
+
+    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Returns the values; exits with status 2 and a sentence where they are wrong."""
+        argv = sys.argv[1:] if argv is None else list(argv)
+        for argument in argv[: argv.index("--")] if "--" in argv else argv:
+            name = argument.partition("=")[0]
+            if re.fullmatch(r"--\w[\w-]*", name) and name not in self._option_string_actions:
+                self.error(unknown_option(name, self._option_string_actions))
+        return self.parse_intermixed_args(argv)
+
+    def error(self, message: str) -> Any:
+        """Tells a mistake and exits with status 2."""
+        self.exit(STATUS_USAGE, f"error: {message}\n{self.prog} --help shows what there is\n")
+
+
+def _help_formatter(prog: str) -> argparse.HelpFormatter:
+    # A fixed width: help is also read in logs, and tests count its lines.
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=_WIDTH)
+
+
+def unknown_option(name: str, known: Iterable[str]) -> str:
+    """Returns a sentence about an option that does not exist, with the near one if there is one."""
+    # What follows a dot is the name of a setting.
+    first, dot, setting = name.partition(".")
+    near = difflib.get_close_matches(first, list(known), n=1)
+    return f"unknown option {name}" + (f"; did you mean {near[0]}{dot}{setting}?" if near else "")
+
+
+def run(
+    work: Callable[[], int | None],
+    *,
+    stopped: str = "stopped",
+    traceback: bool = False,
+    ended: Callable[[int, str], None] = lambda status, sentence: None,
+) -> int:
+    """Calls `work` and returns the exit status; tells what a user can cause in a sentence.
+
+    Args:
+      work: the command; what it returns is the status, None is 0.
+      stopped: what to say after Ctrl-C.
+      traceback: lets errors through.
+      ended: called with the status and what was said.
+    """
+    status, sentence = _run(work, stopped, traceback)
+    if sentence:
+        print(sentence, file=sys.stderr)
+    ended(status, sentence)
+    return status
+
+
+def _run(work: Callable[[], int | None], stopped: str, traceback: bool) -> tuple[int, str]:
+    logging.set_verbosity(logging.ERROR)
+    sys.unraisablehook = _again_if_interrupted
+    use_compilation_cache()
+    try:
+        return work() or STATUS_OK, ""
+    except KeyboardInterrupt:
+        return STATUS_STOPPED, stopped
+    except distributed.StoppedError:
+        return distributed.STATUS_TERMINATED, stopped
+    except BrokenPipeError:
+        # Whoever read our output has had enough (`| head`); nothing can be printed any more, also
+        # not what Python still holds back.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STATUS_ERROR, ""
+    except (ValueError, OSError, RuntimeError) as error:
+        if traceback:
+            raise
+        status, sentence = distributed.explain(error) or (STATUS_ERROR, _sentence(error))
+        return status, f"error: {sentence}"
+
+
+def _again_if_interrupted(unraisable: Any) -> None:
+    # Ctrl-C in the middle of a callback (JAX has one in the garbage collector) would be lost.
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, _interrupt_main_thread).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _interrupt_main_thread() -> None:
+    # A true signal where there is one: it ends a wait, which `interrupt_main` does not.
+    main_thread = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main_thread is not None:
+        signal.pthread_kill(main_thread, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        remedy = _REMEDIES.get(error.errno or 0, "")
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}{remedy}"
+    return str(error) or type(error).__name__
+
+
+def start(work: Callable[[ConfigDict, Path], None], examples: Sequence[str] = ()) -> None:
+    """Parses the command line, calls `work(config, workdir)` and ends the program.
+
+    The exit status is 0; 1 after an error that is explained in a sentence, 2 after one on the
+    command line, 130 after Ctrl-C, 143 after SIGTERM, 3 when another process of the run was lost.
+    Help begins with the docstring of the command's module.
+    """
+    module = sys.modules["__main__"]
+    name = module.__spec__.name if module.__spec__ else Path(sys.argv[0]).stem
+
+    def parsed() -> int:
+        if {"-h", "--help", "-help", "--helpfull", "--helpshort"} & set(sys.argv[1:]):
+            print(_flags_help(name, module.__doc__ or "", examples), end="")
+            return STATUS_OK
+        try:
+            config = _parse_flags(sys.argv)
+            launch = _launch()
+        except _UsageError as error:
+            print(f"error: {error}\npython -m {name} --help shows what there is", file=sys.stderr)
+            return STATUS_USAGE
+        workdir = Path(str(_WORKDIR.value)).expanduser()
+
+        def joined() -> None:
+            # Training on a CPU frees and takes a gigabyte a step.
+            keep_freed_memory()
+            distributed.on_sigterm()
+            distributed.join(launch)
+            distributed.compare(config=config.to_dict())
+            work(config, workdir)
+
+        return run(
+            joined,
+            stopped="stopped; the same command goes on from here",
+            traceback=_TRACEBACK.value,
+            ended=distributed.leave,
+        )
+
+    status = run(parsed, traceback=True)
+    if status in (STATUS_STOPPED, distributed.STATUS_TERMINATED):
+        # A checkpoint may be half written in the background, under a name that nobody reads. Python
+        # would wait for what writes it, and print its surprise at the end of the program.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+class _UsageError(Exception):
+    """A mistake on the command line."""
+
+
+def _launch() -> distributed.Launch:
+    try:
+        return distributed.Launch(
+            str(_COORDINATOR.value),
+            int(_NUM_PROCESSES.value or 0),
+            -1 if _PROCESS_ID.value is None else int(_PROCESS_ID.value),
+            str(_DISTRIBUTED.value),
+        )
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+
+
+def _flags_help(name: str, docstring: str, examples: Sequence[str]) -> str:
+    parser = CommandParser(
+        name,
+        docstring.strip(),
+        examples,
+        usage="--config=FILE --workdir=DIR [OPTION ...]",
+        statuses=RECIPE_STATUSES,
+    )
+    values = flags.FLAGS
+    own = values.get_key_flags_for_module(sys.argv[0])
+    shared = {flag.name: flag for flag in (values["config"], values["workdir"])}
+    several = ("coordinator", "num_processes", "process_id", "distributed", "traceback")
+    others = {
+        flag.name: flag
+        for flag in (*own, *(values[name] for name in several))
+        if flag.name not in shared
+    }
+    for flag in (*shared.values(), *others.values()):
+        metavar = {"config": "FILE", "workdir": "DIR"}.get(flag.name, "VALUE")
+        kind: dict[str, Any] = {"action": "store_true"} if flag.boolean else {"metavar": metavar}
+        default = "" if flag.value in (None, False, [], "", 0, -1) else f" (default: {flag.value})"
+        parser.add_argument(f"--{flag.name}", help=(flag.help or "") + default, **kind)
+        if flag.name == "config":
+            parser.add_argument(
+                "--config.SECTION.FIELD",
+                metavar="VALUE",
+                help="another value for a setting; configs/common.py explains each",
+            )
+    return parser.format_help()
+
+
+def _parse_flags(argv: list[str]) -> ConfigDict:
+    file = _config_file(argv[1:])
+    if file and not file.is_file():
+        others = sorted(path.as_posix() for path in file.parent.glob("[a-z]*.py"))
+        raise _UsageError(
+            f"--config={file}: no such file"
+            + (f"; there are {', '.join(others)}" if others else "")
+        )
+    try:
+        rest = flags.FLAGS(argv)[1:]
+        if rest:
+            raise _UsageError(
+                f"unknown argument '{rest[0]}'; settings look like --config.SECTION.FIELD=VALUE"
+            )
+        for name, example in (("config", "configs/demo.py"), ("workdir", "runs/demo")):
+            if flags.FLAGS[name].value is None:
+                raise _UsageError(f"--{name} is missing; for example --{name}={example}")
+        return _CONFIG.value
+    except flags.UnrecognizedFlagError as error:
+        raise _UsageError(
+            unknown_option(f"--{error.flagname}", (f"--{known}" for known in flags.FLAGS))
+        ) from error
+    except flags.Error as error:
+        raise _UsageError(str(error)) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # ConfigDict wraps its message in quotes of its own, once for each level.
+        lines = str(error).replace("\\n", "\n").replace("\\'", "'").splitlines()
+        told = ". ".join(line.strip("'") for line in lines)
+        unknown = isinstance(error, AttributeError | KeyError)
+        raise _UsageError(f"there is no setting {told}" if unknown else told) from error
+    except (ImportError, OSError, SyntaxError) as error:
+        raise _UsageError(
+            f"--config={file} cannot be run as a file of settings: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _config_file(arguments: Sequence[str]) -> Path | None:
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            value = value if equals else "".join(arguments[position + 1 : position + 2])
+            # What follows a colon is an argument to the file's get_config.
+            return Path(value.partition(":")[0])
+    return None

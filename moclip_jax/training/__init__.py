@@ -1,0 +1,1 @@
+"""Training: the stages, the loop, checkpoints, evaluation, ablations."""

@@ -1,0 +1,147 @@
+"""Measure what each choice of the recipe is worth, in one table.
+
+The recipe is run once as configured and once for each variant, each in a folder of its own. A stage
+whose settings a variant leaves as they are is not run again: its folder is linked.
+"""
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from moclip_jax.runtime import cli, distributed
+
+_VARIANTS = flags.DEFINE_list("variants", [], "run these only, separated by commas; else all")
+
+# Name -> the fields it changes.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "linear heads": {"fusion.hidden": 0},
+    "features of unit length": {"fusion.normalize": True},
+    "4 frames": {"clip.frame": "uniform_4"},
+    "8 frames": {"clip.frame": "uniform_8"},
+    "random frame": {"clip.frame": "random"},
+    "3 segments": {"evaluation.num_segments": 3},
+    "8 segments": {"evaluation.num_segments": 8},
+    "16 segments": {"evaluation.num_segments": 16},
+    "25 segments": {"evaluation.num_segments": 25},
+    "32 segments": {"evaluation.num_segments": 32},
+    "raw vectors": {"motion.accumulated": False},
+}
+FRAMES_KEPT = 8
+
+
+def variant_config(config: ConfigDict, changes: dict[str, Any], data_dir: Path) -> ConfigDict:
+    """Returns a copy of `config` with the fields of a variant changed.
+
+    Every variant reads the same prepared data, which keeps as many RGB frames as the largest needs.
+    """
+    changed = copy.deepcopy(config)
+    changed.dataset.data_dir = config.dataset.data_dir or str(data_dir)
+    changed.video.clip_frames = max(FRAMES_KEPT, config.video.clip_frames)
+    changed.update_from_flattened_dict(changes)
+    return changed
+
+
+def link_stages(config: ConfigDict, base: ConfigDict, workdir: Path, base_workdir: Path) -> None:
+    """Links the stages of the base run that a variant would only repeat."""
+    from moclip_jax.training.pipeline import stage_settings
+
+    own, theirs = stage_settings(config), stage_settings(base)
+    workdir.mkdir(parents=True, exist_ok=True)
+    for stage in own:
+        source, link = base_workdir / stage, workdir / stage
+        if own[stage] == theirs[stage] and source.exists() and not link.exists():
+            link.symlink_to(source.absolute())
+    # Training and validation features know nothing of the test protocol.
+    without = [
+        {k: v for k, v in settings["features"].items() if k != "evaluation"}
+        for settings in (own, theirs)
+    ]
+    if without[0] == without[1] and not (workdir / "features").exists():
+        (workdir / "features").mkdir()
+        for role in ("train", "validation"):
+            source = base_workdir / "features" / role
+            if source.exists():
+                (workdir / "features" / role).symlink_to(source.absolute())
+
+
+def run_ablations(
+    config: ConfigDict, workdir: Path, variants: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Runs every variant and returns the rows of each; `base` is always run, and first.
+
+    Args:
+      config: the whole configuration.
+      workdir: folder of all variants; what it holds already is not run again.
+      variants: name to changed fields.
+
+    Returns:
+      `{variant: {row: {...}}}`, rows as in `results.json`; also in `workdir/ablations.json`.
+
+    Raises:
+      ValueError: the stages to run do not include `evaluate`.
+    """
+    from moclip_jax.config import stages_of
+    from moclip_jax.runtime.progress import say
+    from moclip_jax.training import pipeline
+    from moclip_jax.training.checkpoints import write_json
+
+    if "evaluate" not in stages_of(config):
+        raise ValueError("config.stages must include evaluate, whose results are compared")
+    base = variant_config(config, {}, workdir / "data")
+    table: dict[str, dict[str, Any]] = {}
+    everything: dict[str, dict[str, Any]] = {"base": {}} | variants
+    for name, changes in everything.items():
+        say(f"== {name}")
+        changed = variant_config(config, changes, workdir / "data")
+        folder = workdir / name.replace(" ", "_")
+        if name != "base":
+            distributed.on_first(
+                functools.partial(link_stages, changed, base, folder, workdir / "base")
+            )
+        # A variant is measured, not used: only the base is exported.
+        changed.stages = (
+            config.stages if name == "base" else "prepare,motion,features,fusion,evaluate"
+        )
+        results = pipeline.run(changed, folder)
+        assert results is not None
+        table[name] = results["rows"]
+        distributed.on_first(functools.partial(write_json, workdir / "ablations.json", table))
+    return table
+
+
+def format_ablations(table: dict[str, dict[str, Any]]) -> str:
+    """Returns one line a variant: top-1 of each row in percent, and the fusion's cost."""
+    rows = ("zero_shot", "clip_head", "motion", "fusion")
+    width = max(map(len, table))
+    lines = [f"{'variant':<{width}}  " + "  ".join(f"{r:>9}" for r in rows) + "  GMACs/video"]
+    for name, results in table.items():
+        top1 = "  ".join(f"{100 * results[row]['top1']:9.1f}" for row in rows)
+        lines.append(f"{name:<{width}}  {top1}  {results['fusion']['gflops']:11.3g}")
+    return "\n".join(lines)
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    """Runs the ablations and prints their table."""
+    unknown = sorted(set(_VARIANTS.value) - VARIANTS.keys())
+    if unknown:
+        raise ValueError(f"--variants: unknown {unknown}; there are {', '.join(VARIANTS)}")
+    chosen = {name: VARIANTS[name] for name in _VARIANTS.value or VARIANTS}
+    table = run_ablations(config, workdir, chosen)
+    if distributed.is_first():
+        print(format_ablations(table))
+
+
+if __name__ == "__main__":
+    cli.start(
+        main,
+        (
+            "--config=configs/demo.py --workdir=runs/ablations",
+            "--config=configs/demo.py --workdir=runs/ablations \\\n"
+            "      --variants='linear heads,8 segments'",
+        ),
+    )

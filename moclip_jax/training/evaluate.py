@@ -1,0 +1,153 @@
+"""Stage `evaluate`: the four rows that always stand together, each with its own cost."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from moclip_jax.inference.zero_shot import zero_shot_logits
+from moclip_jax.input_pipeline.views import num_images
+from moclip_jax.models.clip import CLIP
+from moclip_jax.models.flops import count_parameters, multiply_adds
+from moclip_jax.models.fusion import FusionHead
+from moclip_jax.models.motion_network import MotionNetwork
+from moclip_jax.training.checkpoints import write_json
+from moclip_jax.training.features import Features
+from moclip_jax.training.metrics import topk_accuracy
+
+
+def motion_logits(network: MotionNetwork, features: np.ndarray) -> np.ndarray:
+    """Returns `[videos, classes]`, averaged over the views of `features [videos, views, D]`.
+
+    The classifier is linear, so the logits of the mean feature are the mean of the logits.
+    """
+    return np.asarray(network.backbone.classifier(jnp.asarray(features.mean(axis=1))))
+
+
+def fused_logits(head: FusionHead, features: Features) -> np.ndarray:
+    """Returns a head's logits `[videos, classes]` for motion features averaged over the views."""
+    motion = jnp.asarray(features.motion.mean(axis=1)) if head.config.motion_features else None
+    return np.asarray(head(motion, jnp.asarray(features.appearance)))
+
+
+def cost_of_one_view(config: ConfigDict, network: MotionNetwork, clip: CLIP) -> dict[str, int]:
+    """Returns multiply-adds of one motion field (`motion`) and one picture (`appearance`)."""
+    motion_graph, motion_state = nnx.split(network)
+    clip_graph, clip_state = nnx.split(clip)
+    side = config.motion.image_size
+    field = jax.ShapeDtypeStruct((1, 1, side, side, 2), jnp.float32)
+    side = clip.config.vision.image_size
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    return {
+        "motion": multiply_adds(
+            lambda state, x: nnx.merge(motion_graph, state)(x), motion_state, field
+        ),
+        "appearance": multiply_adds(
+            lambda state, x: nnx.merge(clip_graph, state).encode_image(x), clip_state, image
+        ),
+    }
+
+
+def cost_of_views(config: ConfigDict, one_view: dict[str, int]) -> dict[str, int]:
+    """Returns multiply-adds a video of `motion` and `appearance` under the test protocol."""
+    evaluation = config.evaluation
+    return {
+        "motion": one_view["motion"] * evaluation.num_segments * evaluation.crops,
+        "appearance": one_view["appearance"] * num_images(config.clip.frame),
+    }
+
+
+def evaluate(
+    config: ConfigDict,
+    features: Features,
+    refused: int,
+    text: np.ndarray,
+    network: MotionNetwork,
+    clip: CLIP,
+    heads: dict[str, FusionHead],
+    directory: Path,
+) -> dict[str, dict[str, Any]]:
+    """Scores the test videos in every row and writes the scores to `directory/scores.npz`.
+
+    Args:
+      config: the whole configuration.
+      features: of the test videos.
+      refused: test videos that could not be read; they count as wrong.
+      text: unit-length text features of the classes `[classes, D]`.
+      network: the trained motion network.
+      clip: the frozen CLIP.
+      heads: `clip_head` and `fusion`.
+      directory: the stage's folder.
+
+    Returns:
+      The rows `zero_shot`, `clip_head`, `motion`, `fusion`, each with `top1`, `top5` (0 to 1),
+      `num_examples`, `protocol`, `gflops` (10^9 multiply-adds a video, of the views the accuracy
+      was measured with), `gflops_per_view` (of one motion field, one picture), `params` (of all
+      that a video goes through) and `trainable_params` (trained for this row, beside frozen parts).
+    """
+    scores = {
+        "zero_shot": zero_shot_logits(features.appearance, text),
+        "clip_head": fused_logits(heads["clip_head"], features),
+        "motion": motion_logits(network, features.motion),
+        "fusion": fused_logits(heads["fusion"], features),
+    }
+    one_view = cost_of_one_view(config, network, clip)
+    cost = cost_of_views(config, one_view)
+    # The text features are computed once for all videos, so they cost a video nothing.
+    macs = {
+        "zero_shot": cost["appearance"],
+        "clip_head": cost["appearance"] + count_weights(heads["clip_head"]),
+        "motion": cost["motion"],
+        "fusion": cost["motion"] + cost["appearance"] + count_weights(heads["fusion"]),
+    }
+    size = {name: count_parameters(head) for name, head in heads.items()}
+    size |= {"motion": count_parameters(network), "tower": count_parameters(clip.vision)}
+    trained = {"zero_shot": 0} | {name: size[name] for name in ("clip_head", "motion", "fusion")}
+    # Of all that a video goes through, frozen or not.
+    total = {
+        "zero_shot": size["tower"],
+        "clip_head": size["tower"] + size["clip_head"],
+        "motion": size["motion"],
+        "fusion": size["tower"] + size["motion"] + size["fusion"],
+    }
+    streams = {
+        "zero_shot": ("appearance",),
+        "clip_head": ("appearance",),
+        "motion": ("motion",),
+        "fusion": ("motion", "appearance"),
+    }
+    frames = f"{config.clip.frame} frame" if "_" not in config.clip.frame else config.clip.frame
+    views = f"{config.evaluation.num_segments} segments x {config.evaluation.crops} crops"
+    protocol = {
+        "zero_shot": frames,
+        "clip_head": frames,
+        "motion": views,
+        "fusion": f"{views} + {frames}",
+    }
+    rows = {
+        name: {
+            "top1": topk_accuracy(scores[name], features.label, 1, refused),
+            "top5": topk_accuracy(scores[name], features.label, 5, refused),
+            "num_examples": len(features.label) + refused,
+            "protocol": protocol[name],
+            "gflops": macs[name] / 1e9,
+            "gflops_per_view": {stream: one_view[stream] / 1e9 for stream in streams[name]},
+            "params": total[name],
+            "trainable_params": trained[name],
+        }
+        for name in scores
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    np.savez(directory / "scores.npz", **(scores | {"label": features.label}))  # type: ignore[arg-type]
+    write_json(directory / "rows.json", rows)
+    return rows
+
+
+def count_weights(head: FusionHead) -> int:
+    """Returns the multiply-adds of one pass of a head: the size of its weight matrices."""
+    leaves = jax.tree.leaves(nnx.state(head, nnx.Param))
+    return sum(leaf.size for leaf in leaves if leaf.ndim == 2)

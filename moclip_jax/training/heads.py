@@ -1,0 +1,194 @@
+"""Stage `fusion`: train the fusion head, and a head on CLIP alone to compare it with."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from moclip_jax.models.fusion import FusionConfig, FusionHead
+from moclip_jax.runtime import distributed
+from moclip_jax.runtime.progress import say
+from moclip_jax.training.checkpoints import load_tree, save_tree
+from moclip_jax.training.features import Features
+from moclip_jax.training.optimizers import head_optimizer
+from moclip_jax.training.scan_epoch import Resident, place_data
+from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
+
+# Row of the results table -> whether its head sees motion.
+HEADS = {"clip_head": False, "fusion": True}
+
+
+def head_config(
+    fusion: ConfigDict, *, motion_features: int, appearance_features: int, num_classes: int
+) -> FusionConfig:
+    """Returns the architecture of a head; `motion_features=0` is the one on CLIP alone."""
+    return FusionConfig(
+        motion_features=motion_features,
+        appearance_features=appearance_features,
+        hidden=fusion.hidden,
+        num_classes=num_classes,
+        dropout=fusion.dropout,
+        normalize=fusion.normalize,
+    )
+
+
+def head_logits(head: FusionHead, batch: Batch, train: bool, key: jax.Array | None) -> jax.Array:
+    """Returns `[B, classes]` for `motion [B, Dm]` and `appearance [B, Da]` of a batch."""
+    rngs = nnx.Rngs(dropout=key) if key is not None else None
+    motion = batch["motion"] if head.config.motion_features else None
+    return head(motion, batch["appearance"], rngs=rngs)
+
+
+def feature_choices(
+    num_videos: int,
+    num_views: int,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> dict[str, np.ndarray]:
+    """Returns this process's rows of each shuffled global batch, one random view of each video.
+
+    The order and the views follow from `(seed, epoch)` alone. The last partial batch is dropped.
+
+    Returns:
+      `video` and `view`, int32 `[steps, rows]`, from `first_step` on.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    order = rng.permutation(num_videos)
+    views = rng.integers(num_views, size=num_videos)
+    rows = batch_size // process_count
+    begin = process_index * rows
+    steps = order[: num_videos // batch_size * batch_size].reshape(-1, batch_size)
+    videos = steps[first_step:, begin : begin + rows]
+    return {"video": videos.astype(np.int32), "view": views[videos].astype(np.int32)}
+
+
+def chosen_features(data: dict[str, Any], chosen: dict[str, Any]) -> Batch:
+    """Returns the batch of one step: `motion [B, Dm]`, `appearance [B, Da]`, `label [B]`.
+
+    Args:
+      data: `Features` of all videos by name, NumPy's or JAX's.
+      chosen: `video` and `view`, int `[B]`.
+    """
+    return {
+        "motion": data["motion"][chosen["video"], chosen["view"]],
+        "appearance": data["appearance"][chosen["video"]],
+        "label": data["label"][chosen["video"]],
+    }
+
+
+def padded_batches(
+    features: Features, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """Yields this process's rows of every video, views averaged, padded with `mask` false."""
+    rows = batch_size // process_count
+    for start in range(0, len(features.label), batch_size):
+        begin = start + process_index * rows
+        videos = np.arange(begin, begin + rows)
+        mask = videos < len(features.label)
+        videos = np.where(mask, videos, 0)
+        yield {
+            "motion": features.motion[videos].mean(axis=1),
+            "appearance": features.appearance[videos],
+            "label": features.label[videos],
+            "mask": mask,
+        }
+
+
+def train_heads(
+    config: ConfigDict,
+    train: Features,
+    validation: Features,
+    num_classes: int,
+    mesh: Mesh,
+    directory: Path,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Trains both heads on cached features and writes each to `directory/NAME/network`.
+
+    `about` is what else the heads are made from, as `Task.about` describes it.
+
+    Raises:
+      ValueError: there are fewer training videos than one batch.
+    """
+    fusion = config.fusion
+    steps_per_epoch = len(train.label) // fusion.batch_size
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"config.fusion.batch_size={fusion.batch_size} is larger than the training split "
+            f"({len(train.label)} videos); lower it"
+        )
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    # Once for both heads.
+    data = place_data(train._asdict(), mesh)
+    if data is None:
+        say("fusion: the features would fill a device, so each batch is sent by itself")
+    for name, sees_motion in HEADS.items():
+        if distributed.on_first((directory / name / "network").exists):
+            continue
+        head = FusionHead(
+            head_config(
+                fusion,
+                motion_features=train.motion.shape[-1] if sees_motion else 0,
+                appearance_features=train.appearance.shape[-1],
+                num_classes=num_classes,
+            ),
+            rngs=nnx.Rngs(config.seed),
+        )
+
+        def choices(epoch: int, first_step: int) -> dict[str, np.ndarray]:
+            return feature_choices(
+                *train.motion.shape[:2],
+                batch_size=fusion.batch_size,
+                seed=config.seed,
+                epoch=epoch,
+                first_step=first_step,
+                **share,
+            )
+
+        def batches(epoch: int, first_step: int) -> Iterator[Batch]:
+            chosen = choices(epoch, first_step)
+            for video, view in zip(chosen["video"], chosen["view"], strict=True):
+                yield chosen_features(train._asdict(), {"video": video, "view": view})
+
+        def validation_batches() -> Iterator[Batch]:
+            return padded_batches(validation, batch_size=fusion.batch_size, **share)
+
+        trained = train_and_evaluate(
+            Task(
+                name=name,
+                model=head,
+                logits=head_logits,
+                optimizer=lambda params: head_optimizer(
+                    learning_rate=fusion.learning_rate, weight_decay=fusion.weight_decay
+                ),
+                batches=batches,
+                resident=None if data is None else Resident(data, choices, chosen_features),
+                steps_per_epoch=steps_per_epoch,
+                num_epochs=fusion.num_epochs,
+                validation=validation_batches if len(validation.label) else None,
+                eval_every_epochs=fusion.eval_every_epochs,
+                checkpoint_every_steps=steps_per_epoch * fusion.num_epochs,
+                seed=config.seed,
+                about={"config": fusion.to_dict(), **(about or {})},
+            ),
+            directory / name,
+            mesh,
+        )
+        save_tree(directory / name / "network", nnx.state(trained))
+
+
+def load_head(config: FusionConfig, directory: Path) -> FusionHead:
+    """Returns the head that `train_heads` wrote to `directory/network`."""
+    head = nnx.eval_shape(lambda: FusionHead(config, rngs=nnx.Rngs(0)))
+    nnx.update(head, load_tree(directory / "network", nnx.state(head)))
+    return head

@@ -1,0 +1,183 @@
+"""Stage `motion`: train the motion network on segments of motion fields."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from moclip_jax.input_pipeline.batches import PreparedDataset, train_batches, view_batches
+from moclip_jax.input_pipeline.video.clip import VideoSpec
+from moclip_jax.input_pipeline.views import MotionViews
+from moclip_jax.models.efficientnet import EfficientNetConfig
+from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
+from moclip_jax.pretrained import load_efficientnet
+from moclip_jax.training.checkpoints import load_tree, save_tree
+from moclip_jax.training.fingerprint import frozen
+from moclip_jax.training.optimizers import motion_optimizer
+from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
+
+
+def motion_network_config(motion: ConfigDict, num_classes: int) -> MotionNetworkConfig:
+    """Returns the architecture that the section `config.motion` asks for."""
+    backbone = EfficientNetConfig.named(
+        motion.backbone, in_channels=2, num_classes=num_classes, dtype=jnp.dtype(motion.dtype)
+    )
+    return MotionNetworkConfig(backbone=backbone)
+
+
+def video_spec(config: ConfigDict) -> VideoSpec:
+    """Returns how a file is brought to the form that is stored."""
+    return VideoSpec(source=config.motion.source, **config.video.to_dict())
+
+
+def motion_views(motion: ConfigDict, *, num_segments: int, crops: int = 1) -> MotionViews:
+    """Returns how fields are sampled and cropped, for training or for a test protocol."""
+    return MotionViews(
+        num_segments=num_segments,
+        image_size=motion.image_size,
+        resize_size=motion.resize_size,
+        scales=tuple(motion.scales),
+        flip_probability=motion.flip_probability,
+        crops=crops,
+        bound=motion.bound,
+        accumulated=motion.accumulated,
+    )
+
+
+def result_settings(motion: ConfigDict) -> dict[str, Any]:
+    """Returns those of the section `config.motion` that change the result, as plain values."""
+    settings = motion.to_dict()
+    settings.pop("checkpoint_every_steps")
+    return settings
+
+
+def initial_motion_network(config: ConfigDict, num_classes: int) -> MotionNetwork:
+    """Returns the network that training starts from: random, or with ImageNet weights."""
+    rngs = nnx.Rngs(config.seed)
+    network = MotionNetwork(motion_network_config(config.motion, num_classes), rngs=rngs)
+    if config.motion.pretrained:
+        network.backbone = load_efficientnet(
+            config.motion.pretrained,
+            in_channels=2,
+            num_classes=num_classes,
+            variant=config.motion.backbone,
+            dtype=jnp.dtype(config.motion.dtype),
+            rngs=rngs,
+        )
+    return network
+
+
+def train_motion(
+    config: ConfigDict,
+    dataset: PreparedDataset,
+    roles: dict[str, list[str]],
+    mesh: Mesh,
+    directory: Path,
+) -> None:
+    """Trains the motion network and writes its best weights to `directory/network`.
+
+    Args:
+      config: the whole configuration.
+      dataset: the prepared videos.
+      roles: names of the `train` and `validation` videos.
+      mesh: the devices.
+      directory: the stage's folder; training goes on from what it holds.
+
+    Raises:
+      ValueError: there are fewer training videos than one batch.
+    """
+    motion = config.motion
+    steps_per_epoch = len(roles["train"]) // motion.batch_size
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"config.motion.batch_size={motion.batch_size} is larger than the training split "
+            f"({len(roles['train'])} videos); lower it"
+        )
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+    def batches(epoch: int, first_step: int) -> Iterator[Batch]:
+        return train_batches(
+            dataset,
+            roles["train"],
+            motion_views(motion, num_segments=motion.num_segments),
+            batch_size=motion.batch_size,
+            seed=config.seed,
+            epoch=epoch,
+            first_step=first_step,
+            shuffle_buffer=motion.shuffle_buffer,
+            **processes,
+        ).as_numpy_iterator()
+
+    def validation() -> Iterator[Batch]:
+        rows = view_batches(
+            dataset,
+            roles["validation"],
+            motion=motion_views(motion, num_segments=motion.num_segments),
+            frames=None,
+            batch_size=motion.batch_size,
+            seed=config.seed,
+            **processes,
+        )
+        for batch in rows.as_numpy_iterator():
+            yield {
+                "motion": batch["motion"][:, 0],
+                "label": batch["label"],
+                "mask": batch["mask"],
+            }
+
+    def logits(model: MotionNetwork, batch: Batch, train: bool, key: Any) -> jax.Array:
+        return model(batch["motion"], train=train).astype(jnp.float32)
+
+    initial = initial_motion_network(config, len(dataset.class_names))
+    network = train_and_evaluate(
+        Task(
+            name="motion",
+            model=initial,
+            logits=logits,
+            optimizer=lambda params: motion_optimizer(
+                params,
+                learning_rate=motion.learning_rate,
+                boundaries=tuple(epoch * steps_per_epoch for epoch in motion.decay_epochs),
+                decay_factor=motion.decay_factor,
+                eps=motion.adam_eps,
+                weight_decay=motion.weight_decay,
+                multipliers={
+                    "classifier": motion.classifier_multiplier,
+                    "stem": motion.stem_multiplier,
+                    "rest": motion.rest_multiplier,
+                },
+            ),
+            batches=batches,
+            steps_per_epoch=steps_per_epoch,
+            num_epochs=motion.num_epochs,
+            validation=validation if roles["validation"] else None,
+            eval_every_epochs=motion.eval_every_epochs,
+            checkpoint_every_steps=motion.checkpoint_every_steps,
+            seed=config.seed,
+            profile_steps=config.profile_steps,
+            about={
+                "config": result_settings(motion),
+                "class_names": dataset.class_names,
+                "preprocessing": dataclasses.asdict(dataset.spec),
+                "weights": {"initial": frozen(motion.pretrained or "random", nnx.state(initial))},
+            },
+        ),
+        directory,
+        mesh,
+    )
+    save_tree(directory / "network", nnx.state(network))
+
+
+def load_motion_network(config: ConfigDict, num_classes: int, directory: Path) -> MotionNetwork:
+    """Returns the network that `train_motion` wrote to `directory/network`."""
+    network = nnx.eval_shape(
+        lambda: MotionNetwork(motion_network_config(config.motion, num_classes), rngs=nnx.Rngs(0))
+    )
+    nnx.update(network, load_tree(directory / "network", nnx.state(network)))
+    return network

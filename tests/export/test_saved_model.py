@@ -1,0 +1,136 @@
+"""Exports are loaded in fresh processes that know nothing of this package, and give its logits."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from moclip_jax.input_pipeline.video.clip import prepare_frames
+
+from moclip_jax.export.exporter import Recognizer, load_export
+from moclip_jax.export.saved_model import export_saved_model, export_stablehlo, input_shapes, main
+from tests.input_pipeline.video_fixtures import drifting_frames
+
+STABLEHLO = """
+import json, sys, jax, numpy, safetensors.numpy
+folder, given, answer = sys.argv[1:]
+model = jax.export.deserialize(bytearray(open(folder + "/model.stablehlo", "rb").read()))
+assert set(model.platforms) == {"cpu", "cuda", "tpu"}, model.platforms
+assert json.load(open(folder + "/inputs.json"))["inputs"]["motion"][0] == "b"
+parameters = safetensors.numpy.load_file(folder + "/parameters.safetensors")
+outputs = jax.jit(model.call)(parameters, safetensors.numpy.load_file(given))
+safetensors.numpy.save_file({k: numpy.array(v) for k, v in outputs.items()}, answer)
+assert not {"moclip_jax", "input_pipeline", "flax"} & set(sys.modules)
+"""
+SAVED_MODEL = """
+import sys, safetensors.numpy, tensorflow as tf
+folder, given, answer, signature = sys.argv[1:]
+arrays = {k: tf.constant(v) for k, v in safetensors.numpy.load_file(given).items()}
+if signature == "video":
+    count = int(arrays.pop("count"))
+    arrays["frames"] = tf.constant([bytes(arrays.pop(f"frame{i}").numpy()) for i in range(count)])
+    arrays["is_intra"] = tf.cast(arrays["is_intra"], tf.bool)
+outputs = tf.saved_model.load(folder).signatures[signature](**arrays)
+safetensors.numpy.save_file({k: v.numpy() for k, v in outputs.items()}, answer)
+assert not {"moclip_jax", "input_pipeline", "flax"} & set(sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def recognizer(finished_run: Path) -> Recognizer:
+    return load_export(finished_run / "export")
+
+
+def run_elsewhere(program: str, folder: Path, given: dict, tmp_path: Path, *arguments: str) -> dict:
+    """Runs a program in a process of its own, away from this tree."""
+    question, answer = tmp_path / "given.safetensors", tmp_path / "answer.safetensors"
+    safetensors.numpy.save_file(given, question)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder), str(question), str(answer), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return safetensors.numpy.load_file(answer)
+
+
+def some_inputs(recognizer: Recognizer, batch: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(batch)
+    return {
+        name: rng.integers(0, 256, (batch, *shape)).astype(np.uint8)
+        for name, shape in input_shapes(recognizer).items()
+    }
+
+
+def expected_logits(recognizer: Recognizer, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """By the package's own networks, without what is exported."""
+    from moclip_jax.training.features import appearance_features, motion_features
+
+    @jax.jit
+    def run(models, motion, images):
+        network, clip, head = models
+        features = motion_features(network, motion).mean(axis=1)
+        return head(features, appearance_features(clip, images))
+
+    models = recognizer.network, recognizer.clip, recognizer.head
+    return np.asarray(run(models, inputs["motion"], inputs["images"]))
+
+
+def check(outputs: dict[str, np.ndarray], expected: np.ndarray) -> None:
+    np.testing.assert_allclose(outputs["logits"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(outputs["probabilities"].sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(outputs["probabilities"].argmax(1), expected.argmax(1))
+
+
+def test_stablehlo_gives_the_same_logits_for_any_number_of_videos(recognizer, tmp_path):
+    export_stablehlo(recognizer, tmp_path / "stablehlo")
+    for batch in (1, 3):
+        inputs = some_inputs(recognizer, batch)
+        outputs = run_elsewhere(STABLEHLO, tmp_path / "stablehlo", inputs, tmp_path)
+        check(outputs, expected_logits(recognizer, inputs))
+
+
+def test_saved_model_gives_the_same_logits_from_views_and_from_a_video(recognizer, tmp_path):
+    folder = tmp_path / "saved_model"
+    export_saved_model(recognizer, folder)
+    inputs = some_inputs(recognizer, 2)
+    outputs = run_elsewhere(SAVED_MODEL, folder, inputs, tmp_path, "serving_default")
+    check(outputs, expected_logits(recognizer, inputs))
+
+    from moclip_jax.input_pipeline.batches import example_from_video, view_of_example
+
+    spec = recognizer.video
+    video = prepare_frames(drifting_frames(30, 96, 128, step=(2, 1)), spec, 25)
+    example = example_from_video(video)
+    view = view_of_example(
+        example,
+        spec,
+        motion=recognizer.views,
+        frames=recognizer.frame,
+        image_size=recognizer.clip.config.vision.image_size,
+    )
+    expected = expected_logits(
+        recognizer, {name: value.numpy()[None] for name, value in view.items()}
+    )
+    # The file of the question holds numbers only.
+    given = {
+        name: np.array(value.numpy(), order="C")
+        for name, value in example.items()
+        if name != "frames"
+    }
+    given |= {f"frame{i}": np.frombuffer(jpeg, np.uint8) for i, jpeg in enumerate(video.frames)}
+    given["count"] = np.array(len(video.frames))
+    check(run_elsewhere(SAVED_MODEL, folder, given, tmp_path, "video"), expected)
+
+
+def test_the_command_writes_both(finished_run, tmp_path, capsys):
+    assert main(["--workdir", str(finished_run), "--out", str(tmp_path / "serving")]) == 0
+    assert (tmp_path / "serving" / "stablehlo" / "model.stablehlo").is_file()
+    assert (tmp_path / "serving" / "saved_model" / "saved_model.pb").is_file()
+    assert "written" in capsys.readouterr().out
+    assert main(["--workdir", str(tmp_path), "--out", str(tmp_path / "other")]) == 1
+    assert "no exported model" in capsys.readouterr().err

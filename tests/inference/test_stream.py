@@ -1,0 +1,174 @@
+"""`predict --stream`: JSON lines of a local HTTP server, of a growing file, of standard input."""
+
+import argparse
+import http.server
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+from moclip_jax.input_pipeline.video.clip import VideoSpec
+
+from moclip_jax import predict
+from moclip_jax.inference import stream
+from tests.input_pipeline.video_fixtures import drifting_frames, write_video
+
+SPEC = VideoSpec(width=64, height=48, clip_frames=1)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clips") / "a.ts"
+    return write_video(path, drifting_frames(80), codec="mpeg2video", rate=25)
+
+
+@pytest.fixture
+def server():
+    """Serve what `answers` holds, one after the other: bytes, and whether all of them come."""
+    answers = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if not answers:
+                self.send_error(503)
+                return
+            content, whole = answers.pop(0)
+            self.send_response(200)
+            self.send_header("Content-Type", "video/mp2t")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content if whole else content[: len(content) // 2])
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/live.ts", answers
+        server.shutdown()
+        thread.join()
+
+
+def arguments(*argv):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("videos", nargs="*")
+    stream.add_arguments(parser)
+    parsed = parser.parse_args(argv)
+    stream.check_arguments(parser, parsed)
+    return parsed
+
+
+def lines(address, *flags):
+    waits = []
+    parsed = arguments(f"--stream={address}", "--window=1", "--hop=0.4", "--patience=5", *flags)
+    found = stream.stream_lines(
+        parsed, SPEC, lambda video: [{"label": str(video.num_frames)}], waits.append
+    )
+    return list(found), waits
+
+
+def test_an_address_is_read_to_its_end(server, clip):
+    address, answers = server
+    answers.append((clip.read_bytes(), True))
+    found, waits = lines(address)
+    assert [line["start_s"] for line in found] == [0, 0.4, 0.8, 1.2, 1.6, 2.0]
+    assert all(line["end_s"] - line["start_s"] == pytest.approx(1) for line in found)
+    assert {line["connection"] for line in found} == {1}
+    assert all(line["predictions"] == [{"label": "25"}] for line in found)
+    assert waits == []
+
+
+def test_a_lost_connection_is_made_again(server, clip):
+    address, answers = server
+    answers.append((clip.read_bytes(), False))
+    answers.append((clip.read_bytes(), True))
+    found, waits = lines(address)
+    (lost,) = [number for number, line in enumerate(found) if "reconnect" in line]
+    assert 0 < lost < 4
+    assert "broke off (" in found[lost]["reconnect"]
+    assert found[lost]["wait_s"] == 1 and waits == [1]
+    assert [line["connection"] for line in found] == [1] * (lost + 1) + [2] * 6
+    assert found[lost + 1]["start_s"] == 0
+
+
+def test_pauses_double_and_end(server):
+    address, _ = server
+    found, waits = lines(address, "--retries=4")
+    assert waits == [1, 2, 4, 8]
+    assert ["reconnect" in line for line in found] == [True] * 4 + [False]
+    assert address in found[-1]["error"] and "gave up" in found[-1]["error"]
+
+
+def test_an_endless_stream_is_taken_up_again(server, clip):
+    address, answers = server
+    answers.extend([(clip.read_bytes(), True)] * 2)
+    found, _ = lines(address, "--endless", "--retries=1")
+    assert max(line["connection"] for line in found) == 3
+    assert sum("predictions" in line for line in found) == 12
+
+
+def test_a_file_that_is_none_is_not_tried_again(tmp_path):
+    found, waits = lines(tmp_path / "absent.ts")
+    assert "no such file" in found[0]["error"]
+    assert (len(found), waits) == (1, [])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--stream=a.ts", "b.mp4"], ["--stream=a.ts", "--hop=0"], ["--stream=a", "--retries=-1"]],
+)
+def test_flags_that_do_not_go_together(flags, capsys):
+    with pytest.raises(SystemExit) as error:
+        arguments(*flags)
+    assert error.value.code == 2
+    assert "error" in capsys.readouterr().err
+
+
+def test_predict_labels_a_stream(finished_run, clip, capsys):
+    flags = ["--window=1", "--hop=1", "--patience=0.5", "--topk=2"]
+    assert predict.main(["--workdir", str(finished_run), f"--stream={clip}", *flags]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["start_s"] for line in found] == [0, 1, 2]
+    for line in found:
+        assert line["stream"] == str(clip)
+        assert line["time"].endswith("+00:00")
+        assert len(line["predictions"]) == 2
+        assert 0 < line["predictions"][0]["probability"] <= 1
+
+
+def test_a_window_gets_the_label_of_a_file_of_its_frames(finished_run, tmp_path):
+    """Of the canonical form, where a file of the first window's frames has the same motion."""
+    from moclip_jax.input_pipeline.video.clip import prepare_video
+    from moclip_jax.input_pipeline.video.stream import read_live
+
+    from moclip_jax.export.exporter import load_export
+    from moclip_jax.inference.recognize import Classifier
+
+    recognizer = load_export(finished_run / "export")
+    frames = drifting_frames(60, step=(1, 0))
+    whole = write_video(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="bgr0")
+    part = write_video(tmp_path / "b.mkv", frames[:25], codec="ffv1", pix_fmt="bgr0")
+    classifier = Classifier(recognizer)
+
+    def classify(video):
+        return classifier.probabilities(classifier.view(video))
+
+    window = next(read_live(str(whole), recognizer.video, length_s=1.0, hop_s=1.0))
+    expected = classify(prepare_video(part, recognizer.video))
+    assert classify(window.video).tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_standard_input(clip):
+    code = (
+        "import sys\n"
+        "from moclip_jax.input_pipeline.video.stream import read_live\n"
+        "from moclip_jax.input_pipeline.video.clip import VideoSpec\n"
+        "for window in read_live('-', VideoSpec(), length_s=1, hop_s=1, patience_s=30):\n"
+        "    print(window.start_s, window.video.num_frames)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=clip.read_bytes(), capture_output=True, check=True
+    )
+    assert done.stdout.decode().split() == ["0.0", "25", "1.0", "25", "2.0", "25"]

@@ -1,0 +1,102 @@
+"""Extraction holds a file's worth of features and a few batches, however many videos there are."""
+
+import weakref
+
+import numpy as np
+import pytest
+from moclip_jax.configs import testing
+
+from moclip_jax.runtime.sharding import make_mesh
+from moclip_jax.training import features
+
+FEATURES = 4
+
+
+class CountedArrays:
+    """Makes arrays and knows how many bytes of them are alive."""
+
+    def __init__(self):
+        self.alive = self.most = 0
+
+    def __call__(self, shape, dtype):
+        array = np.zeros(shape, dtype)
+        self.alive += array.nbytes
+        self.most = max(self.most, self.alive)
+        weakref.finalize(array, self._freed, array.nbytes)
+        return array
+
+    def _freed(self, size):
+        self.alive -= size
+
+
+def extract(monkeypatch, directory, num_videos, batch_size):
+    """Runs the stage over batches that are made one at a time; returns the counter."""
+    made = CountedArrays()
+
+    class Batches:
+        def __init__(self, first):
+            self.first = first
+
+        def as_numpy_iterator(self):
+            for start in range(self.first * batch_size, num_videos, batch_size):
+                index = np.arange(start, start + batch_size, dtype=np.int32)
+                yield {
+                    "motion": made((batch_size, 1, 3, 8, 8, 2), np.uint8),
+                    "images": made((batch_size, 1, 8, 8, 3), np.uint8),
+                    "label": index,
+                    "index": index,
+                    "mask": index < num_videos,
+                }
+
+    def make_step(*_):
+        def step(batch):
+            rows = len(batch["label"])
+            local = {name: batch[name] for name in ("label", "index", "mask")}
+            return local | {
+                "motion": made((rows, 1, FEATURES), np.float32),
+                "appearance": made((rows, FEATURES), np.float32),
+            }
+
+        return step
+
+    class Vision:
+        image_size = 8
+
+    class Clip:
+        class config:
+            vision = Vision
+
+    monkeypatch.setattr(features, "make_extract_step", make_step)
+    monkeypatch.setattr(
+        features, "view_batches", lambda *_, first_batch, **__: Batches(first_batch)
+    )
+    config = testing.get_config()
+    config.features.batch_size = batch_size
+    names = [f"video {number}" for number in range(num_videos)]
+    roles = {"train": names, "validation": [], "test": []}
+    features.extract_features(config, None, roles, None, Clip, make_mesh(), directory)
+    return made
+
+
+def test_memory_does_not_grow_with_the_data_set(monkeypatch, tmp_path):
+    most = {}
+    for num_videos in (512, 2048, 8192):
+        made = extract(monkeypatch, tmp_path / str(num_videos), num_videos, 64)
+        most[num_videos] = made.most
+        assert made.alive == 0
+    assert most[512] == most[2048] == most[8192]
+
+
+def test_what_was_extracted_with_one_batch_size_is_gone_on_from_with_another(monkeypatch, tmp_path):
+    extract(monkeypatch, tmp_path, 700, 64)
+    (tmp_path / "train" / "000512.npz").unlink()
+    extract(monkeypatch, tmp_path, 700, 16)
+    loaded = features.load_features(tmp_path, "train", 700)
+    np.testing.assert_array_equal(loaded.label, np.arange(700))
+
+
+def test_features_of_missing_videos_are_an_error(monkeypatch, tmp_path):
+    extract(monkeypatch, tmp_path, 700, 64)
+    (tmp_path / "train" / "000256.npz").unlink()
+    with pytest.raises(ValueError, match="444 of 700"):
+        features.load_features(tmp_path, "train", 700)

@@ -1,0 +1,185 @@
+"""The whole recipe on small data: its results, its order, and starting it again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from moclip_jax.configs import common, demo, hmdb51, testing, ucf101, video_folder
+
+from moclip_jax.config import check_config
+from moclip_jax.training import pipeline
+from moclip_jax.training.checkpoints import load_tree
+from moclip_jax.training.pipeline import stage_settings
+from tests.config_fields import config_fields
+
+ROWS = ("zero_shot", "clip_head", "motion", "fusion")
+
+
+def test_a_run_ends_with_the_four_rows_in_the_documented_form(finished_run):
+    results = json.loads((finished_run / "results.json").read_text())
+    assert tuple(results["rows"]) == ROWS
+    for row in results["rows"].values():
+        assert 0 <= row["top1"] <= row["top5"] <= 1
+        assert row["num_examples"] == 36
+        assert row["gflops"] > 0
+        assert isinstance(row["protocol"], str)
+    trained = {name: row["trainable_params"] for name, row in results["rows"].items()}
+    assert trained["zero_shot"] == 0 < trained["clip_head"] < trained["fusion"]
+    gflops = {name: row["gflops"] for name, row in results["rows"].items()}
+    params = {name: row["params"] for name, row in results["rows"].items()}
+    assert params["motion"] == trained["motion"]
+    assert params["fusion"] == params["motion"] + params["zero_shot"] + trained["fusion"]
+    assert params["clip_head"] == params["zero_shot"] + trained["clip_head"]
+    views = results["rows"]["fusion"]["gflops_per_view"]
+    assert views["appearance"] == pytest.approx(gflops["zero_shot"])
+    assert gflops["motion"] == pytest.approx(
+        views["motion"] * testing.get_config().evaluation.num_segments
+    )
+    # The rest is the head's: a multiply-add for each weight that is no bias.
+    head = trained["fusion"] - (512 + 36)
+    assert gflops["fusion"] == pytest.approx(gflops["motion"] + gflops["zero_shot"] + head / 1e9)
+
+
+def test_a_run_started_again_skips_every_stage_and_says_so(finished_run, capsys):
+    before = json.loads((finished_run / "results.json").read_text())
+    assert pipeline.run(testing.get_config(), finished_run) == before
+    printed = capsys.readouterr().out
+    for stage in common.STAGES:
+        assert f"{stage}: done before, skipped" in printed
+
+
+def test_a_changed_setting_is_noticed_before_any_work(finished_run):
+    config = testing.get_config()
+    config.motion.learning_rate = 0.5
+    with pytest.raises(ValueError, match=r"motion.learning_rate: was 0.003, is 0.5"):
+        pipeline.run(config, finished_run)
+
+
+def test_a_stage_deleted_from_the_workdir_is_made_again_with_the_same_result(
+    finished_run, tmp_path
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run, copy)
+    before = json.loads((copy / "results.json").read_text())
+    scores = dict(np.load(copy / "evaluate" / "scores.npz"))
+    for stage in ("features", "fusion", "evaluate", "export"):
+        shutil.rmtree(copy / stage)
+    (copy / "results.json").unlink()
+    assert pipeline.run(testing.get_config(), copy) == before
+    for name, again in dict(np.load(copy / "evaluate" / "scores.npz")).items():
+        np.testing.assert_array_equal(again, scores[name])
+
+
+def test_a_stage_without_the_one_before_it_is_an_error(tmp_path):
+    config = testing.get_config()
+    config.stages = "fusion"
+    with pytest.raises(FileNotFoundError, match="'fusion' needs 'prepare', which is not done in"):
+        pipeline.run(config, tmp_path)
+
+
+def test_the_frozen_networks_are_bit_identical_after_the_head_was_trained(finished_run):
+    metadata = json.loads((finished_run / "export" / "metadata.json").read_text())
+    assert metadata["class_names"][0] and len(metadata["class_names"]) == 36
+    from flax import nnx
+
+    from moclip_jax.export.exporter import load_export
+    from moclip_jax.pretrained import TINY_CLIP, load_clip
+    from moclip_jax.training.motion import load_motion_network
+
+    exported = load_export(finished_run / "export")
+    network = load_motion_network(testing.get_config(), 36, finished_run / "motion")
+    clip, _ = load_clip(TINY_CLIP)
+    for left, right in ((exported.network, network), (exported.clip, clip)):
+        flat = (nnx.to_flat_state(nnx.state(model)) for model in (left, right))
+        for (path, a), (same_path, b) in zip(*flat, strict=True):
+            assert path == same_path
+            np.testing.assert_array_equal(a[...], b[...], err_msg=str(path))
+
+
+@pytest.mark.parametrize("module", [demo, testing])
+def test_the_configs_that_need_nothing_are_valid(module):
+    check_config(module.get_config())
+
+
+@pytest.mark.parametrize("module", [demo, testing, ucf101, hmdb51, video_folder])
+def test_every_config_has_exactly_the_fields_of_the_common_one(module):
+    assert set(config_fields(module.get_config())) == set(config_fields(common.get_config()))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("stages", "prepare,train", "unknown stage 'train'"),
+        ("dataset.name", "kinetics", "config.dataset.name='kinetics'"),
+        ("dataset.videos", "/nowhere", "/nowhere' is not a folder"),
+        ("selection.mode", "best", "config.selection.mode='best'"),
+        ("motion.batch_size", 0, "config.motion.batch_size=0"),
+        ("motion.backbone", "b9", "config.motion.backbone"),
+        ("motion.source", "raw", "config.motion.source='raw'"),
+        ("video.max_seconds", 0.0, "config.video.max_seconds=0.0"),
+        ("motion.resize_size", 8, "config.motion.resize_size=8"),
+        ("motion.decay_epochs", (5,), "config.motion.decay_epochs"),
+        ("motion.dtype", "float16", "config.motion.dtype"),
+        ("motion.dtype", "auto", "config.motion.dtype='auto' must be float32 or bfloat16"),
+        ("features.motion_dtype", "float16", "config.features.motion_dtype='float16'"),
+        ("evaluation.crops", 3, "config.evaluation.crops=3"),
+        ("clip.frame", "last", "config.clip.frame='last'"),
+        ("fusion.dropout", 1.5, "config.fusion.dropout"),
+        ("zero_shot.templates", ("a photo",), "a photo"),
+    ],
+)
+def test_a_contradiction_is_an_error_that_names_the_field(field, value, message, tmp_path):
+    config = testing.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match="the configuration cannot work") as error:
+        pipeline.run(config, tmp_path)
+    assert message in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_depends_on_its_own_settings_and_those_before_it():
+    def changed_stages(field, value):
+        config = testing.get_config()
+        before = stage_settings(config)
+        config.update_from_flattened_dict({field: value})
+        after = stage_settings(config)
+        return [stage for stage in before if before[stage] != after[stage]]
+
+    stages = list(common.STAGES)
+    assert changed_stages("video.qscale", 2) == stages
+    assert changed_stages("motion.source", "auto") == stages
+    assert changed_stages("motion.learning_rate", 0.1) == stages[1:]
+    assert changed_stages("clip.frame", "random") == stages[2:]
+    assert changed_stages("features.motion_dtype", "bfloat16") == stages[2:]
+    assert changed_stages("fusion.hidden", 8) == stages[3:]
+    assert changed_stages("predict.num_segments", 8) == stages[5:]
+    assert changed_stages("dataset.num_workers", 7) == []
+    assert changed_stages("motion.checkpoint_every_steps", 7) == []
+
+
+def test_weights_that_cannot_be_had_stop_the_run_before_any_work(tmp_path):
+    config = testing.get_config()
+    config.clip.source = str(tmp_path / "no_clip")
+    with pytest.raises((OSError, ValueError), match="no_clip"):
+        pipeline.run(config, tmp_path / "run")
+    config = testing.get_config()
+    config.motion.pretrained = str(tmp_path / "none.safetensors")
+    with pytest.raises((OSError, ValueError), match=r"none\.safetensors"):
+        pipeline.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_the_features_on_disk_are_those_of_every_video(finished_run):
+    for role in ("train", "validation", "test"):
+        index = np.concatenate(
+            [np.load(path)["index"] for path in (finished_run / "features" / role).glob("*.npz")]
+        )
+        np.testing.assert_array_equal(np.sort(index), np.arange(36))
+
+
+def test_the_trained_network_is_the_one_in_the_export(finished_run):
+    assert (finished_run / "motion" / "network").is_dir()
+    assert (finished_run / "fusion" / "fusion" / "network").is_dir()
+    with pytest.raises(FileNotFoundError):
+        load_tree(finished_run / "motion" / "elsewhere", {})
