@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 from moclip_jax.configs import common
-from moclip_jax.input_pipeline.video.clip import prepare_video
+from moclip_jax.input_pipeline.video.clip import read_clip
 
 from benchmarks.clips import generated_video
 from benchmarks.networks import CLASSES, Networks
@@ -15,7 +15,7 @@ from benchmarks.timing import Comparison, in_turns, timed
 from moclip_jax.export.exporter import Recognizer
 from moclip_jax.inference.recognize import Classifier, predict_videos
 from moclip_jax.models.fusion import FusionConfig, FusionHead
-from moclip_jax.runtime.device import product_dtype
+from moclip_jax.runtime.device import matmul_dtype
 from moclip_jax.training.motion import motion_views, video_spec
 
 FRAMES = 300
@@ -73,7 +73,7 @@ class OurSide:
     """
 
     def __init__(self, networks: Networks, source: str, dtype: str = "auto"):
-        self.dtype = f"{dtype} ({product_dtype(dtype).name})" if dtype == "auto" else dtype
+        self.dtype = f"{dtype} ({matmul_dtype(dtype).name})" if dtype == "auto" else dtype
         self.recognizer = make_recognizer(networks, source, dtype)
         self.classifier = Classifier(self.recognizer)
         self.video = str(generated_video(networks.folder, FRAMES))
@@ -151,10 +151,10 @@ def one_file(
 
 def _stages(side: OurSide) -> dict[str, Callable[[], float]]:
     classifier = side.classifier
-    prepared = prepare_video(side.video, side.recognizer.reading)
+    prepared = read_clip(side.video, side.recognizer.reading)
     view = classifier.view(prepared)
     return {
-        "read": timed(lambda: prepare_video(side.video, side.recognizer.reading)),
+        "read": timed(lambda: read_clip(side.video, side.recognizer.reading)),
         "views": timed(lambda: classifier.view(prepared)),
         "motion network": timed(
             lambda: jax.block_until_ready(classifier.run_motion_network(view["motion"]))

@@ -72,7 +72,7 @@ def _video(
     import tensorflow as tf
     from moclip_jax.configs import common
     from moclip_jax.input_pipeline.batches import example_from_video, view_of_example
-    from moclip_jax.input_pipeline.video.clip import prepare_video
+    from moclip_jax.input_pipeline.video.clip import read_clip
     from moclip_jax.input_pipeline.views import example_signature
 
     from benchmarks.clips import generated_video
@@ -87,8 +87,8 @@ def _video(
         def costs(paths: list[Path], spec: Any = spec, views: Any = views) -> tuple[list, list]:
             reads, looks = [], []
             for path in paths:
-                reads.append(processor_seconds(lambda path=path: prepare_video(path, spec), 3))
-                example = example_from_video(prepare_video(path, spec))
+                reads.append(processor_seconds(lambda path=path: read_clip(path, spec), 3))
+                example = example_from_video(read_clip(path, spec))
                 look = tf.function(
                     lambda example: view_of_example(example, spec, motion=views),
                     input_signature=[example_signature(example)],
@@ -117,9 +117,9 @@ def _networks() -> Iterator[Growth]:
     from moclip_jax.models.clip import CLIP, CLIPConfig
     from moclip_jax.models.efficientnet import EfficientNetConfig
     from moclip_jax.models.fusion import FusionConfig, FusionHead
-    from moclip_jax.models.inference import frozen_clip, frozen_motion_network
+    from moclip_jax.models.inference import clip_for_inference, motion_network_for_inference
     from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
-    from moclip_jax.runtime.device import compiler_options, product_dtype
+    from moclip_jax.runtime.device import compiler_options, matmul_dtype
 
     def cost(module: nnx.Module, call: Callable[[Any, Any], Any], inputs: Any) -> float:
         graphdef, state = nnx.split(module)
@@ -139,13 +139,13 @@ def _networks() -> Iterator[Growth]:
             rngs=nnx.Rngs(0),
         )
     )()
-    network = frozen_motion_network(network)
+    network = motion_network_for_inference(network)
     segments = (4, 8, 16, 32, 64)
     seconds = [cost(network, lambda m, x: m(x), random_fields(1, count)) for count in segments]
     yield Growth("motion network B0", "segments", segments, seconds)
 
     clip = nnx.jit(lambda: CLIP(CLIPConfig.named("vit_b32"), rngs=nnx.Rngs(0)))()
-    tower = frozen_clip(clip, product_dtype("auto")).vision
+    tower = clip_for_inference(clip, matmul_dtype("auto")).vision
     batches = (1, 2, 4, 8, 16)
     pictures = np.zeros((batches[-1], 224, 224, 3), np.float32)
     seconds = [cost(tower, lambda m, x: m(x), pictures[:count]) for count in batches]

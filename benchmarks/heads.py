@@ -15,7 +15,7 @@ from moclip_jax.models.fusion import FusionHead
 from moclip_jax.runtime.sharding import make_mesh
 from moclip_jax.training.heads import chosen_features, feature_choices, head_config, head_logits
 from moclip_jax.training.optimizers import head_optimizer
-from moclip_jax.training.scan_epoch import Resident, place_data
+from moclip_jax.training.scan_epoch import DeviceData, place_data
 from moclip_jax.training.trainer import Task, train_and_evaluate
 
 # Of UCF101's first split.
@@ -65,7 +65,7 @@ def head_training(folder: Path, peer: Peer, epochs: int, rounds: int) -> Compari
                 learning_rate=fusion.learning_rate, weight_decay=fusion.weight_decay
             ),
             batches=lambda epoch, first: iter(()),
-            resident=Resident(placed, choices, chosen_features),
+            device_data=DeviceData(placed, choices, chosen_features),
             steps_per_epoch=steps,
             num_epochs=epochs,
             eval_every_epochs=fusion.eval_every_epochs,

@@ -36,7 +36,7 @@ def _network() -> Any:
 
 def _read(source: str, frames: int) -> tuple[Callable, Callable]:
     from moclip_jax.configs import common
-    from moclip_jax.input_pipeline.video.clip import prepare_video
+    from moclip_jax.input_pipeline.video.clip import read_clip
 
     from benchmarks.clips import generated_video
     from moclip_jax.training.motion import video_spec
@@ -60,7 +60,7 @@ def _read(source: str, frames: int) -> tuple[Callable, Callable]:
     (path,) = Path(folder.name).iterdir()
 
     def work() -> None:
-        prepare_video(path, video_spec(config))
+        read_clip(path, video_spec(config))
         folder.cleanup()
 
     return work, lambda: 0
@@ -82,9 +82,9 @@ def _motion(fields: int) -> tuple[Callable, Callable]:
     from flax import nnx
 
     from benchmarks.networks import random_fields
-    from moclip_jax.models.inference import frozen_motion_network
+    from moclip_jax.models.inference import motion_network_for_inference
 
-    graphdef, state = nnx.split(frozen_motion_network(_network()))
+    graphdef, state = nnx.split(motion_network_for_inference(_network()))
     return _compiled(lambda s, x: nnx.merge(graphdef, s)(x), state, random_fields(1, fields))
 
 
@@ -117,11 +117,11 @@ def _clip(pictures: int) -> tuple[Callable, Callable]:
     from flax import nnx
 
     from moclip_jax.models.clip import CLIP, CLIPConfig
-    from moclip_jax.models.inference import frozen_clip
-    from moclip_jax.runtime.device import product_dtype
+    from moclip_jax.models.inference import clip_for_inference
+    from moclip_jax.runtime.device import matmul_dtype
 
     clip = nnx.jit(lambda: CLIP(CLIPConfig.named("vit_b32"), rngs=nnx.Rngs(0)))()
-    graphdef, state = nnx.split(frozen_clip(clip, product_dtype("auto")).vision)
+    graphdef, state = nnx.split(clip_for_inference(clip, matmul_dtype("auto")).vision)
     images = np.zeros((pictures, 224, 224, 3), np.float32)
     return _compiled(lambda s, x: nnx.merge(graphdef, s)(x), state, images)
 

@@ -17,10 +17,10 @@ from benchmarks.timing import Comparison, in_turns, timed
 from moclip_jax.models.clip import CLIP, CLIPConfig, normalize_images
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.flops import multiply_adds
-from moclip_jax.models.inference import frozen_clip, frozen_motion_network
+from moclip_jax.models.inference import clip_for_inference, motion_network_for_inference
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 from moclip_jax.pretrained import TINY_CLIP, load_clip, save_clip, save_efficientnet
-from moclip_jax.runtime.device import compiler_options, product_dtype
+from moclip_jax.runtime.device import compiler_options, matmul_dtype
 from moclip_jax.runtime.sharding import make_mesh
 from moclip_jax.training.optimizers import motion_optimizer
 from moclip_jax.training.trainer import TrainState, make_train_step
@@ -124,7 +124,7 @@ def motion_inference(
             lambda: MotionNetwork(MotionNetworkConfig(backbone), rngs=nnx.Rngs(0))
         )
         nnx.update(network, nnx.state(networks.motion))
-    graphdef, state = nnx.split(frozen_motion_network(network))
+    graphdef, state = nnx.split(motion_network_for_inference(network))
     inputs = random_fields(1, fields)
     forward, seconds = compiled(lambda state, x: nnx.merge(graphdef, state)(x), state, inputs)
     other = peer.job(
@@ -227,8 +227,8 @@ def clip_tower(
       narrow: whether the other side multiplies in bfloat16; else in float32.
       goal: see `Comparison`.
     """
-    products = product_dtype(dtype)
-    graphdef, state = nnx.split(frozen_clip(networks.clip, products).vision)
+    products = matmul_dtype(dtype)
+    graphdef, state = nnx.split(clip_for_inference(networks.clip, products).vision)
     images = np.random.default_rng(0).integers(0, 256, (pictures, 224, 224, 3), np.uint8)
     inputs = np.asarray(normalize_images(images))
     forward, seconds = compiled(lambda state, x: nnx.merge(graphdef, state)(x), state, inputs)

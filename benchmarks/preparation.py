@@ -19,7 +19,7 @@ from moclip_jax.input_pipeline.datasets.base import MANIFEST
 from moclip_jax.input_pipeline.datasets.motion_storage import pack_displacements
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset, prepare_dataset
 from moclip_jax.input_pipeline.datasets.worker import num_cores
-from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 
 from benchmarks.clips import ucf101_like
 from moclip_jax.runtime.cli import CommandParser, run
@@ -69,7 +69,7 @@ def rows(workers: int) -> list[dict[str, Any]]:
             path = next((folder / "videos").rglob(f"{clip}_*"))
             begin = time.process_time()
             for _ in range(ROUNDS):
-                video = prepare_video(path, dataset.spec)
+                video = read_clip(path, dataset.spec)
             processor = (time.process_time() - begin) / ROUNDS
             motion = sum(map(len, pack_displacements(video.displacements, video.is_intra)))
             found.append(

@@ -35,7 +35,7 @@ def measure() -> None:
     from moclip_jax.input_pipeline.batches import train_batches
 
     from moclip_jax.training.motion import motion_views
-    from moclip_jax.training.pace import Pace
+    from moclip_jax.training.pace import StepTimer
     from moclip_jax.training.run_data import open_dataset
 
     config = common.get_config()
@@ -56,7 +56,7 @@ def measure() -> None:
             "| ms a step of the device | waiting for data | videos a second |\n|---|---|---|"
         )
         for rest in MILLISECONDS:
-            pace = Pace(Path(folder))
+            pace = StepTimer(Path(folder))
             for attempt in range(2):  # The first one traces the pipeline.
                 batches = train_batches(
                     dataset, names, views, batch_size=VIDEOS_A_BATCH, seed=0, epoch=attempt

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import (
     VECTORS_ONLY,
@@ -138,13 +138,13 @@ def print_table(rounds: int, mv_extractor: str | None = None) -> list[dict[str, 
                 ),
                 (
                     "prepare, own vectors",
-                    timed(lambda name=name: prepare_video(name, VideoSpec(source="native"))),
+                    timed(lambda name=name: read_clip(name, VideoSpec(source="native"))),
                     "decode alone",
                     plain,
                 ),
                 (
                     "prepare, re-encoded",
-                    timed(lambda name=name: prepare_video(name, VideoSpec())),
+                    timed(lambda name=name: read_clip(name, VideoSpec())),
                     "decode alone",
                     plain,
                 ),

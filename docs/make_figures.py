@@ -18,7 +18,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from moclip_jax.configs import demo  # noqa: E402
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip  # noqa: E402
-from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_frames  # noqa: E402
+from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames  # noqa: E402
 from moclip_jax.input_pipeline.video.motion_vectors import accumulate  # noqa: E402
 
 from moclip_jax.reporting.motion_figures import field_to_rgb  # noqa: E402
@@ -33,7 +33,7 @@ def draw_motion(path: Path) -> None:
     frames = render_clip(
         "star", "growing", group_seed=1, clip_seed=2, num_frames=24, height=128, width=128
     )
-    video = prepare_frames(frames, spec, fps=25.0)
+    video = clip_from_frames(frames, spec, fps=25.0)
     shape = (spec.height, spec.width)
     since_i_frame = accumulate(video.displacements, video.is_intra, *shape, list(FRAMES))
     # A frame's own motion is the accumulated one if every frame before it were an I-frame.

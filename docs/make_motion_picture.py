@@ -20,7 +20,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from moclip_jax.input_pipeline.datasets.shapes import render_clip
-from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_frames
+from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames
 
 FRAME = 8
 BOUND = 20.0
@@ -32,7 +32,7 @@ def main() -> None:
         "star", "rising", group_seed=3, clip_seed=1, num_frames=24, height=128, width=128
     )
     spec = VideoSpec(width=128, height=128, clip_frames=24, frame_size=128)
-    prepared = prepare_frames(frames, spec, 25.0)
+    prepared = clip_from_frames(frames, spec, 25.0)
     own = prepared.displacements[FRAME].astype(int)
     field = prepared.motion.accumulate([FRAME])[0]
     as_bytes = np.clip((field * 127.5 / BOUND).astype(int) + 128, 0, 255)

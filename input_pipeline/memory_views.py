@@ -11,19 +11,19 @@ import tensorflow as tf
 from moclip_jax.input_pipeline import sampling
 from moclip_jax.input_pipeline.augment import bilinear_taps, crop_ten
 from moclip_jax.input_pipeline.native_motion import scale_native
-from moclip_jax.input_pipeline.video.clip import PreparedVideo
+from moclip_jax.input_pipeline.video.clip import Clip
 from moclip_jax.input_pipeline.video.motion_vectors import BlockMotion
 from moclip_jax.input_pipeline.video.spec import VideoSpec
 from moclip_jax.input_pipeline.views import MotionViews
 
 
 def test_view_in_memory(
-    prepared: PreparedVideo, views: MotionViews, spec: VideoSpec, *, part: int = 0, parts: int = 1
+    prepared: Clip, views: MotionViews, spec: VideoSpec, *, part: int = 0, parts: int = 1
 ) -> np.ndarray:
     """Return the test views of a video's motion.
 
     Args:
-      prepared: From `prepare_video`, `prepare_frames` or `prepare_in_parts`.
+      prepared: From `read_clip`, `clip_from_frames` or `prepare_in_parts`.
       views: Segments and crops.
       spec: The canonical form of the video.
       part: Which of the segments are wanted, of equal parts from 0.

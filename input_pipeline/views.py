@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from moclip_jax.input_pipeline import accumulation, augment, sampling
 from moclip_jax.input_pipeline.native_motion import NATIVE_FEATURES, native_fields
-from moclip_jax.input_pipeline.video.clip import PreparedVideo, VideoSpec
+from moclip_jax.input_pipeline.video.clip import Clip, VideoSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +58,11 @@ class MotionViews:
             raise ValueError(f"MotionViews.bound is {self.bound}, must be above 0")
 
 
-def example_from_video(prepared: PreparedVideo) -> dict[str, tf.Tensor]:
+def example_from_video(prepared: Clip) -> dict[str, tf.Tensor]:
     """Turn a prepared video into the tensors that a stored example gives.
 
     Args:
-      prepared: From `prepare_video` or `prepare_frames`.
+      prepared: From `read_clip` or `clip_from_frames`.
 
     Returns:
       `displacements` int16 `[n, gh, gw, 2]`, `is_intra` bool `[n]`, `num_frames` int64 scalar,
@@ -80,11 +80,11 @@ def example_from_video(prepared: PreparedVideo) -> dict[str, tf.Tensor]:
     return native | lead | motion | pictures_from_video(prepared)
 
 
-def pictures_from_video(prepared: PreparedVideo) -> dict[str, tf.Tensor]:
+def pictures_from_video(prepared: Clip) -> dict[str, tf.Tensor]:
     """Turn a prepared video into an example of its pictures alone.
 
     Args:
-      prepared: From `prepare_video` or `prepare_frames`.
+      prepared: From `read_clip` or `clip_from_frames`.
 
     Returns:
       `num_frames`, `frames` and `frame_indices` as `example_from_video`.

@@ -30,7 +30,7 @@ from PIL import Image
 from moclip_jax.export.exporter import Recognizer, export_folder, load_export
 from moclip_jax.inference.video_reader import VideoReader
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip
-from moclip_jax.input_pipeline.video.clip import PreparedVideo, VideoError
+from moclip_jax.input_pipeline.video.clip import Clip, VideoError
 from moclip_jax.input_pipeline.video.files import VIDEO_SUFFIXES
 from moclip_jax.reporting.motion_figures import field_to_rgb
 from moclip_jax.runtime.cli import CommandParser, run
@@ -50,7 +50,7 @@ POLICY = (
 FOREIGN = re.compile(r"/(file=(https?|ftp):|proxy=)", re.IGNORECASE)
 
 
-def motion_picture(video: PreparedVideo) -> Image.Image:
+def motion_picture(video: Clip) -> Image.Image:
     """Returns frames of a video above their accumulated motion, as one picture."""
     fields = video.motion.accumulate(video.frame_indices.tolist())
     height, width = fields.shape[1:3]
@@ -336,7 +336,7 @@ def serve(arguments: argparse.Namespace) -> None:
         drawn = folder / "examples"
         drawn.mkdir()
         reader = VideoReader(
-            recognizer, max_seconds=arguments.max_seconds, patience_s=arguments.patience
+            recognizer, max_seconds=arguments.max_seconds, timeout_s=arguments.timeout
         )
         opened.callback(reader.close)
         page = make_page(
@@ -372,7 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     limits = {
         "max_megabytes": (100.0, "of a video (100)"),
         "max_seconds": (60.0, "of a video (60)"),
-        "patience": (60.0, "seconds that reading a video may take (60)"),
+        "timeout": (60.0, "seconds that reading a video may take (60)"),
         "keep_minutes": (10.0, "before an upload is deleted (10)"),
     }
     for name, (default, text) in limits.items():

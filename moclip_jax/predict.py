@@ -130,7 +130,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from moclip_jax.export.exporter import export_folder, load_export
     from moclip_jax.inference.recognize import Classifier, best_labels, predict_videos
     from moclip_jax.input_pipeline.video.files import find_videos
-    from moclip_jax.input_pipeline.video.isolated_reading import GRACE_S, IsolatedReader
+    from moclip_jax.input_pipeline.video.isolated_reading import GRACE_S, SubprocessReader
     from moclip_jax.runtime.progress import Progress
 
     workdir = Path(arguments.workdir).expanduser()
@@ -151,7 +151,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     progress = Progress(len(videos), "predict", "videos", file=sys.stderr)
     status = STATUS_OK
     num_workers = min(os.cpu_count() or 1, len(videos))
-    with IsolatedReader(num_workers, recognizer.video.max_seconds + GRACE_S) as reader:
+    with SubprocessReader(num_workers, recognizer.video.max_seconds + GRACE_S) as reader:
         for result in predict_videos(
             recognizer,
             videos,

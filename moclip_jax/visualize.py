@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from moclip_jax.input_pipeline.video.clip import PreparedVideo, VideoError, VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.files import find_videos
 from moclip_jax.reporting.motion_figures import draw_motion, field_to_rgb, write_annotated_video
 from moclip_jax.reporting.run_figures import (
@@ -69,17 +69,17 @@ def draw_examples(workdir: Path, out: Path, *, columns: int = 8) -> Path:
 
     from moclip_jax.input_pipeline.batches import view_batches
     from moclip_jax.training.motion import motion_views
-    from moclip_jax.training.run_data import open_dataset, video_roles
+    from moclip_jax.training.run_data import open_dataset, video_splits
 
     metadata = json.loads((workdir / "export" / "metadata.json").read_text())
     config = ConfigDict(metadata["config"])
     class_names = metadata["class_names"]
     dataset = open_dataset(config, workdir, only_open=True)
-    roles = video_roles(config, dataset)
-    chosen = np.unique(np.linspace(0, len(roles["test"]) - 1, columns).astype(int))
+    splits = video_splits(config, dataset)
+    chosen = np.unique(np.linspace(0, len(splits["test"]) - 1, columns).astype(int))
     (batch,) = view_batches(
         dataset,
-        [roles["test"][position] for position in chosen],
+        [splits["test"][position] for position in chosen],
         motion=motion_views(config.motion, num_segments=1),
         frames="middle",
         image_size=128,
@@ -168,11 +168,9 @@ def _draw_videos(arguments: argparse.Namespace) -> int:
             if arguments.out:
                 out = Path(arguments.out).expanduser()
                 out.mkdir(parents=True, exist_ok=True)
-                video = prepare_video(found, spec)
+                video = read_clip(found, spec)
                 guesses = (
-                    _guesses(classifier, prepare_video(found, recognizer.reading))
-                    if classifier
-                    else []
+                    _guesses(classifier, read_clip(found, recognizer.reading)) if classifier else []
                 )
                 target = out / f"{Path(found).name}_motion.png"
                 draw_motion(found, video, target, raw=arguments.raw, guesses=guesses[:3])
@@ -185,7 +183,7 @@ def _draw_videos(arguments: argparse.Namespace) -> int:
     return status
 
 
-def _guesses(classifier: Any, video: PreparedVideo) -> list[tuple[str, float]]:
+def _guesses(classifier: Any, video: Clip) -> list[tuple[str, float]]:
     scores = classifier.probabilities(classifier.view(video))
     best = np.argsort(-scores, kind="stable")[:5]
     return [(classifier.labels[i], float(scores[i])) for i in best]
@@ -196,7 +194,7 @@ def _write_video(
 ) -> Path:
     target = Path(arguments.video).expanduser()
     if not classifier:
-        video, guesses_at = prepare_video(path, spec), None
+        video, guesses_at = read_clip(path, spec), None
     else:
         from moclip_jax.inference.recognize import decode_for_windows, split_windows
 

@@ -18,7 +18,7 @@ import tempfile
 import time
 
 import numpy as np
-from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.subprocess_pool import WorkerError, WorkerPool, run_isolated
 
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
@@ -96,7 +96,7 @@ def read_damaged(path: str, content: bytes, source: str) -> tuple[str, str, int]
     """Prepare a damaged file in a worker; return its outcome, the reason, and the memory held."""
     pathlib.Path(path).write_bytes(content)
     try:
-        prepare_video(path, dataclasses.replace(SPEC, source=source))
+        read_clip(path, dataclasses.replace(SPEC, source=source))
         outcome, reason = "result", ""
     except VideoError as error:
         message = str(error)

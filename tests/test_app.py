@@ -340,19 +340,19 @@ def never_end(*_):
 def test_a_file_that_crashes_or_holds_up_its_process_costs_only_its_own_answer(
     recognizer, clip, monkeypatch
 ):
-    with VideoReader(recognizer, max_seconds=60, patience_s=30) as reader:
+    with VideoReader(recognizer, max_seconds=60, timeout_s=30) as reader:
         expected = reader.read(clip)
         with monkeypatch.context() as patch:
-            patch.setattr(video_reader, "prepare_video", end_by_a_crash)
+            patch.setattr(video_reader, "read_clip", end_by_a_crash)
             with pytest.raises(VideoError, match=r"reading it crashed \(signal 11"):
                 reader.read(clip)
         np.testing.assert_array_equal(reader.read(clip).displacements, expected.displacements)
         with monkeypatch.context() as patch:
-            patch.setattr(video_reader, "prepare_video", take_all_memory)
+            patch.setattr(video_reader, "read_clip", take_all_memory)
             with pytest.raises(VideoError, match="reading it takes too much memory"):
                 reader.read(clip)
-        monkeypatch.setattr(video_reader, "prepare_video", never_end)
-        reader._isolated.patience_s = 0.5
+        monkeypatch.setattr(video_reader, "read_clip", never_end)
+        reader._isolated.timeout_s = 0.5
         with pytest.raises(VideoError, match=r"reading it gave no result within 0.5 seconds"):
             reader.read(clip)
 

@@ -15,8 +15,8 @@ import pytest
 from moclip_jax.configs import testing
 from moclip_jax.input_pipeline.datasets.prepared import prepare_dataset
 from moclip_jax.input_pipeline.video import clip, decode, stream
-from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, prepare_video
-from moclip_jax.input_pipeline.video.stream import read_live
+from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
+from moclip_jax.input_pipeline.video.stream import read_stream
 
 from moclip_jax.export.exporter import load_export
 from moclip_jax.inference.recognize import split_windows
@@ -308,7 +308,7 @@ def test_a_video_whose_container_or_stream_is_broken(tmp_path, change, message):
     path = write_video(tmp_path / "a.avi", drifting_frames(8))
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(VideoError, match=rf"a.avi: {message}"):
-        prepare_video(path, SPEC)
+        read_clip(path, SPEC)
 
 
 def test_a_stream_without_a_frame_to_begin_with(tmp_path):
@@ -336,11 +336,11 @@ def test_what_the_system_or_ffmpeg_refuses(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(av, "open", refuse(PermissionError(13, "no")))
         with pytest.raises(VideoError, match=r"a.avi: no permission to read it"):
-            prepare_video(path, SPEC)
+            read_clip(path, SPEC)
     with monkeypatch.context() as patch:
         patch.setattr(clip, "_read_in_parts", refuse(av.FFmpegError(22, "odd")))
         with pytest.raises(VideoError, match=r"a.avi: its pictures cannot be converted \("):
-            prepare_video(path, SPEC)
+            read_clip(path, SPEC)
 
     class Ends:
         demux = staticmethod(refuse(av.FFmpegError(5, "input/output")))
@@ -349,18 +349,18 @@ def test_what_the_system_or_ffmpeg_refuses(tmp_path, monkeypatch):
         list(decode.demux(path, Ends(), None))
     monkeypatch.setattr(clip, "_LARGEST_MOTION", 10)
     with pytest.raises(VideoError, match="its own motion takes more than 10 bytes from frame 0"):
-        prepare_video(path, dataclasses.replace(SPEC, source="native"))
+        read_clip(path, dataclasses.replace(SPEC, source="native"))
 
 
 def test_a_stream_of_sound_or_of_nothing(tmp_path, monkeypatch):
     sound = write_sound(tmp_path / "sound.wav")
-    options = {"length_s": 1.0, "hop_s": 1.0, "patience_s": 0.5}
+    options = {"length_s": 1.0, "hop_s": 1.0, "timeout_s": 0.5}
     with pytest.raises(VideoError, match="has no video stream"):
-        list(read_live(str(sound), SPEC, **options))
+        list(read_stream(str(sound), SPEC, **options))
     path = write_video(tmp_path / "a.ts", drifting_frames(8), codec="mpeg2video")
     monkeypatch.setattr(stream, "_frames", lambda *_: iter(()))
     with pytest.raises(VideoError, match="ended without a frame"):
-        list(read_live(str(path), SPEC, **options))
+        list(read_stream(str(path), SPEC, **options))
 
 
 def test_a_clip_of_another_kind(tmp_path):
@@ -397,7 +397,7 @@ def test_an_export_of_another_version(finished_run, tmp_path):
 
 
 def test_a_timeline_of_a_file_without_times(tmp_path):
-    frames = prepare_video(write_video(tmp_path / "a.avi", drifting_frames(8)), SPEC)
+    frames = read_clip(write_video(tmp_path / "a.avi", drifting_frames(8)), SPEC)
     timeless = dataclasses.replace(frames, fps=0.0)
     with pytest.raises(ValueError, match="declares no frame rate, so a timeline has no seconds"):
         split_windows(timeless, 1.0, SPEC)

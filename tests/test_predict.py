@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.video.clip import VideoError, prepare_video
+from moclip_jax.input_pipeline.video.clip import VideoError, read_clip
 
 from moclip_jax import predict
 from moclip_jax.export.exporter import load_export
@@ -58,13 +58,13 @@ def test_good_files_are_labelled_and_bad_ones_explained_in_one_call(
 def crash_at_one(path, spec):
     if "bikes" in path:
         os.kill(os.getpid(), signal.SIGSEGV)
-    return prepare_video(path, spec)
+    return read_clip(path, spec)
 
 
 def test_a_file_that_crashes_its_process_costs_only_itself(
     finished_run, real_videos, capsys, monkeypatch
 ):
-    monkeypatch.setattr(recognize, "prepare_video", crash_at_one)
+    monkeypatch.setattr(recognize, "read_clip", crash_at_one)
     assert predict.main(["--workdir", str(finished_run), "--json", *real_videos]) == 1
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert ["error" in line for line in lines] == [True, False, False]
@@ -116,14 +116,14 @@ def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, 
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
 
-    from moclip_jax.input_pipeline.video.clip import prepare_frames
+    from moclip_jax.input_pipeline.video.clip import clip_from_frames
     from moclip_jax.input_pipeline.views import example_from_video, view_of_example
 
     from moclip_jax.training.features import appearance_features, motion_features
 
     recognizer = load_export(finished_run / "export")
     view = view_of_example(
-        example_from_video(prepare_frames(frames, recognizer.video, 25.0)),
+        example_from_video(clip_from_frames(frames, recognizer.video, 25.0)),
         recognizer.video,
         motion=recognizer.views,
         frames=recognizer.frame,
@@ -142,7 +142,7 @@ def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, 
 def test_what_is_not_read_for_a_label_was_not_seen(finished_run, real_videos):
     import dataclasses
 
-    from moclip_jax.input_pipeline.video.clip import frame_positions, prepare_video
+    from moclip_jax.input_pipeline.video.clip import frame_positions, read_clip
 
     for num_frames in range(1, 100):
         assert frame_positions(num_frames, 1).tolist() == [num_frames // 2]
@@ -151,7 +151,7 @@ def test_what_is_not_read_for_a_label_was_not_seen(finished_run, real_videos):
     spec = dataclasses.replace(recognizer.video, clip_frames=8)
     recognizer = dataclasses.replace(recognizer, video=spec)
     classifier = recognize.Classifier(recognizer)
-    videos = [prepare_video(real_videos[1], s) for s in (recognizer.video, recognizer.reading)]
+    videos = [read_clip(real_videos[1], s) for s in (recognizer.video, recognizer.reading)]
     assert [len(video.frames) for video in videos] == [9, 1]
     all_kept, one_kept = map(classifier.view, videos)
     for name in ("motion", "images"):
@@ -177,7 +177,7 @@ def test_a_file_that_is_judged_while_it_is_read_gets_the_label_of_the_whole(
     assert recognizer.parts == 2
     classifier = recognize.Classifier(recognizer)
     for path in real_videos:
-        whole = classifier.view(prepare_video(path, recognizer.reading))
+        whole = classifier.view(read_clip(path, recognizer.reading))
         assert whole["motion"].shape[:3] == (1, 1, 32)
         expected = classifier.probabilities(whole)
         np.testing.assert_array_equal(classifier.probabilities_of_file(path), expected)
@@ -259,7 +259,7 @@ def test_a_window_is_judged_as_a_video_of_its_own(finished_run, real_videos):
     (only,) = recognize.split_windows(video, 1000.0, recognizer.video)
     np.testing.assert_array_equal(only.video.displacements, video.displacements)
     whole = recognize.with_frames_of(video, recognizer.video)
-    plain = prepare_video(real_videos[1], recognizer.video)
+    plain = read_clip(real_videos[1], recognizer.video)
     assert whole.frames == plain.frames
     np.testing.assert_array_equal(whole.frame_indices, plain.frame_indices)
     windows = recognize.split_windows(video, 2.0, recognizer.video)

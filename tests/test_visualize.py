@@ -3,7 +3,7 @@
 import av
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.motion_vectors import BLOCK, accumulate
 from PIL import Image
 
@@ -34,7 +34,7 @@ def test_the_wheel_is_the_legend_of_the_colours():
 
 
 def test_fields_are_those_of_the_whole_video_accumulated_or_each_frames_own(real_video):
-    video = prepare_video(real_video, SPEC)
+    video = read_clip(real_video, SPEC)
     whole = accumulate(video.displacements, video.is_intra, SPEC.height, SPEC.width)
     np.testing.assert_array_equal(np.stack(list(motion_fields(video))), whole)
     raw = np.stack(list(motion_fields(video, raw=True)))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import tensorflow_datasets as tfds
 from moclip_jax.input_pipeline.datasets.base import PreparedVideoBuilder, Source, VideoEntry
 from moclip_jax.input_pipeline.datasets.video_folder import existing_folder
-from moclip_jax.input_pipeline.video.clip import prepare_video
+from moclip_jax.input_pipeline.video.clip import read_clip
 
 _LIST = re.compile(r"(.+)_test_split([1-9])\.txt")
 _SUBSETS = {"0": "unused", "1": "train", "2": "test"}
@@ -60,9 +60,7 @@ class Hmdb51(PreparedVideoBuilder):
                     group=_group(file, name),
                     subsets=tuple(by_split.get(split, "unused") for split in splits),
                 )
-                sources.append(
-                    Source(entry, functools.partial(prepare_video, str(path), config.spec))
-                )
+                sources.append(Source(entry, functools.partial(read_clip, str(path), config.spec)))
         return class_names, sources
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from moclip_jax.input_pipeline.datasets.motion_storage import pack_displacements
-from moclip_jax.input_pipeline.video.clip import PreparedVideo, VideoSpec
+from moclip_jax.input_pipeline.video.clip import Clip, VideoSpec
 
 
 def record_features(spec: VideoSpec) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def record_features(spec: VideoSpec) -> dict[str, Any]:
     return stored
 
 
-def record_values(prepared: PreparedVideo, spec: VideoSpec) -> dict[str, Any]:
+def record_values(prepared: Clip, spec: VideoSpec) -> dict[str, Any]:
     """Return a prepared video's values of `record_features`."""
     names = tuple(record_features(spec))
     values = {name: getattr(prepared, name) for name in names}

@@ -12,7 +12,7 @@ from moclip_jax.input_pipeline.datasets.base import (
     read_options,
 )
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip
-from moclip_jax.input_pipeline.video.clip import PreparedVideo, VideoSpec, prepare_frames
+from moclip_jax.input_pipeline.video.clip import Clip, VideoSpec, clip_from_frames
 
 FPS = 12.0
 # Seeds of groups are taken from here on, so that no group is one of those that the tiny CLIP was
@@ -105,7 +105,7 @@ def _render_and_prepare(
     clip_seed: int,
     options: MovingShapesOptions,
     spec: VideoSpec,
-) -> PreparedVideo:
+) -> Clip:
     frames = render_clip(
         shape,
         motion,
@@ -115,4 +115,4 @@ def _render_and_prepare(
         height=options.height,
         width=options.width,
     )
-    return prepare_frames(frames, spec, FPS)
+    return clip_from_frames(frames, spec, FPS)

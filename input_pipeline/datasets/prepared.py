@@ -54,7 +54,7 @@ class PreparedDataset:
         """Number of published splits."""
         return len(self.index[0].subsets)
 
-    def roles(
+    def splits(
         self,
         split: int = 1,
         selection: str = "heldout",

@@ -16,7 +16,7 @@ from moclip_jax.input_pipeline.datasets.base import (
 )
 from moclip_jax.input_pipeline.datasets.data_checks import copies, warn, warn_of_data
 from moclip_jax.input_pipeline.datasets.split_lists import ListedVideo, has_lists, read_split_lists
-from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.files import VIDEO_SUFFIXES
 
 _GROUP = re.compile(r"_(g\d+)_")
@@ -197,7 +197,7 @@ def _source(
     group: str = "",
 ) -> Source:
     entry = VideoEntry(name, label, group or _group(path, name), subsets)
-    return Source(entry, functools.partial(prepare_video, str(path), spec))
+    return Source(entry, functools.partial(read_clip, str(path), spec))
 
 
 def _group(path: pathlib.Path, name: str) -> str:

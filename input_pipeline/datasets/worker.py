@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from moclip_jax.input_pipeline.datasets.motion_features import record_features, record_values
-from moclip_jax.input_pipeline.video.clip import PreparedVideo, VideoError, VideoSpec
+from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec
 from moclip_jax.input_pipeline.video.subprocess_pool import WorkerError, WorkerPool, run_isolated
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
@@ -58,7 +58,7 @@ class Source:
     """
 
     entry: VideoEntry
-    prepare: Callable[[], PreparedVideo]
+    prepare: Callable[[], Clip]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,12 +35,12 @@ from moclip_jax.input_pipeline.video.spec import VideoSpec
 from PIL import Image
 
 __all__ = [
-    "PreparedVideo",
+    "Clip",
     "VideoError",
     "VideoSpec",
-    "prepare_frames",
+    "clip_from_frames",
     "prepare_in_parts",
-    "prepare_video",
+    "read_clip",
     "reencode",
 ]
 
@@ -52,7 +52,7 @@ _FEW_FRAMES = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class PreparedVideo:
+class Clip:
     """A video in the form that the pipeline stores.
 
     Attributes:
@@ -97,7 +97,7 @@ class PreparedVideo:
         names = [field.name for field in dataclasses.fields(BlockMotion)]
         return BlockMotion(**{name: getattr(self, name) for name in names})
 
-    def with_frames(self, chosen: np.ndarray) -> "PreparedVideo":
+    def with_frames(self, chosen: np.ndarray) -> "Clip":
         """Return the video with some of its RGB frames: bool `[k]`."""
         return dataclasses.replace(
             self,
@@ -105,7 +105,7 @@ class PreparedVideo:
             frame_indices=self.frame_indices[chosen],
         )
 
-    def part(self, begin: int, end: int, chosen: np.ndarray) -> "PreparedVideo":
+    def part(self, begin: int, end: int, chosen: np.ndarray) -> "Clip":
         """Return some consecutive frames as a video of their own.
 
         Their motion is that of the whole video if `begin` is an I-frame, or the video's beginning.
@@ -139,7 +139,7 @@ class PreparedVideo:
 def reencode(path: str | os.PathLike, spec: VideoSpec) -> Iterator[bytes]:
     """Re-encode a video file to the canonical MPEG-4 Part 2 stream.
 
-    `prepare_video` is the way to use it; this is for looking at the stream itself.
+    `read_clip` is the way to use it; this is for looking at the stream itself.
 
     Args:
       path: A local video file.
@@ -158,7 +158,7 @@ def reencode(path: str | os.PathLike, spec: VideoSpec) -> Iterator[bytes]:
     yield from map(bytes, encoder.end())
 
 
-def prepare_video(path: str | os.PathLike, spec: VideoSpec) -> PreparedVideo:
+def read_clip(path: str | os.PathLike, spec: VideoSpec) -> Clip:
     """Bring a video file to the form that the pipeline stores.
 
     Args:
@@ -179,13 +179,13 @@ def prepare_video(path: str | os.PathLike, spec: VideoSpec) -> PreparedVideo:
 
 def prepare_in_parts(
     path: str | os.PathLike, spec: VideoSpec, borders: Callable[[int], Sequence[int]]
-) -> Iterator[tuple[int, PreparedVideo]]:
+) -> Iterator[tuple[int, Clip]]:
     """Bring a video file to the form that the pipeline stores, its beginning first.
 
     So that networks can work on the beginning while the rest is read.
 
     Args:
-      path: As `prepare_video`.
+      path: As `read_clip`.
       spec: The canonical form.
       borders: From the number of frames to the last frame of each part but the last, rising. A part
         that ends before the first frame (-1) has pictures at most.
@@ -197,7 +197,7 @@ def prepare_in_parts(
       of frames than its container says, or no vectors, all begins anew with part 0.
 
     Raises:
-      VideoError: As `prepare_video`.
+      VideoError: As `read_clip`.
     """
     checked = check_video(path, spec.limits)
     native = spec.source == "native" or (
@@ -223,7 +223,7 @@ def _read_in_parts(
     spec: VideoSpec,
     checked: CheckedVideo,
     borders: Callable[[int], Sequence[int]],
-) -> Iterator[tuple[int, PreparedVideo]]:
+) -> Iterator[tuple[int, Clip]]:
     num_frames = checked.num_packets
     while True:
         reader, keeper = BlockMotionReader(path), _FrameKeeper(num_frames, spec)
@@ -253,7 +253,7 @@ def _read_in_parts(
         yield part, prepared
 
 
-def prepare_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> PreparedVideo:
+def clip_from_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> Clip:
     """Bring generated pictures to the form that the pipeline stores, by the same encoder.
 
     Pictures have no stream of their own: whatever `spec.source` is, they are encoded.
@@ -315,8 +315,8 @@ class _FrameKeeper:
 
 def _prepared(
     source: str, motion: BlockMotion, keeper: _FrameKeeper, num_frames: int, fps: float
-) -> PreparedVideo:
-    return PreparedVideo(
+) -> Clip:
+    return Clip(
         **{field.name: getattr(motion, field.name) for field in dataclasses.fields(motion)},
         source=source,
         frames=list(keeper.jpegs.values()),

@@ -7,7 +7,7 @@ from multiprocessing import resource_tracker
 
 
 @contextlib.contextmanager
-def start_deaf_to_ctrl_c() -> Iterator[None]:
+def block_sigint() -> Iterator[None]:
     """Let processes that this thread starts meanwhile never see Ctrl-C (they inherit the mask).
 
     A handler of their own would come too late: a worker needs a moment to start, and a traceback

@@ -14,24 +14,24 @@ MOST_MEMORY = 4 * 2**30
 GRACE_S = 5.0
 
 
-class IsolatedReader:
+class SubprocessReader:
     """Calls functions of video files in child processes.
 
     It may be used from several threads; as many calls run at once as there are processes. Use it as
     a context manager, or call `close`.
     """
 
-    def __init__(self, num_workers: int, patience_s: float):
+    def __init__(self, num_workers: int, timeout_s: float):
         """Start no process yet.
 
         Args:
           num_workers: Processes at most.
-          patience_s: Seconds that a call may take.
+          timeout_s: Seconds that a call may take.
         """
-        self.patience_s = patience_s
+        self.timeout_s = timeout_s
         self._pool = WorkerPool(num_workers, max_memory=MOST_MEMORY)
 
-    def __enter__(self) -> "IsolatedReader":
+    def __enter__(self) -> "SubprocessReader":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
@@ -55,7 +55,7 @@ class IsolatedReader:
           VideoError: As the function; or its process crashed, or took too long or too much memory.
         """
         try:
-            return run_isolated(self._pool, function, (path, *arguments), self.patience_s)
+            return run_isolated(self._pool, function, (path, *arguments), self.timeout_s)
         except WorkerError as error:
             raise VideoError(path, f"reading it {error.reason}") from error
         except MemoryError as error:

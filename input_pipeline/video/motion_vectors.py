@@ -97,7 +97,7 @@ def read_motion_vectors(
     """Read the motion vectors that a video file carries, as they are coded.
 
     FFmpeg exports them for the codecs in `CODECS_WITH_VECTORS`. Other codecs give frames without
-    vectors; `moclip_jax.input_pipeline.video.clip.prepare_video` re-encodes and so reads those too.
+    vectors; `moclip_jax.input_pipeline.video.clip.read_clip` re-encodes and so reads those too.
 
     Args:
       path: A local video file.
@@ -383,7 +383,7 @@ class BlockMotionReader:
             raise NoVectorsError(
                 self._path,
                 "its codec carries no motion vectors that FFmpeg exports; use the canonical form "
-                "(moclip_jax.input_pipeline.video.clip.prepare_video with VideoSpec.source='reencode' or 'auto')",
+                "(moclip_jax.input_pipeline.video.clip.read_clip with VideoSpec.source='reencode' or 'auto')",
             )
         return motion
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import av
 import numpy as np
-from moclip_jax.input_pipeline.video.clip import PreparedVideo, VideoSpec, frame_jpeg
+from moclip_jax.input_pipeline.video.clip import Clip, VideoSpec, frame_jpeg
 from moclip_jax.input_pipeline.video.decode import VideoError, short_reason
 from moclip_jax.input_pipeline.video.motion_vectors import (
     CODECS_WITH_VECTORS,
@@ -49,7 +49,7 @@ class Window:
 
     start_s: float
     end_s: float
-    video: PreparedVideo
+    video: Clip
 
 
 class WindowCutter:
@@ -148,7 +148,7 @@ class WindowCutter:
             motion = join_blocks(list(self._blocks))
             # A picture may have been shown since before the window.
             indices = [bisect.bisect_left(times, time, lead, stop) - lead for time, _ in jpegs]
-            video = PreparedVideo(
+            video = Clip(
                 **vars(motion),
                 frames=[jpeg for _, jpeg in jpegs],
                 frame_indices=np.array(indices, np.int32),
@@ -171,13 +171,13 @@ class WindowCutter:
             self._blocks.popleft()
 
 
-def read_live(
+def read_stream(
     address: str,
     spec: VideoSpec,
     *,
     length_s: float,
     hop_s: float,
-    patience_s: float = 10.0,
+    timeout_s: float = 10.0,
     container_format: str | None = None,
 ) -> Iterator[Window]:
     """Read a stream from one connection to its end.
@@ -193,7 +193,7 @@ def read_live(
         `max_pixels` means anything for a stream without an end.
       length_s: Length of a window in seconds.
       hop_s: Seconds from the beginning of one to that of the next.
-      patience_s: Seconds to wait for data: at the beginning and in between. A file that has not
+      timeout_s: Seconds to wait for data: at the beginning and in between. A file that has not
         grown for so long is at its end.
       container_format: FFmpeg's name of the format, where it cannot be told (devices: guessed).
 
@@ -204,7 +204,7 @@ def read_live(
       VideoError: It cannot be opened, gives no data for too long, holds no video, or no motion of
         the kind that `spec.source` wants; the message names the address and the reason.
     """
-    with _open_live(address, spec, patience_s, container_format) as (container, stream):
+    with _open_live(address, spec, timeout_s, container_format) as (container, stream):
         native = _native_wanted(address, spec, stream.codec_context.name)
         recording: _Recording | None = None
         clock = _FrameClock(float(stream.guessed_rate or 25))
@@ -309,7 +309,7 @@ class _FrameClock:
 
 @contextlib.contextmanager
 def _open_live(
-    address: str, spec: VideoSpec, patience_s: float, container_format: str | None
+    address: str, spec: VideoSpec, timeout_s: float, container_format: str | None
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     options = {"max_pixels": str(spec.max_pixels)}
     target = address
@@ -332,7 +332,7 @@ def _open_live(
             format=container_format,
             options=options,
             metadata_errors="replace",
-            timeout=(patience_s, patience_s),
+            timeout=(timeout_s, timeout_s),
         )
     except (av.FFmpegError, OSError, EOFError, ValueError) as error:
         raise VideoError(address, f"cannot be opened ({short_reason(error)})") from error

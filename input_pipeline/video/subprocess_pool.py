@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from moclip_jax.input_pipeline.video.interrupts import start_deaf_to_ctrl_c
+from moclip_jax.input_pipeline.video.interrupts import block_sigint
 
 try:
     import resource
@@ -177,7 +177,7 @@ class _Worker:
         self._connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, max_memory), daemon=True)
         self.busy = False
-        with start_deaf_to_ctrl_c():
+        with block_sigint():
             self.process.start()
         # Ours must not stay open, or the worker's death would not show as the end of the pipe.
         theirs.close()

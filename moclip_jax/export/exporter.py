@@ -20,10 +20,10 @@ from moclip_jax.input_pipeline.batches import MotionViews, view_of_example
 from moclip_jax.input_pipeline.video.clip import VideoSpec
 from moclip_jax.models.clip import CLIP, CLIPConfig
 from moclip_jax.models.fusion import FusionConfig, FusionHead
-from moclip_jax.models.inference import frozen_clip, frozen_motion_network
+from moclip_jax.models.inference import clip_for_inference, motion_network_for_inference
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import load_tokenizer
-from moclip_jax.runtime.device import computation_dtype, product_dtype
+from moclip_jax.runtime.device import computation_dtype, matmul_dtype
 from moclip_jax.training.checkpoints import load_tree, save_tree, write_json
 from moclip_jax.training.motion import motion_network_config, motion_views, video_spec
 
@@ -79,8 +79,8 @@ class Recognizer:
     @functools.cached_property
     def frozen(self) -> tuple[MotionNetwork, CLIP]:
         """The motion network and CLIP's image tower in the forms that run; made once."""
-        clip = frozen_clip(self.clip, product_dtype(self.clip_dtype))
-        return frozen_motion_network(self.network, product_dtype(self.motion_dtype)), clip
+        clip = clip_for_inference(self.clip, matmul_dtype(self.clip_dtype))
+        return motion_network_for_inference(self.network, matmul_dtype(self.motion_dtype)), clip
 
     @property
     def parts(self) -> int:

@@ -17,7 +17,7 @@ from orbax.export import ExportManager, JaxModule, ServingConfig
 
 from moclip_jax.export.exporter import Recognizer, export_folder, load_export
 from moclip_jax.input_pipeline.batches import example_from_video
-from moclip_jax.input_pipeline.video.clip import prepare_frames
+from moclip_jax.input_pipeline.video.clip import clip_from_frames
 from moclip_jax.input_pipeline.views import example_signature, num_images
 from moclip_jax.models.depthwise import depthwise_implementation
 from moclip_jax.runtime.cli import CommandParser, run
@@ -155,7 +155,7 @@ def _function(recognizer: Recognizer) -> tuple[Parameters, Recognize]:
 def _video_signature(recognizer: Recognizer) -> dict[str, tf.TensorSpec]:
     """Describes a prepared video of any length (and, of native motion, any size)."""
     frames = np.zeros((2, 32, 32, 3), np.uint8)
-    return example_signature(example_from_video(prepare_frames(frames, recognizer.video, 25.0)))
+    return example_signature(example_from_video(clip_from_frames(frames, recognizer.video, 25.0)))
 
 
 def _make_anew(directory: Path) -> None:

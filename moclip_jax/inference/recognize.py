@@ -18,12 +18,12 @@ from moclip_jax.export.exporter import Recognizer
 from moclip_jax.inference.zero_shot import class_embeddings, class_phrase
 from moclip_jax.input_pipeline.memory_views import last_frames, test_view_in_memory
 from moclip_jax.input_pipeline.video.clip import (
-    PreparedVideo,
+    Clip,
     VideoError,
     VideoSpec,
     frame_positions,
     prepare_in_parts,
-    prepare_video,
+    read_clip,
 )
 from moclip_jax.input_pipeline.video.decode import check_video
 from moclip_jax.input_pipeline.views import example_signature, pictures_from_video
@@ -50,7 +50,7 @@ class Window:
 
     start_s: float
     end_s: float
-    video: PreparedVideo
+    video: Clip
 
 
 class Classifier:
@@ -93,13 +93,13 @@ class Classifier:
             )
             self._logit_scale = float(np.exp(np.asarray(recognizer.clip.logit_scale[...])))
 
-    def view(self, video: PreparedVideo) -> dict[str, np.ndarray]:
+    def view(self, video: Clip) -> dict[str, np.ndarray]:
         """Returns what the networks see: `motion` and `images`, each a batch of one."""
         recognizer = self._recognizer
         motion = test_view_in_memory(video, recognizer.views, recognizer.video)
         return {"motion": motion[None], "images": self._images(video)}
 
-    def _images(self, video: PreparedVideo) -> np.ndarray:
+    def _images(self, video: Clip) -> np.ndarray:
         example = pictures_from_video(video)
         if self._image_function is None:
             # Compiled, which is eight times faster than one operation after another, and once for
@@ -249,7 +249,7 @@ def word_probabilities(zero_shot: np.ndarray, logits: np.ndarray, owners: np.nda
     return combined / combined.sum()
 
 
-def split_windows(video: PreparedVideo, seconds: float, spec: VideoSpec) -> list[Window]:
+def split_windows(video: Clip, seconds: float, spec: VideoSpec) -> list[Window]:
     """Cuts a video into equal windows of about `seconds`, at least one.
 
     A window begins with the I-frame at or before its place, so that its motion is accumulated as in
@@ -278,13 +278,13 @@ def split_windows(video: PreparedVideo, seconds: float, spec: VideoSpec) -> list
 
 
 def read_here(function: Callable[..., Any], path: str, *arguments: Any) -> Any:
-    """Calls `function(path, *arguments)`; stands where an `IsolatedReader` may be."""
+    """Calls `function(path, *arguments)`; stands where an `SubprocessReader` may be."""
     return function(path, *arguments)
 
 
 def decode_for_windows(
     path: str, seconds: float, spec: VideoSpec, read: Callable[..., Any] = read_here
-) -> PreparedVideo:
+) -> Clip:
     """Prepares a video with an RGB frame for each of its windows, besides those of `spec`."""
     checked = read(check_video, path, spec.limits)
     windows = round(checked.num_packets / checked.fps / seconds) if checked.fps else 1
@@ -292,10 +292,10 @@ def decode_for_windows(
     multiple = -(-windows // spec.clip_frames) | 1
     most = (_MOST_CLIP_FRAMES // spec.clip_frames - 1) | 1
     frames = spec.clip_frames * min(multiple, most)
-    return read(prepare_video, path, dataclasses.replace(spec, clip_frames=frames))
+    return read(read_clip, path, dataclasses.replace(spec, clip_frames=frames))
 
 
-def with_frames_of(video: PreparedVideo, spec: VideoSpec) -> PreparedVideo:
+def with_frames_of(video: Clip, spec: VideoSpec) -> Clip:
     """Returns the video with the RGB frames alone that `spec` keeps."""
     wanted = frame_positions(video.num_frames, spec.clip_frames)
     return video.with_frames(np.isin(video.frame_indices, wanted))
@@ -352,7 +352,7 @@ def predict_videos(
       classes: words of the user's own; none means the model's classes.
       window_s: length of the timeline's windows in seconds; 0 for no timeline.
       num_workers: threads that decode; 0 means one for each core.
-      read: calls a function of a file; an `moclip_jax.input_pipeline.video.isolated_reading.IsolatedReader` keeps a
+      read: calls a function of a file; an `moclip_jax.input_pipeline.video.isolated_reading.SubprocessReader` keeps a
         file that crashes FFmpeg from ending the program.
       classifier: one that is made already, with what it has compiled; `classes` are then its own.
     """
@@ -363,7 +363,7 @@ def predict_videos(
         if isinstance(video, VideoError):
             raise video
         if not window_s:
-            return classifier.view(read(prepare_video, video, recognizer.reading)), []
+            return classifier.view(read(read_clip, video, recognizer.reading)), []
         prepared = decode_for_windows(video, window_s, spec, read)
         try:
             windows = split_windows(prepared, window_s, spec)

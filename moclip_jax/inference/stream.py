@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from moclip_jax.input_pipeline.video.clip import PreparedVideo, VideoError, VideoSpec
+from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec
 from moclip_jax.input_pipeline.video.motion_vectors import NoVectorsError
-from moclip_jax.input_pipeline.video.stream import read_live
+from moclip_jax.input_pipeline.video.stream import read_stream
 
 _LONGEST_WAIT_S = 30.0
 
-Label = Callable[[PreparedVideo], list[dict[str, Any]]]
+Label = Callable[[Clip], list[dict[str, Any]]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--window", type=float, default=4.0, help="seconds that one label is of")
     group.add_argument("--hop", type=float, default=1.0, help="seconds from one window to the next")
     group.add_argument(
-        "--patience", type=float, default=10.0, help="seconds to wait for data before giving up"
+        "--timeout", type=float, default=10.0, help="seconds to wait for data before giving up"
     )
     group.add_argument(
         "--retries", type=int, default=5, help="connections in a row that may fail (addresses)"
@@ -42,7 +42,7 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     """Exits with status 2 where the flags do not go together."""
     if bool(arguments.stream) == bool(arguments.videos):
         parser.error("name at least one VIDEO, or a --stream, but not both")
-    for name in ("window", "hop", "patience"):
+    for name in ("window", "hop", "timeout"):
         if not getattr(arguments, name) > 0:
             parser.error(f"--{name}={getattr(arguments, name)} must be above 0")
     if arguments.retries < 0:
@@ -86,12 +86,12 @@ def stream_lines(
     while True:
         connection += 1
         try:
-            for window in read_live(
+            for window in read_stream(
                 address,
                 spec,
                 length_s=arguments.window,
                 hop_s=arguments.hop,
-                patience_s=arguments.patience,
+                timeout_s=arguments.timeout,
                 container_format=arguments.stream_format,
             ):
                 failures = 0

@@ -8,9 +8,9 @@ import numpy as np
 
 from moclip_jax.export.exporter import Recognizer
 from moclip_jax.inference.recognize import Classifier, with_frames_of
-from moclip_jax.input_pipeline.video.clip import PreparedVideo, VideoError, prepare_video
+from moclip_jax.input_pipeline.video.clip import Clip, VideoError, read_clip
 from moclip_jax.input_pipeline.video.decode import check_video
-from moclip_jax.input_pipeline.video.isolated_reading import IsolatedReader
+from moclip_jax.input_pipeline.video.isolated_reading import SubprocessReader
 
 MOST_WINDOWS = 12
 # No sensible video shows more frames in a second, and each costs time.
@@ -26,13 +26,13 @@ class VideoReader:
     Args:
       recognizer: an exported model.
       max_seconds: a longer video is refused.
-      patience_s: seconds that reading a video may take.
+      timeout_s: seconds that reading a video may take.
     """
 
-    def __init__(self, recognizer: Recognizer, *, max_seconds: float, patience_s: float = 60.0):
+    def __init__(self, recognizer: Recognizer, *, max_seconds: float, timeout_s: float = 60.0):
         self._recognizer = recognizer
         self._max_seconds = max_seconds
-        self._isolated = IsolatedReader(1, patience_s)
+        self._isolated = SubprocessReader(1, timeout_s)
         # More RGB frames than the model needs, for the windows and to show. An odd multiple of
         # equal parts has, among its centres, those of the parts themselves.
         multiple = -(-MOST_WINDOWS // recognizer.video.clip_frames) | 1
@@ -53,7 +53,7 @@ class VideoReader:
         """Ends the reading process."""
         self._isolated.close()
 
-    def read(self, path: str) -> PreparedVideo:
+    def read(self, path: str) -> Clip:
         """Returns the video in the canonical form, with RGB frames for the windows too.
 
         Raises:
@@ -66,9 +66,9 @@ class VideoReader:
             raise VideoError(
                 path, f"it is {seconds:.0f} s long; {self._max_seconds:g} s is allowed"
             )
-        return self._isolated(prepare_video, path, self._spec)
+        return self._isolated(read_clip, path, self._spec)
 
-    def answer(self, video: PreparedVideo, words: Sequence[str] = ()) -> dict[str, Any]:
+    def answer(self, video: Clip, words: Sequence[str] = ()) -> dict[str, Any]:
         """Returns labels of the whole video and of its windows.
 
         Args:
@@ -97,7 +97,7 @@ class VideoReader:
         }
 
 
-def split_windows(video: PreparedVideo, most: int) -> list[tuple[int, int, PreparedVideo]]:
+def split_windows(video: Clip, most: int) -> list[tuple[int, int, Clip]]:
     """Cuts a video at I-frames, so that each part's motion is what it is in the whole.
 
     Args:

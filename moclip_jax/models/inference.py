@@ -37,7 +37,7 @@ class FoldedNorm(nnx.Module):
         return (activations.silu(y) if silu else y).astype(x.dtype)
 
 
-def frozen_motion_network(
+def motion_network_for_inference(
     network: MotionNetwork, products: jax.typing.DTypeLike | None = None
 ) -> MotionNetwork:
     """Returns the network with every BatchNorm folded into the convolution before it.
@@ -134,22 +134,22 @@ class SeparateLayers(Encoder):
         return blocks[-1].first_token(x)
 
 
-def frozen_clip(clip: CLIP, products: jax.typing.DTypeLike, *, devices: int = 1) -> CLIP:
+def clip_for_inference(clip: CLIP, products: jax.typing.DTypeLike, *, devices: int = 1) -> CLIP:
     """Returns a CLIP for pictures alone, without the texts' tower.
 
     Args:
         clip: its own arrays stay as they are.
-        products: see `frozen_image_tower`.
+        products: see `image_tower_for_inference`.
         devices: that work on a picture or a batch together; one CPU takes the tower's own form.
     """
     frozen = _same_arrays(clip)
     del frozen.text
     if jax.default_backend() == "cpu" and devices == 1:
-        frozen.vision = frozen_image_tower(clip.vision, products)
+        frozen.vision = image_tower_for_inference(clip.vision, products)
     return frozen
 
 
-def frozen_image_tower(tower: VisionTower, products: jax.typing.DTypeLike) -> VisionTower:
+def image_tower_for_inference(tower: VisionTower, products: jax.typing.DTypeLike) -> VisionTower:
     """Returns an image tower in the form that is fastest on one CPU.
 
     Args:

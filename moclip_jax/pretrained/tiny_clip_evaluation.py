@@ -15,7 +15,7 @@ from flax import nnx
 from PIL import Image
 
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip, render_still
-from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_frames, prepare_video
+from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames, read_clip
 from moclip_jax.models.clip import CLIP, normalize_images
 from moclip_jax.pretrained.hf_clip import tokenize
 from moclip_jax.pretrained.tiny_clip_data import RENDERED_SIZE, TEST_GROUPS, TRAINED_LENGTH, shrink
@@ -67,7 +67,7 @@ def evaluate(
     decoded: list[np.ndarray] = []
     for index in range(num_clips):
         frames = _class_clip(index)
-        prepared = prepare_frames(frames, _SPEC, fps=25.0)
+        prepared = clip_from_frames(frames, _SPEC, fps=25.0)
         stored = [_read(jpeg) for jpeg in prepared.frames]
         middle = list(prepared.frame_indices).index(len(frames) // 2)
         middles.append(stored[middle])
@@ -208,7 +208,7 @@ def _middle_of_file(frames: np.ndarray) -> np.ndarray:
             for frame in frames:
                 output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             output.mux(stream.encode(None))
-        prepared = prepare_video(path, _SPEC)
+        prepared = read_clip(path, _SPEC)
     middle = list(prepared.frame_indices).index(len(frames) // 2)
     return _read(prepared.frames[middle])
 

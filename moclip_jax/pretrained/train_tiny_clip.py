@@ -47,7 +47,7 @@ _MAX_LENGTH = 77
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Pipeline:
     """Hyperparameters of the training.
 
     Attributes:
@@ -133,7 +133,7 @@ def contrastive_loss(logits: jax.Array, match: jax.Array) -> jax.Array:
 
 
 def train_batches(
-    pictures: Pictures, tokenizer: Any, max_length: int, recipe: Recipe, seed: int
+    pictures: Pictures, tokenizer: Any, max_length: int, recipe: Pipeline, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields (images uint8 [n, s, s, 3], tokens int32 [n, L], match bool [n, n]) for each step."""
     rng = np.random.default_rng(seed)
@@ -173,7 +173,7 @@ def lengthen(clip: CLIP, tokenizer: Any, max_length: int) -> tuple[CLIP, Any]:
     return longer, tokenizer
 
 
-def train(recipe: Recipe, seed: int) -> tuple[CLIP, Any]:
+def train(recipe: Pipeline, seed: int) -> tuple[CLIP, Any]:
     """Returns the trained CLIP and its tokenizer."""
     start = time.monotonic()
     tokenizer = learn_tokenizer(corpus(), num_merges=recipe.num_merges, max_length=TRAINED_LENGTH)
@@ -222,7 +222,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     folder = Path(_FOLDER.value)
     if not _EVALUATE.value:
-        save_clip(*train(Recipe(), _SEED.value), folder)
+        save_clip(*train(Pipeline(), _SEED.value), folder)
     clip, tokenizer = load_clip(folder)
     accuracies = evaluate(clip, tokenizer)
     for name, accuracy in accuracies.items():

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
-from moclip_jax.input_pipeline.video.clip import PreparedVideo, VideoError
+from moclip_jax.input_pipeline.video.clip import Clip, VideoError
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import BLOCK
 from moclip_jax.input_pipeline.video.orientation import orient_field
@@ -63,7 +63,7 @@ def color_wheel(size: int) -> np.ndarray:
     return np.concatenate([field_to_rgb(field, 1.0), inside[..., None]], axis=-1, dtype=np.float32)
 
 
-def motion_fields(video: PreparedVideo, *, raw: bool = False) -> Iterator[np.ndarray]:
+def motion_fields(video: Clip, *, raw: bool = False) -> Iterator[np.ndarray]:
     """Yields the field of every frame: int32 `[height, width, 2]`, (x, y) in pixels, upright.
 
     Args:
@@ -87,9 +87,7 @@ def motion_fields(video: PreparedVideo, *, raw: bool = False) -> Iterator[np.nda
             yield orient_field(field[: motion.height, : motion.width], motion.orientation)
 
 
-def draw_motion(
-    path: str, video: PreparedVideo, target: Path, *, raw: bool, guesses: Guesses
-) -> None:
+def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Guesses) -> None:
     """Draws a video's kept frames, their motion as colours, and as arrows over the frames.
 
     Args:
@@ -157,7 +155,7 @@ def _aspect(jpeg: bytes) -> float:
 
 def write_annotated_video(
     path: str,
-    video: PreparedVideo,
+    video: Clip,
     target: Path,
     *,
     raw: bool,

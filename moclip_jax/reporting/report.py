@@ -38,7 +38,7 @@ from moclip_jax.runtime.cli import CommandParser, run
 from moclip_jax.training.checkpoints import flat_settings
 from moclip_jax.training.motion import motion_views
 from moclip_jax.training.pace import data_wait
-from moclip_jax.training.run_data import open_dataset, video_roles
+from moclip_jax.training.run_data import open_dataset, video_splits
 
 NAME = "report.html"
 TIME_FILE = "time.json"
@@ -48,7 +48,7 @@ FIELDS_OF_CLIP = 3
 def write_report(
     config: ConfigDict,
     dataset: PreparedDataset,
-    roles: dict[str, list[str]],
+    splits: dict[str, list[str]],
     workdir: Path,
     *,
     num_clips: int = 12,
@@ -58,7 +58,7 @@ def write_report(
     Args:
       config: the whole configuration of the run.
       dataset: its prepared videos.
-      roles: what each video is for, as `PreparedDataset.roles` says.
+      splits: what each video is for, as `PreparedDataset.splits` says.
       workdir: the run's folder, with the stages up to `evaluate` done.
       num_clips: how many of the hardest test clips are shown; 0 reads no video.
 
@@ -73,7 +73,7 @@ def write_report(
     rows = json.loads((workdir / "evaluate" / "rows.json").read_text())
     class_names = dataset.class_names
     entries = {entry.name: entry for entry in dataset.index}
-    refused = np.array([entries[name].label for name in roles["refused_test"]], np.int64)
+    refused = np.array([entries[name].label for name in splits["refused_test"]], np.int64)
     accuracy = {row: class_accuracy(scores[row], label, refused) for row in scores}
     counts = confusion_counts(label, scores["fusion"].argmax(axis=1), len(class_names))
     with figure_style():
@@ -88,7 +88,7 @@ def write_report(
         title=f"{config.dataset.name}: report of a run",
         workdir=workdir.name,
         num_classes=len(class_names),
-        num_videos={role: len(names) for role, names in roles.items()},
+        num_videos={role: len(names) for role, names in splits.items()},
         rows={ROW_TITLES[name]: row for name, row in rows.items()},
         agreement=agreement(scores, label),
         helped=_helped(accuracy, class_names),
@@ -97,7 +97,7 @@ def write_report(
             {"true": class_names[i], "guess": class_names[j], "count": n, "of": counts[i].sum()}
             for i, j, n in most_confused(counts, 15)
         ],
-        clips=_hard_clips(config, dataset, roles["test"], scores, label, num_clips),
+        clips=_hard_clips(config, dataset, splits["test"], scores, label, num_clips),
         refused=[entry for entry in dataset.index if entry.error],
         times=_times(workdir),
         settings=_settings(config),
@@ -328,8 +328,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         config = ConfigDict(json.loads(metadata.read_text())["config"])
         dataset = open_dataset(config, workdir, only_open=True)
-        roles = video_roles(config, dataset)
-        print(write_report(config, dataset, roles, workdir, num_clips=arguments.clips))
+        splits = video_splits(config, dataset)
+        print(write_report(config, dataset, splits, workdir, num_clips=arguments.clips))
 
     return run(work, traceback=arguments.traceback)
 

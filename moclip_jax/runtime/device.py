@@ -23,7 +23,7 @@ def computation_dtype(setting: str, backend: str = "") -> jnp.dtype:
 
     Args:
       setting: 'float32', 'bfloat16', or 'auto': bfloat16 on a GPU or TPU, float32 on a CPU, where
-        only products may be faster in bfloat16 (see `product_dtype`).
+        only products may be faster in bfloat16 (see `matmul_dtype`).
       backend: 'cpu', 'gpu' or 'tpu'; empty means the one that JAX runs on.
     """
     if setting == AUTO:
@@ -32,7 +32,7 @@ def computation_dtype(setting: str, backend: str = "") -> jnp.dtype:
     return jnp.dtype(setting)
 
 
-def product_dtype(setting: str) -> jnp.dtype:
+def matmul_dtype(setting: str) -> jnp.dtype:
     """Returns the dtype that a frozen network on a CPU multiplies in (`models/frozen.py`).
 
     Everything but the products is float32 there, and sums of products are.

@@ -120,7 +120,7 @@ class _Run:
 _run = _Run()
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Tells whether this is the process that writes and speaks: 0, or the only one."""
     return _run.process_id == 0
 
@@ -182,7 +182,7 @@ def join(launch: Launch) -> None:
     _run.process_id, _run.num_processes = global_state.process_id, global_state.num_processes
     from moclip_jax.runtime import progress
 
-    progress.set_silent(not is_first())
+    progress.set_silent(not is_main_process())
     _say_if_aborted(
         f"process {_run.process_id} lost the others: one of them, or its host, died or stands "
         "still; look at what it said last, then start the same command again on every host",
@@ -257,7 +257,7 @@ def code_digests() -> dict[str, str]:
     return digests
 
 
-def first_then_others(work: Callable[[], Any]) -> Any:
+def run_on_main_first(work: Callable[[], Any]) -> Any:
     """Calls `work` on process 0, and on the others when it has ended there.
 
     Work that makes something unless it is there is then done once. The others wait however long it
@@ -266,7 +266,7 @@ def first_then_others(work: Callable[[], Any]) -> Any:
     if _run.client is None:
         return work()
     key = f"done/{next(_run.rounds)}"
-    if is_first():
+    if is_main_process():
         result = work()
         _set(key, True)
         return result
@@ -275,7 +275,7 @@ def first_then_others(work: Callable[[], Any]) -> Any:
     return work()
 
 
-def on_first(work: Callable[[], Any]) -> Any:
+def run_on_main(work: Callable[[], Any]) -> Any:
     """Calls `work` on process 0 alone, and returns there and on the others what it returned.
 
     Args:
@@ -284,7 +284,7 @@ def on_first(work: Callable[[], Any]) -> Any:
     if _run.client is None:
         return work()
     key = f"done/{next(_run.rounds)}"
-    if is_first():
+    if is_main_process():
         result = work()
         _set(key, {"result": result})
         return result
@@ -293,7 +293,7 @@ def on_first(work: Callable[[], Any]) -> Any:
     return told["result"]
 
 
-def from_first(tree: Any, like: Any) -> Any:
+def broadcast_from_main(tree: Any, like: Any) -> Any:
     """Returns process 0's tree of arrays, as numpy arrays, on every process.
 
     Args:
@@ -306,7 +306,7 @@ def from_first(tree: Any, like: Any) -> Any:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    if not is_first():
+    if not is_main_process():
         tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
 
@@ -320,7 +320,7 @@ def check_shared(folder: Path) -> None:
     if _run.client is None:
         return
     path = folder / ".seen_by_all"
-    token = on_first(lambda: _write_token(path))
+    token = run_on_main(lambda: _write_token(path))
     deadline = time.monotonic() + _JOIN_TIMEOUT / 2
     # Network file systems may take a moment to show a new file.
     while not (path.exists() and path.read_text() == token):
@@ -331,7 +331,7 @@ def check_shared(folder: Path) -> None:
             )
         time.sleep(_POLL_INTERVAL)
     _set(f"saw/{_run.process_id}", True)
-    if is_first():
+    if is_main_process():
         for other in range(1, _run.num_processes):
             # One that does not see it ends, and us with it.
             while _get(f"saw/{other}", 5.0) is None:
@@ -369,7 +369,7 @@ def on_sigterm() -> None:
 @contextlib.contextmanager
 def steps() -> Iterator[None]:
     """Inside it SIGTERM is only noted: the training loop asks for it between two steps."""
-    stop_if_asked()
+    stop_if_requested()
     _Sigterm.deferred = True
     try:
         yield
@@ -377,13 +377,13 @@ def steps() -> Iterator[None]:
         _Sigterm.deferred = False
 
 
-def stop_if_asked() -> None:
+def stop_if_requested() -> None:
     """Raises `StoppedError` if SIGTERM arrived while it was only noted."""
     if _Sigterm.asked:
         raise StoppedError
 
 
-def stop_asked() -> bool:
+def stop_requested() -> bool:
     """Tells whether this very process got SIGTERM."""
     return _Sigterm.asked
 
@@ -489,7 +489,7 @@ def _ended() -> tuple[int, dict[str, Any]] | None:
 
 def _wait_until_others_know() -> None:
     """The service lives in process 0, so that one leaves last, but does not wait for long."""
-    if not is_first():
+    if not is_main_process():
         return
     deadline = time.monotonic() + _LEAVE_TIMEOUT
     while time.monotonic() < deadline:

@@ -17,7 +17,7 @@ NAME = ".lock"
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder, which is made if absent.
 
     The lock (`flock` on `folder/.lock`) belongs to the process: when it ends, however it ends, the

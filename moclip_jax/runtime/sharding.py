@@ -67,7 +67,7 @@ def connect(mesh: Mesh) -> None:
     """
     if jax.process_count() == 1:
         return
-    distributed.on_first(lambda: None)
+    distributed.run_on_main(lambda: None)
     ones = jax.make_array_from_process_local_data(
         NamedSharding(mesh, PartitionSpec(BATCH_AXES)),
         np.ones(len(mesh.local_devices), np.float32),

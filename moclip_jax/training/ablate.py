@@ -100,7 +100,7 @@ def run_ablations(
         changed = variant_config(config, changes, workdir / "data")
         folder = workdir / name.replace(" ", "_")
         if name != "base":
-            distributed.on_first(
+            distributed.run_on_main(
                 functools.partial(link_stages, changed, base, folder, workdir / "base")
             )
         # A variant is measured, not used: only the base is exported.
@@ -110,7 +110,7 @@ def run_ablations(
         results = pipeline.run(changed, folder)
         assert results is not None
         table[name] = results["rows"]
-        distributed.on_first(functools.partial(write_json, workdir / "ablations.json", table))
+        distributed.run_on_main(functools.partial(write_json, workdir / "ablations.json", table))
     return table
 
 
@@ -132,7 +132,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         raise ValueError(f"--variants: unknown {unknown}; there are {', '.join(VARIANTS)}")
     chosen = {name: VARIANTS[name] for name in _VARIANTS.value or VARIANTS}
     table = run_ablations(config, workdir, chosen)
-    if distributed.is_first():
+    if distributed.is_main_process():
         print(format_ablations(table))
 
 

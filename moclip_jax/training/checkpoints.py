@@ -48,7 +48,7 @@ class TrainingCheckpoints:
         self._directory = directory.absolute()
         # Through JSON once, so that tuples compare equal to the lists read back.
         self._about = json.loads(json.dumps(dict(about or {})))
-        self._manager = self._open() if distributed.is_first() else None
+        self._manager = self._open() if distributed.is_main_process() else None
 
     def _open(self) -> ocp.CheckpointManager:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -140,11 +140,11 @@ class TrainingCheckpoints:
                 return [step, sums]
             return None
 
-        told = distributed.on_first(read)
+        told = distributed.run_on_main(read)
         if told is None:
             return None
         step, sums = told
-        state = distributed.from_first(found[0] if found else None, like)
+        state = distributed.broadcast_from_main(found[0] if found else None, like)
         return step, state, sums
 
     def _read(self, step: int, like: Any) -> tuple[Any, dict[str, float]]:
@@ -256,7 +256,7 @@ def save_tree(path: Path, tree: Any) -> None:
     Raises:
       OSError: the disk is full or cannot be written.
     """
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         return
     path = path.absolute()
     new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")

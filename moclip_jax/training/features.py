@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from moclip_jax.input_pipeline.batches import PreparedDataset, view_batches
 from moclip_jax.input_pipeline.views import MotionViews, num_images
 from moclip_jax.models.clip import CLIP, normalize_images
-from moclip_jax.models.inference import frozen_clip, frozen_motion_network
+from moclip_jax.models.inference import clip_for_inference, motion_network_for_inference
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.device import (
@@ -25,7 +25,7 @@ from moclip_jax.runtime.device import (
     compiler_options,
     extraction_batch_size,
     free_memory,
-    product_dtype,
+    matmul_dtype,
 )
 from moclip_jax.runtime.progress import Progress, say
 from moclip_jax.runtime.sharding import DATA_AXIS, replicate, shard_batch, split_over_model
@@ -88,11 +88,11 @@ def make_extract_step(
       clip: the frozen CLIP.
       mesh: all devices.
       products: dtype of CLIP's products where all is done by one CPU, see
-        `device_rules.product_dtype`.
+        `device_rules.matmul_dtype`.
       motion_products: dtype of the motion network's products on a CPU; None: as the network's.
     """
-    motion_graph, motion_state = nnx.split(frozen_motion_network(network, motion_products))
-    clip_graph, clip_state = nnx.split(frozen_clip(clip, products, devices=mesh.size))
+    motion_graph, motion_state = nnx.split(motion_network_for_inference(network, motion_products))
+    clip_graph, clip_state = nnx.split(clip_for_inference(clip, products, devices=mesh.size))
     motion_state = replicate(motion_state, mesh)
     clip_state = split_over_model(clip_state, mesh)
 
@@ -123,7 +123,7 @@ def make_extract_step(
 def extract_features(
     config: ConfigDict,
     dataset: PreparedDataset,
-    roles: dict[str, list[str]],
+    splits: dict[str, list[str]],
     network: MotionNetwork,
     clip: CLIP,
     mesh: Mesh,
@@ -138,8 +138,8 @@ def extract_features(
         network,
         clip,
         mesh,
-        product_dtype(config.clip.dtype),
-        product_dtype(config.features.motion_dtype),
+        matmul_dtype(config.clip.dtype),
+        matmul_dtype(config.features.motion_dtype),
     )
     protocols = {
         "train": (motion_views(config.motion, num_segments=config.motion.num_segments), True),
@@ -157,8 +157,8 @@ def extract_features(
         ),
     }
     for role, (views, augmented) in protocols.items():
-        names = roles[role]
-        batch_size = config.features.batch_size or distributed.on_first(
+        names = splits[role]
+        batch_size = config.features.batch_size or distributed.run_on_main(
             functools.partial(
                 batch_size_by_memory, network, views, config, mesh, augmented=augmented
             )
@@ -170,7 +170,7 @@ def extract_features(
             directory / role / f"{first * batch_size:06d}.npz"
             for first in range(0, num_batches, batches_per_file)
         ]
-        done = distributed.on_first(functools.partial(_first_missing, files))
+        done = distributed.run_on_main(functools.partial(_first_missing, files))
         if done == len(files):
             continue
         if done:
@@ -241,7 +241,7 @@ def load_features(directory: Path, role: str, num_videos: int) -> Features:
 def _write(path: Path, parts: list[dict[str, np.ndarray]]) -> None:
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     rows = whole.pop("mask")
-    if distributed.is_first():
+    if distributed.is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".part")
         with open(temporary, "wb") as file:

@@ -22,6 +22,6 @@ def sha256_of(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def frozen(source: str, tree: Any) -> dict[str, str]:
+def weights_fingerprint(source: str, tree: Any) -> dict[str, str]:
     """Returns how frozen weights are referred to: `source` (a hub id or path) and `sha256`."""
     return {"source": source, "sha256": sha256_of(tree)}

@@ -16,7 +16,7 @@ from moclip_jax.runtime.progress import say
 from moclip_jax.training.checkpoints import load_tree, save_tree
 from moclip_jax.training.features import Features
 from moclip_jax.training.optimizers import head_optimizer
-from moclip_jax.training.scan_epoch import Resident, place_data
+from moclip_jax.training.scan_epoch import DeviceData, place_data
 from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
 
 # Row of the results table -> whether its head sees motion.
@@ -133,7 +133,7 @@ def train_heads(
     if data is None:
         say("fusion: the features would fill a device, so each batch is sent by itself")
     for name, sees_motion in HEADS.items():
-        if distributed.on_first((directory / name / "network").exists):
+        if distributed.run_on_main((directory / name / "network").exists):
             continue
         head = FusionHead(
             head_config(
@@ -172,7 +172,7 @@ def train_heads(
                     learning_rate=fusion.learning_rate, weight_decay=fusion.weight_decay
                 ),
                 batches=batches,
-                resident=None if data is None else Resident(data, choices, chosen_features),
+                device_data=None if data is None else DeviceData(data, choices, chosen_features),
                 steps_per_epoch=steps_per_epoch,
                 num_epochs=fusion.num_epochs,
                 validation=validation_batches if len(validation.label) else None,

@@ -10,7 +10,7 @@ from clu import metric_writers
 from moclip_jax.runtime import distributed
 
 
-class History:
+class MetricLog:
     """One line an epoch; process 0 writes, the others do nothing.
 
     Args:
@@ -22,7 +22,7 @@ class History:
     def __init__(self, directory: Path, step: int):
         self._path = directory / "history.jsonl"
         self._writer: Any = None
-        if not distributed.is_first():
+        if not distributed.is_main_process():
             return
         self._writer = metric_writers.SummaryWriter(str(directory / "tensorboard"))
         if self._path.exists():

@@ -18,7 +18,7 @@ from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 from moclip_jax.pretrained import load_efficientnet
 from moclip_jax.training.checkpoints import load_tree, save_tree
-from moclip_jax.training.fingerprint import frozen
+from moclip_jax.training.fingerprint import weights_fingerprint
 from moclip_jax.training.optimizers import motion_optimizer
 from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
 
@@ -76,7 +76,7 @@ def initial_motion_network(config: ConfigDict, num_classes: int) -> MotionNetwor
 def train_motion(
     config: ConfigDict,
     dataset: PreparedDataset,
-    roles: dict[str, list[str]],
+    splits: dict[str, list[str]],
     mesh: Mesh,
     directory: Path,
 ) -> None:
@@ -85,7 +85,7 @@ def train_motion(
     Args:
       config: the whole configuration.
       dataset: the prepared videos.
-      roles: names of the `train` and `validation` videos.
+      splits: names of the `train` and `validation` videos.
       mesh: the devices.
       directory: the stage's folder; training goes on from what it holds.
 
@@ -93,18 +93,18 @@ def train_motion(
       ValueError: there are fewer training videos than one batch.
     """
     motion = config.motion
-    steps_per_epoch = len(roles["train"]) // motion.batch_size
+    steps_per_epoch = len(splits["train"]) // motion.batch_size
     if steps_per_epoch == 0:
         raise ValueError(
             f"config.motion.batch_size={motion.batch_size} is larger than the training split "
-            f"({len(roles['train'])} videos); lower it"
+            f"({len(splits['train'])} videos); lower it"
         )
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     def batches(epoch: int, first_step: int) -> Iterator[Batch]:
         return train_batches(
             dataset,
-            roles["train"],
+            splits["train"],
             motion_views(motion, num_segments=motion.num_segments),
             batch_size=motion.batch_size,
             seed=config.seed,
@@ -117,7 +117,7 @@ def train_motion(
     def validation() -> Iterator[Batch]:
         rows = view_batches(
             dataset,
-            roles["validation"],
+            splits["validation"],
             motion=motion_views(motion, num_segments=motion.num_segments),
             frames=None,
             batch_size=motion.batch_size,
@@ -156,7 +156,7 @@ def train_motion(
             batches=batches,
             steps_per_epoch=steps_per_epoch,
             num_epochs=motion.num_epochs,
-            validation=validation if roles["validation"] else None,
+            validation=validation if splits["validation"] else None,
             eval_every_epochs=motion.eval_every_epochs,
             checkpoint_every_steps=motion.checkpoint_every_steps,
             seed=config.seed,
@@ -165,7 +165,11 @@ def train_motion(
                 "config": result_settings(motion),
                 "class_names": dataset.class_names,
                 "preprocessing": dataclasses.asdict(dataset.spec),
-                "weights": {"initial": frozen(motion.pretrained or "random", nnx.state(initial))},
+                "weights": {
+                    "initial": weights_fingerprint(
+                        motion.pretrained or "random", nnx.state(initial)
+                    )
+                },
             },
         ),
         directory,

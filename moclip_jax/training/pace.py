@@ -16,7 +16,7 @@ TIMING_FILE = "timing.jsonl"
 _STEPS_BEFORE_TRACE = 3
 
 
-class Pace:
+class StepTimer:
     """Measures the epochs of one training; the first process notes them.
 
     A wait for the next batch counts as the devices' own where they had no work left when it came.

@@ -22,13 +22,13 @@ from moclip_jax.pretrained import load_clip
 from moclip_jax.reporting.report import TIME_FILE, write_report
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.device import computation_dtype
-from moclip_jax.runtime.files import alone_in
+from moclip_jax.runtime.files import exclusive_lock
 from moclip_jax.runtime.progress import say
 from moclip_jax.runtime.sharding import check_batch_size, connect, make_mesh
 from moclip_jax.training.checkpoints import StageRecord, check_weights, write_json
 from moclip_jax.training.evaluate import evaluate
 from moclip_jax.training.features import extract_features, load_features
-from moclip_jax.training.fingerprint import frozen
+from moclip_jax.training.fingerprint import weights_fingerprint
 from moclip_jax.training.heads import HEADS, head_config, load_head, train_heads
 from moclip_jax.training.metrics import format_table
 from moclip_jax.training.motion import (
@@ -37,7 +37,7 @@ from moclip_jax.training.motion import (
     result_settings,
     train_motion,
 )
-from moclip_jax.training.run_data import open_dataset, video_roles
+from moclip_jax.training.run_data import open_dataset, video_splits
 
 # In the folder of the stage `features`: which frozen networks it asked.
 WEIGHTS_FILE = "weights.json"
@@ -59,11 +59,11 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
       FileNotFoundError: a stage needs the result of one that was neither asked for nor done.
     """
     check_config(config)
-    recipe = Recipe(config, workdir)
+    recipe = Pipeline(config, workdir)
     return recipe.run()
 
 
-class Recipe:
+class Pipeline:
     """One run of the recipe in one workdir.
 
     Args:
@@ -88,7 +88,11 @@ class Recipe:
     def run(self) -> dict[str, Any] | None:
         """Runs what is asked for and not yet done; alone in the workdir."""
         # The first process holds the folder for all of them.
-        alone = alone_in(self._workdir) if distributed.is_first() else contextlib.nullcontext()
+        alone = (
+            exclusive_lock(self._workdir)
+            if distributed.is_main_process()
+            else contextlib.nullcontext()
+        )
         with alone:
             distributed.check_shared(self._workdir)
             connect(self._mesh)
@@ -97,7 +101,7 @@ class Recipe:
     def _run(self) -> dict[str, Any] | None:
         asked = stages_of(self._config)
         # All records are read before the first stage, so that a mixture is noticed at once.
-        done = distributed.on_first(
+        done = distributed.run_on_main(
             lambda: {stage: record.is_done() for stage, record in self._records.items()}
         )
         for position, stage in enumerate(STAGES):
@@ -117,14 +121,14 @@ class Recipe:
             if done[stage]:
                 say(f"{stage}: done before, skipped ({self._workdir / stage})")
                 continue
-            distributed.stop_if_asked()
+            distributed.stop_if_requested()
             say(f"{stage}: start")
             gone_on = (self._workdir / stage / "stage.json").exists()
             began = time.monotonic()
-            distributed.on_first(self._records[stage].begin)
+            distributed.run_on_main(self._records[stage].begin)
             getattr(self, f"_{stage}")()
             seconds = round(time.monotonic() - began, 1)
-            distributed.on_first(
+            distributed.run_on_main(
                 functools.partial(self._finish, stage, {"seconds": seconds, "gone_on": gone_on})
             )
             done[stage] = True
@@ -133,7 +137,7 @@ class Recipe:
         # With nothing done, the prepared videos may be gone, and are not made again for a report.
         if pending:
             _ = self._roles
-        return distributed.on_first(functools.partial(self._tell, report=bool(pending)))
+        return distributed.run_on_main(functools.partial(self._tell, report=bool(pending)))
 
     def _finish(self, stage: str, took: dict[str, Any]) -> None:
         write_json(self._workdir / stage / TIME_FILE, took)
@@ -155,7 +159,7 @@ class Recipe:
 
     @functools.cached_property
     def _roles(self) -> dict[str, list[str]]:
-        return video_roles(self._config, self._dataset)
+        return video_splits(self._config, self._dataset)
 
     @functools.cached_property
     def _clip_and_tokenizer(self) -> tuple[CLIP, Any]:
@@ -197,21 +201,21 @@ class Recipe:
         }
 
     def _prepare(self) -> None:
-        roles = self._roles
+        splits = self._roles
         for section in ("motion", "fusion"):
             batch_size = self._config[section].batch_size
-            if len(roles["train"]) < batch_size:
+            if len(splits["train"]) < batch_size:
                 raise ValueError(
                     f"config.{section}.batch_size={batch_size} is larger than the training split "
-                    f"({len(roles['train'])} videos); lower it"
+                    f"({len(splits['train'])} videos); lower it"
                 )
         refused = [entry for entry in self._dataset.index if entry.error]
         for entry in refused:
             say(f"prepare: refused {entry.name}: {entry.error}")
         say(
             f"prepare: {len(self._dataset.index)} videos of {len(self._dataset.class_names)} "
-            f"classes, {len(refused)} refused; train {len(roles['train'])}, validation "
-            f"{len(roles['validation'])}, test {len(roles['test'])}"
+            f"classes, {len(refused)} refused; train {len(splits['train'])}, validation "
+            f"{len(splits['validation'])}, test {len(splits['test'])}"
         )
 
     def _motion(self) -> None:
@@ -222,11 +226,11 @@ class Recipe:
         clip, _ = self._clip_and_tokenizer
         if not self._weights:
             self._weights = {
-                "clip": frozen(self._config.clip.source, nnx.state(clip)),
-                "motion": frozen("motion/network", nnx.state(self._network)),
+                "clip": weights_fingerprint(self._config.clip.source, nnx.state(clip)),
+                "motion": weights_fingerprint("motion/network", nnx.state(self._network)),
             }
         path = self._workdir / "features" / WEIGHTS_FILE
-        distributed.on_first(lambda: check_weights(path, self._weights, note=note))
+        distributed.run_on_main(lambda: check_weights(path, self._weights, note=note))
 
     def _features(self) -> None:
         clip, _ = self._clip_and_tokenizer
@@ -265,9 +269,9 @@ class Recipe:
         self._check_weights()
         _ = self._roles
         # Small work on cached features, so one process does it.
-        distributed.on_first(self._evaluate_on_first)
+        distributed.run_on_main(self._evaluate_on_main)
 
-    def _evaluate_on_first(self) -> None:
+    def _evaluate_on_main(self) -> None:
         clip, _ = self._clip_and_tokenizer
         evaluate(
             self._config,
@@ -283,9 +287,9 @@ class Recipe:
     def _export(self) -> None:
         self._check_weights()
         _ = self._roles
-        distributed.on_first(self._export_on_first)
+        distributed.run_on_main(self._export_on_main)
 
-    def _export_on_first(self) -> None:
+    def _export_on_main(self) -> None:
         clip, tokenizer = self._clip_and_tokenizer
         export_model(
             self._config,

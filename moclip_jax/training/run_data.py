@@ -23,7 +23,7 @@ def open_dataset(config: ConfigDict, workdir: Path, *, only_open: bool = False) 
       FileNotFoundError: they are not there and `only_open`.
       ValueError: the data set's files or settings are wrong, or changed since.
     """
-    return distributed.first_then_others(
+    return distributed.run_on_main_first(
         lambda: prepare_dataset(
             config.dataset.name,
             data_dir=config.dataset.data_dir or str(workdir / "data"),
@@ -38,9 +38,9 @@ def open_dataset(config: ConfigDict, workdir: Path, *, only_open: bool = False) 
     )
 
 
-def video_roles(config: ConfigDict, dataset: PreparedDataset) -> dict[str, list[str]]:
+def video_splits(config: ConfigDict, dataset: PreparedDataset) -> dict[str, list[str]]:
     """Returns the names of the videos under `train`, `validation`, `test` and `refused_test`."""
-    return dataset.roles(
+    return dataset.splits(
         split=config.dataset.split,
         selection=config.selection.mode,
         heldout_fraction=config.selection.heldout_fraction,

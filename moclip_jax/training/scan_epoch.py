@@ -21,7 +21,7 @@ _SHARE_OF_MEMORY = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Resident:
+class DeviceData:
     """Data on the devices, and how each step takes its batch from it.
 
     Attributes:
@@ -64,7 +64,7 @@ def make_epoch_step(train_step: Callable, batch: Callable, mesh: Mesh) -> Callab
 
     Args:
       train_step: from `moclip_jax.training.trainer.make_train_step`.
-      batch: see `Resident`; a choice named `stop` is handed on as it is.
+      batch: see `DeviceData`; a choice named `stop` is handed on as it is.
       mesh: the devices.
 
     Returns:

@@ -55,7 +55,7 @@ def run_splits(config: ConfigDict, workdir: Path, num_splits: int) -> dict[str, 
         "stdev": {row: statistics.stdev(values) for row, values in top1.items()},
         "splits": results,
     }
-    distributed.on_first(functools.partial(write_json, workdir / "splits.json", summary))
+    distributed.run_on_main(functools.partial(write_json, workdir / "splits.json", summary))
     return summary
 
 
@@ -72,7 +72,7 @@ def format_splits(summary: dict[str, Any]) -> str:
 def main(config: ConfigDict, workdir: Path) -> None:
     """Runs the splits and prints their table."""
     summary = run_splits(config, workdir, _SPLITS.value)
-    if distributed.is_first():
+    if distributed.is_main_process():
         print(format_splits(summary))
 
 

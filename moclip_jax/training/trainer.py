@@ -19,9 +19,9 @@ from moclip_jax.runtime.device import compiler_options
 from moclip_jax.runtime.progress import Progress, say
 from moclip_jax.runtime.sharding import BATCH_AXES, replicate, shard_batch
 from moclip_jax.training.checkpoints import NO_SCORE, TrainingCheckpoints
-from moclip_jax.training.history import History
-from moclip_jax.training.pace import Pace
-from moclip_jax.training.scan_epoch import Resident, make_epoch_step, place_choices
+from moclip_jax.training.history import MetricLog
+from moclip_jax.training.pace import StepTimer
+from moclip_jax.training.scan_epoch import DeviceData, make_epoch_step, place_choices
 
 Batch = dict[str, Any]
 
@@ -69,7 +69,7 @@ class Task:
       about: what the stage is made from, as nested JSON values, kept in every checkpoint: `config`,
         `class_names`, `preprocessing`, `weights` (frozen or initial ones, by source and hash). A
         checkpoint that was made from anything else is refused.
-      resident: the same batches from data that stays on the devices; an epoch is then one compiled
+      device_data: the same batches from data that stays on the devices; an epoch is then one compiled
         loop, with checkpoints at its end only. None sends each batch by itself.
       profile_steps: steps to write a trace of, to `profile/`; 0 for none.
     """
@@ -86,7 +86,7 @@ class Task:
     checkpoint_every_steps: int = 1000
     seed: int = 0
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    resident: Resident | None = None
+    device_data: DeviceData | None = None
     profile_steps: int = 0
 
 
@@ -217,9 +217,9 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
             sums = _EpochSums(saved_sums)
             say(f"{task.name}: going on from step {step} of {last_step}")
         state = replicate(state, mesh)
-        history = History(directory, step)
+        history = MetricLog(directory, step)
         progress = Progress(last_step, f"{task.name}: training", "steps", done_before=step)
-        pace = Pace(directory, task.profile_steps)
+        pace = StepTimer(directory, task.profile_steps)
         try:
             with distributed.steps():
                 while step < last_step:
@@ -232,7 +232,7 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
                         sums.add(step_sums, in_flight=2)
                         step += count
                         progress.advance(count)
-                        stop = sums.stop_asked()
+                        stop = sums.stop_requested()
                         due = step % task.checkpoint_every_steps == 0
                         if step % task.steps_per_epoch and (due or stop):
                             _check_finite(task.name, step, sums.means())
@@ -263,7 +263,7 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
                         score = means["top1"]
                     # Noted first: of a line without its checkpoint the next start makes a new one.
                     history.record(step, epoch, metrics)
-                    stop = sums.stop_asked()
+                    stop = sums.stop_requested()
                     if evaluated:
                         checkpoints.save(step, state, score, {})
                     elif stop or step % task.checkpoint_every_steps == 0:
@@ -327,10 +327,10 @@ class _EpochSums:
             "top1": totals["correct"] / totals["count"],
         }
 
-    def stop_asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Tells whether to stop, and the same on every process, as all have the same sums."""
         if jax.process_count() == 1:
-            return distributed.stop_asked()
+            return distributed.stop_requested()
         return self._stops > 0
 
 
@@ -343,29 +343,29 @@ def _stepper(
     an item is a batch, or where the data stays on the devices, all choices of the epoch.
     """
     key = replicate(jax.random.key(task.seed), mesh)
-    resident = task.resident
-    if resident is None:
+    device_data = task.device_data
+    if device_data is None:
 
         def one_step(state: TrainState, batch: Batch) -> tuple:
             return *train_step(state, shard_batch(batch | _stop_flags(mesh), mesh), key), 1
 
         return task.batches, one_step
-    epoch_step = make_epoch_step(train_step, resident.batch, mesh)
+    epoch_step = make_epoch_step(train_step, device_data.batch, mesh)
 
     def all_steps(state: TrainState, choices: dict[str, np.ndarray]) -> tuple:
         steps = len(next(iter(choices.values())))
         flags = {name: np.stack([flag] * steps) for name, flag in _stop_flags(mesh).items()}
         placed = place_choices(choices | flags, mesh)
-        return *epoch_step(state, resident.data, placed, key), steps
+        return *epoch_step(state, device_data.data, placed, key), steps
 
-    return lambda epoch, first: iter([resident.choices(epoch, first)]), all_steps
+    return lambda epoch, first: iter([device_data.choices(epoch, first)]), all_steps
 
 
 def _stop_flags(mesh: Mesh) -> Batch:
     """Rides in the all-reduce of a step, so that all processes stop after the same one."""
     if jax.process_count() == 1:
         return {}
-    return {"stop": np.full(len(mesh.local_devices), distributed.stop_asked(), np.float32)}
+    return {"stop": np.full(len(mesh.local_devices), distributed.stop_requested(), np.float32)}
 
 
 def _stop(name: str, step: int, last_step: int, checkpoints: TrainingCheckpoints) -> NoReturn:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from moclip_jax.input_pipeline.video.clip import prepare_frames
+from moclip_jax.input_pipeline.video.clip import clip_from_frames
 
 from moclip_jax.export.exporter import Recognizer, load_export
 from moclip_jax.export.saved_model import export_saved_model, export_stablehlo, input_shapes, main
@@ -104,7 +104,7 @@ def test_saved_model_gives_the_same_logits_from_views_and_from_a_video(recognize
     from moclip_jax.input_pipeline.batches import example_from_video, view_of_example
 
     spec = recognizer.video
-    video = prepare_frames(drifting_frames(30, 96, 128, step=(2, 1)), spec, 25)
+    video = clip_from_frames(drifting_frames(30, 96, 128, step=(2, 1)), spec, 25)
     example = example_from_video(video)
     view = view_of_example(
         example,

@@ -62,7 +62,7 @@ def arguments(*argv):
 
 def lines(address, *flags):
     waits = []
-    parsed = arguments(f"--stream={address}", "--window=1", "--hop=0.4", "--patience=5", *flags)
+    parsed = arguments(f"--stream={address}", "--window=1", "--hop=0.4", "--timeout=5", *flags)
     found = stream.stream_lines(
         parsed, SPEC, lambda video: [{"label": str(video.num_frames)}], waits.append
     )
@@ -127,7 +127,7 @@ def test_flags_that_do_not_go_together(flags, capsys):
 
 
 def test_predict_labels_a_stream(finished_run, clip, capsys):
-    flags = ["--window=1", "--hop=1", "--patience=0.5", "--topk=2"]
+    flags = ["--window=1", "--hop=1", "--timeout=0.5", "--topk=2"]
     assert predict.main(["--workdir", str(finished_run), f"--stream={clip}", *flags]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["start_s"] for line in found] == [0, 1, 2]
@@ -140,8 +140,8 @@ def test_predict_labels_a_stream(finished_run, clip, capsys):
 
 def test_a_window_gets_the_label_of_a_file_of_its_frames(finished_run, tmp_path):
     """Of the canonical form, where a file of the first window's frames has the same motion."""
-    from moclip_jax.input_pipeline.video.clip import prepare_video
-    from moclip_jax.input_pipeline.video.stream import read_live
+    from moclip_jax.input_pipeline.video.clip import read_clip
+    from moclip_jax.input_pipeline.video.stream import read_stream
 
     from moclip_jax.export.exporter import load_export
     from moclip_jax.inference.recognize import Classifier
@@ -155,17 +155,17 @@ def test_a_window_gets_the_label_of_a_file_of_its_frames(finished_run, tmp_path)
     def classify(video):
         return classifier.probabilities(classifier.view(video))
 
-    window = next(read_live(str(whole), recognizer.video, length_s=1.0, hop_s=1.0))
-    expected = classify(prepare_video(part, recognizer.video))
+    window = next(read_stream(str(whole), recognizer.video, length_s=1.0, hop_s=1.0))
+    expected = classify(read_clip(part, recognizer.video))
     assert classify(window.video).tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_standard_input(clip):
     code = (
         "import sys\n"
-        "from moclip_jax.input_pipeline.video.stream import read_live\n"
+        "from moclip_jax.input_pipeline.video.stream import read_stream\n"
         "from moclip_jax.input_pipeline.video.clip import VideoSpec\n"
-        "for window in read_live('-', VideoSpec(), length_s=1, hop_s=1, patience_s=30):\n"
+        "for window in read_stream('-', VideoSpec(), length_s=1, hop_s=1, timeout_s=30):\n"
         "    print(window.start_s, window.video.num_frames)\n"
     )
     done = subprocess.run(

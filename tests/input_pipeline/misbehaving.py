@@ -6,10 +6,10 @@ import signal
 import time
 
 from moclip_jax.input_pipeline.video.clip import (
-    PreparedVideo,
+    Clip,
     VideoError,
     VideoSpec,
-    prepare_frames,
+    clip_from_frames,
 )
 
 from tests.input_pipeline.video_fixtures import drifting_frames
@@ -17,7 +17,7 @@ from tests.input_pipeline.video_fixtures import drifting_frames
 SPEC = VideoSpec(width=32, height=32, gop_size=4, clip_frames=1, max_seconds=20)
 
 
-def make(number: int, trap: str, folder: str) -> PreparedVideo:
+def make(number: int, trap: str, folder: str) -> Clip:
     """Prepare a generated video, and note that it was; some misbehave."""
     if trap == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -36,4 +36,4 @@ def make(number: int, trap: str, folder: str) -> PreparedVideo:
         log.write(f"{number}\n")
     if trap == "slow":
         time.sleep(0.3)
-    return prepare_frames(drifting_frames(3, 32, 32, seed=number), SPEC, 25.0)
+    return clip_from_frames(drifting_frames(3, 32, 32, seed=number), SPEC, 25.0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from moclip_jax.input_pipeline import augment
-from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.motion_vectors import accumulate
 from PIL import Image
 
@@ -197,7 +197,7 @@ def test_clip_image_equals_pillow(size):
 def test_clip_image_of_real_frames_equals_pillow(name):
     """Frames as the pipeline stores them, at CLIP's own size."""
     spec = VideoSpec(width=64, height=48, clip_frames=3, frame_size=256)
-    for jpeg in prepare_video(real_clips.path(name), spec).frames:
+    for jpeg in read_clip(real_clips.path(name), spec).frames:
         check_clip_image(jpeg, 224)
 
 
@@ -206,7 +206,7 @@ def test_clip_image_of_real_frames_equals_pillow(name):
 def test_resize_of_real_fields_equals_opencv(name, side):
     """At the sides of the recipe: 224 and 299 in training, 256 in testing."""
     spec = VideoSpec(max_frames=1000)
-    prepared = prepare_video(real_clips.path(name), spec)
+    prepared = read_clip(real_clips.path(name), spec)
     motion = accumulate(prepared.displacements, prepared.is_intra, spec.height, spec.width, [11])
     field = augment.scale_to_uint8(tf.constant(motion))
     assert np.ptp(field) > 20

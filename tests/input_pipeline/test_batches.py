@@ -15,7 +15,7 @@ from moclip_jax.input_pipeline.batches import (
     view_batches,
     view_of_example,
 )
-from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_frames, prepare_video
+from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames, read_clip
 from moclip_jax.input_pipeline.video.motion_vectors import accumulate
 
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
@@ -103,27 +103,27 @@ def test_index_holds_every_video_and_why_some_cannot_be_used(dataset):
 
 
 def test_roles_of_the_published_splits(dataset):
-    roles = dataset.roles(split=1, selection="last")
-    assert (len(roles["train"]), roles["validation"], len(roles["test"])) == (14, [], 5)
-    assert roles["refused_test"] == ["Jump/v_Jump_g01_c01.avi"]
-    assert all("_g01_" in name or "_g02_" in name for name in roles["test"])
-    second = dataset.roles(split=2, selection="test")
+    splits = dataset.splits(split=1, selection="last")
+    assert (len(splits["train"]), splits["validation"], len(splits["test"])) == (14, [], 5)
+    assert splits["refused_test"] == ["Jump/v_Jump_g01_c01.avi"]
+    assert all("_g01_" in name or "_g02_" in name for name in splits["test"])
+    second = dataset.splits(split=2, selection="test")
     assert second["validation"] == second["test"]
     assert (len(second["train"]), len(second["test"]), second["refused_test"]) == (13, 3, [])
     assert not any("_g04_" in name for role in second.values() for name in role)
 
 
 def test_whole_groups_are_held_out_of_the_training_subset(dataset):
-    roles = dataset.roles(split=1, heldout_fraction=0.4, seed=1)
+    splits = dataset.splits(split=1, heldout_fraction=0.4, seed=1)
     group = {entry.name: entry.group for entry in dataset.index}
-    held = {group[name] for name in roles["validation"]}
+    held = {group[name] for name in splits["validation"]}
     assert len(held) == 2  # of five
-    assert held.isdisjoint({group[name] for name in roles["train"]})
-    everything = dataset.roles(split=1, selection="last")
-    assert sorted(roles["train"] + roles["validation"]) == sorted(everything["train"])
-    assert roles["test"] == everything["test"]
-    assert roles == dataset.roles(split=1, heldout_fraction=0.4, seed=1)
-    seeds = [dataset.roles(heldout_fraction=0.4, seed=s)["validation"] for s in range(6)]
+    assert held.isdisjoint({group[name] for name in splits["train"]})
+    everything = dataset.splits(split=1, selection="last")
+    assert sorted(splits["train"] + splits["validation"]) == sorted(everything["train"])
+    assert splits["test"] == everything["test"]
+    assert splits == dataset.splits(split=1, heldout_fraction=0.4, seed=1)
+    seeds = [dataset.splits(heldout_fraction=0.4, seed=s)["validation"] for s in range(6)]
     assert any(names != seeds[0] for names in seeds)
 
 
@@ -137,11 +137,11 @@ def test_whole_groups_are_held_out_of_the_training_subset(dataset):
 )
 def test_wrong_roles_are_named(dataset, options, message):
     with pytest.raises(ValueError, match=message):
-        dataset.roles(**options)
+        dataset.splits(**options)
 
 
 def test_train_batches_have_the_documented_shapes(dataset):
-    names = dataset.roles(selection="last")["train"]
+    names = dataset.splits(selection="last")["train"]
     batches = train(dataset, names)
     assert len(batches) == 3  # 14 videos; the incomplete batch is left out
     for batch in batches:
@@ -152,7 +152,7 @@ def test_train_batches_have_the_documented_shapes(dataset):
 
 
 def test_every_training_video_is_drawn_with_its_own_label(dataset):
-    names = dataset.roles(selection="last")["train"]
+    names = dataset.splits(selection="last")["train"]
     labels = {entry.name: entry.label for entry in dataset.index}
     drawn = np.concatenate([b["label"] for b in train(dataset, names, batch_size=1)])
     assert sorted(drawn) == sorted(labels[name] for name in names)
@@ -160,13 +160,13 @@ def test_every_training_video_is_drawn_with_its_own_label(dataset):
 
 @pytest.mark.parametrize("first_step", [1, 2, 3])
 def test_an_epoch_resumed_goes_on_as_if_never_stopped(dataset, first_step):
-    names = dataset.roles(selection="last")["train"]
+    names = dataset.splits(selection="last")["train"]
     whole = train(dataset, names, epoch=5)
     assert_same(train(dataset, names, epoch=5, first_step=first_step), whole[first_step:])
 
 
 def test_order_and_draws_depend_on_seed_and_epoch(dataset):
-    names = dataset.roles(selection="last")["train"]
+    names = dataset.splits(selection="last")["train"]
     one = train(dataset, names)
     assert_same(one, train(dataset, names))
     for other in (train(dataset, names, epoch=1), train(dataset, names, seed=4)):
@@ -180,7 +180,7 @@ def test_order_and_draws_depend_on_seed_and_epoch(dataset):
 
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_processes_share_the_batches_of_a_single_one(dataset, process_count):
-    names = dataset.roles(selection="last")["train"]
+    names = dataset.splits(selection="last")["train"]
     whole = train(dataset, names, first_step=1)
     parts = [
         train(dataset, names, first_step=1, process_index=p, process_count=process_count)
@@ -194,8 +194,8 @@ def test_processes_share_the_batches_of_a_single_one(dataset, process_count):
 
 
 def test_view_batches_give_every_video_once_and_pad_the_last_batch(dataset):
-    roles = dataset.roles()
-    names = roles["test"] + roles["train"][:4]
+    splits = dataset.splits()
+    names = splits["test"] + splits["train"][:4]
     batches = collect(
         view_batches(dataset, names, motion=VIEWS, frames="middle", image_size=16, batch_size=4)
     )
@@ -217,7 +217,7 @@ def test_view_batches_give_every_video_once_and_pad_the_last_batch(dataset):
 
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_view_batches_are_shared_by_processes_and_start_anywhere(dataset, process_count):
-    names = dataset.roles()["test"] + dataset.roles()["train"][:4]
+    names = dataset.splits()["test"] + dataset.splits()["train"][:4]
     options = {"motion": None, "frames": "middle", "image_size": 16, "batch_size": 4}
     whole = collect(view_batches(dataset, names, **options))
     assert_same(collect(view_batches(dataset, names, first_batch=1, **options)), whole[1:])
@@ -237,11 +237,11 @@ def test_view_batches_are_shared_by_processes_and_start_anywhere(dataset, proces
 
 def test_stored_video_gives_what_the_file_itself_gives(dataset, videos):
     # predict runs on files, evaluation on the prepared data set; both must see the same.
-    names = dataset.roles()["test"]
+    names = dataset.splits()["test"]
     views = MotionViews(num_segments=5, image_size=24, resize_size=32, crops=10)
     options = {"motion": views, "frames": "uniform_3", "image_size": 16}
     for batch in collect(view_batches(dataset, names, batch_size=1, **options)):
-        prepared = prepare_video(videos / names[batch["index"][0]], SPEC)
+        prepared = read_clip(videos / names[batch["index"][0]], SPEC)
         view = view_of_example(example_from_video(prepared), SPEC, **options)
         assert view["motion"].shape == (10, 5, 24, 24, 2)
         np.testing.assert_array_equal(view["motion"], batch["motion"][0])
@@ -250,7 +250,7 @@ def test_stored_video_gives_what_the_file_itself_gives(dataset, videos):
 
 @pytest.mark.parametrize("num_segments", [3, 12])  # at once, and in turns
 def test_test_view_is_accumulated_scaled_resized_and_cropped(videos, num_segments):
-    prepared = prepare_video(videos / "Clap/v_Clap_g05_c01.avi", SPEC)
+    prepared = read_clip(videos / "Clap/v_Clap_g05_c01.avi", SPEC)
     views = MotionViews(num_segments=num_segments, image_size=24, resize_size=32)
     view = view_of_example(example_from_video(prepared), SPEC, motion=views)["motion"]
     indices = sampling.test_segments(prepared.num_frames, num_segments)
@@ -262,7 +262,7 @@ def test_test_view_is_accumulated_scaled_resized_and_cropped(videos, num_segment
 
 
 def test_augmented_views_differ_and_depend_on_the_position_alone(dataset):
-    names = dataset.roles(selection="last")["train"]
+    names = dataset.splits(selection="last")["train"]
     options = {"motion": VIEWS, "augmented_views": 3, "seed": 7}
     one = collect(view_batches(dataset, names, batch_size=14, **options))[0]
     assert one["motion"].shape == (14, 3, 3, 24, 24, 2)
@@ -279,7 +279,7 @@ def test_augmented_views_differ_and_depend_on_the_position_alone(dataset):
 
 
 def test_random_frame_is_a_stored_one_and_follows_the_seed(videos):
-    prepared = prepare_video(videos / "Clap/v_Clap_g05_c01.avi", SPEC)
+    prepared = read_clip(videos / "Clap/v_Clap_g05_c01.avi", SPEC)
     example = example_from_video(prepared)
     stored = [augment.clip_image(tf.constant(jpeg), 16).numpy() for jpeg in prepared.frames]
     seen = set()
@@ -301,7 +301,7 @@ def test_random_frame_is_a_stored_one_and_follows_the_seed(videos):
     ],
 )
 def test_chosen_frames_are_the_stored_ones_next_to_those_wanted(videos, frames, expected):
-    prepared = prepare_video(videos / "Clap/v_Clap_g05_c01.avi", SPEC)
+    prepared = read_clip(videos / "Clap/v_Clap_g05_c01.avi", SPEC)
     assert prepared.num_frames == 28
     assert prepared.frame_indices.tolist() == [3, 10, 14, 17, 24]
     images = view_of_example(
@@ -313,7 +313,7 @@ def test_chosen_frames_are_the_stored_ones_next_to_those_wanted(videos, frames, 
 
 
 def test_a_video_of_one_frame_has_views_without_motion():
-    example = example_from_video(prepare_frames(drifting_frames(1, 64, 96), SPEC, 25.0))
+    example = example_from_video(clip_from_frames(drifting_frames(1, 64, 96), SPEC, 25.0))
     for options in ({}, {"augmented_views": 2, "seed": tf.constant([1, 2])}):
         view = view_of_example(example, SPEC, motion=VIEWS, frames="uniform_3", **options)
         # Flipped, no motion is 255 - 128.
@@ -342,7 +342,7 @@ def test_files_changed_since_the_preparation_are_an_error(dataset, videos, data_
 
 
 def test_wrong_arguments_are_named(dataset, data_dir):
-    names = dataset.roles(selection="last")["train"]
+    names = dataset.splits(selection="last")["train"]
     for options, message in (
         ({"names": ["nowhere.avi"], "batch_size": 1}, "nowhere.avi"),
         ({"names": [names[0]] * 2, "batch_size": 1}, "named twice"),

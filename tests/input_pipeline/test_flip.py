@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from moclip_jax.input_pipeline import augment
-from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_frames
+from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import accumulate
 
@@ -24,7 +24,7 @@ ONE_LEVEL, ONE_PIXEL = 1, 7
 
 def field_of(pictures: np.ndarray, index: int) -> tf.Tensor:
     """Encode uint8 `[n, h, w, 3]` and return the field uint8 `[1, H, W, 2]` of one frame."""
-    prepared = prepare_frames(pictures, SPEC, 25)
+    prepared = clip_from_frames(pictures, SPEC, 25)
     motion = accumulate(prepared.displacements, prepared.is_intra, SPEC.height, SPEC.width, [index])
     return augment.scale_to_uint8(tf.constant(motion))
 

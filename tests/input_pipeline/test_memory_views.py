@@ -10,10 +10,10 @@ from moclip_jax.input_pipeline import augment, memory_views
 from moclip_jax.input_pipeline.batches import MotionViews, example_from_video, view_of_example
 from moclip_jax.input_pipeline.memory_views import last_frames, test_view_in_memory
 from moclip_jax.input_pipeline.video.clip import (
-    PreparedVideo,
+    Clip,
     VideoSpec,
     prepare_in_parts,
-    prepare_video,
+    read_clip,
 )
 
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
@@ -35,7 +35,7 @@ def moving_video(folder: pathlib.Path, form: str) -> pathlib.Path:
     return write_video(folder / ("a.mov" if form == "turned" else "a.mkv"), frames, **FORMS[form])
 
 
-def in_a_graph(video: PreparedVideo, views: MotionViews, spec: VideoSpec) -> np.ndarray:
+def in_a_graph(video: Clip, views: MotionViews, spec: VideoSpec) -> np.ndarray:
     return np.asarray(view_of_example(example_from_video(video), spec, motion=views)["motion"])
 
 
@@ -45,7 +45,7 @@ def in_a_graph(video: PreparedVideo, views: MotionViews, spec: VideoSpec) -> np.
 def test_the_test_view_of_a_file_is_the_same_in_memory_and_in_a_graph(
     form, crops, accumulated, tmp_path
 ):
-    prepared = prepare_video(moving_video(tmp_path, form), SPEC)
+    prepared = read_clip(moving_video(tmp_path, form), SPEC)
     views = dataclasses.replace(VIEWS, num_segments=7, accumulated=accumulated, crops=crops)
     # A window of a stream that begins behind an I-frame, and one that ends among B-frames.
     window = dataclasses.replace(prepared, lead=5, num_frames=21)
@@ -66,7 +66,7 @@ def test_the_test_view_of_a_file_is_the_same_in_memory_and_in_a_graph(
 def test_the_canonical_form_too_whatever_its_size(height, width, crops, tmp_path):
     """The square is 32 pixels wide: both axes are resized, or one, or none."""
     spec = VideoSpec(width=width, height=height)
-    prepared = prepare_video(moving_video(tmp_path, "plain"), spec)
+    prepared = read_clip(moving_video(tmp_path, "plain"), spec)
     views = dataclasses.replace(VIEWS, crops=crops)
     expected = in_a_graph(prepared, views, spec)
     assert (expected != 128).any()
@@ -87,7 +87,7 @@ def test_random_bytes_of_real_sizes_are_resized_as_tensorflow_does(height, width
 @pytest.mark.parametrize("form", FORMS)
 def test_a_part_of_the_view_needs_no_more_than_the_frames_up_to_its_last(form, source, tmp_path):
     path, spec = moving_video(tmp_path, form), dataclasses.replace(SPEC, source=source)
-    whole = test_view_in_memory(prepare_video(path, spec), VIEWS, spec)
+    whole = test_view_in_memory(read_clip(path, spec), VIEWS, spec)
     parts, lengths = {}, []
     borders = lambda num_frames: last_frames(num_frames, VIEWS, 3)[:-1]  # noqa: E731
     for number, video in prepare_in_parts(path, spec, borders):

@@ -17,7 +17,7 @@ from moclip_jax.input_pipeline.batches import (
 )
 from moclip_jax.input_pipeline.memory_views import fields_in_memory
 from moclip_jax.input_pipeline.native_motion import native_fields
-from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.motion_vectors import BlockMotion
 
 from moclip_jax.reporting.motion_figures import motion_fields
@@ -159,7 +159,7 @@ def test_motion_of_a_frame_alone_points_forward_in_time():
 
 
 def test_a_real_video_with_b_frames_equals_the_numpy_fields():
-    prepared = prepare_video(real_clips.path("bikes"), SPEC)
+    prepared = read_clip(real_clips.path("bikes"), SPEC)
     assert prepared.is_bidirectional.sum() > 100
     assert prepared.future.sum() > 1000
     indices = np.array([249, 3, 100, 4, 31, 0], np.int32)
@@ -207,7 +207,7 @@ def test_stored_videos_give_what_the_files_give(folder, tmp_path):
     ).as_numpy_iterator()
     for index, fields in zip(batch["index"], batch["motion"], strict=True):
         name = names[index]
-        prepared = prepare_video(folder / name, dataset.spec)
+        prepared = read_clip(folder / name, dataset.spec)
         assert prepared.source == ("reencode" if name.endswith("webm") else "native")
         view = view_of_example(example_from_video(prepared), dataset.spec, motion=VIEWS)
         np.testing.assert_array_equal(fields, view["motion"])
@@ -234,7 +234,7 @@ def test_a_part_from_an_i_frame_on_moves_as_it_does_in_the_whole(source, tmp_pat
     path = write_video(
         tmp_path / "a.mkv", drifting_frames(40), codec="mpeg4", options={"g": "12", "bf": "2"}
     )
-    video = prepare_video(path, dataclasses.replace(SPEC, source=source))
+    video = read_clip(path, dataclasses.replace(SPEC, source=source))
     starts = video.group_starts().tolist()
     assert starts[0] == 0 and len(starts) > 2
     ends = np.flatnonzero(video.is_bidirectional[starts[1] :]) + starts[1] + 1
@@ -256,7 +256,7 @@ def test_pictures_are_of_the_streams_own_motion(raw, tmp_path):
     path = write_video(
         tmp_path / "a.mkv", drifting_frames(30), codec="mpeg4", options={"g": "12", "bf": "2"}
     )
-    video = prepare_video(path, SPEC)
+    video = read_clip(path, SPEC)
     fields = np.stack(list(motion_fields(video, raw=raw)))
     if raw:
         # The texture drifts to the right by two pixels a frame; B-frames look one or two ahead.

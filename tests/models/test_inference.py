@@ -12,7 +12,7 @@ from moclip_jax.models.batch_norm import BatchNorm
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.efficientnet import EfficientNetConfig
-from moclip_jax.models.inference import FoldedNorm, frozen_clip, frozen_motion_network
+from moclip_jax.models.inference import FoldedNorm, clip_for_inference, motion_network_for_inference
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 from tests.random_norms import randomize_norms
 
@@ -34,7 +34,7 @@ def motion_features(network, fields):
 def test_a_folded_network_has_the_features_of_the_trained_one_and_no_statistics_inside(trained):
     fields = np.random.default_rng(1).integers(0, 256, (2, 3, 48, 40, 2), np.uint8)
     before = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(trained))]
-    frozen = frozen_motion_network(trained)
+    frozen = motion_network_for_inference(trained)
     np.testing.assert_allclose(
         motion_features(frozen, fields), motion_features(trained, fields), rtol=1e-5, atol=1e-5
     )
@@ -51,14 +51,14 @@ def test_products_in_bfloat16_are_those_of_a_network_that_has_them_itself(traine
     backbone = dataclasses.replace(trained.config.backbone, dtype=jnp.bfloat16)
     narrow = nnx.eval_shape(lambda: MotionNetwork(MotionNetworkConfig(backbone), rngs=nnx.Rngs(0)))
     nnx.update(narrow, nnx.state(trained))
-    expected = motion_features(frozen_motion_network(narrow), fields)
-    frozen = frozen_motion_network(trained, jnp.bfloat16)
+    expected = motion_features(motion_network_for_inference(narrow), fields)
+    frozen = motion_network_for_inference(trained, jnp.bfloat16)
     np.testing.assert_array_equal(motion_features(frozen, fields), expected)
-    wide = motion_features(frozen_motion_network(trained), fields)
+    wide = motion_features(motion_network_for_inference(trained), fields)
     largest = np.abs(wide).max()
     assert 1e-4 * largest < np.abs(expected - wide).max() < 0.05 * largest
     # And back.
-    same = motion_features(frozen_motion_network(narrow, jnp.float32), fields)
+    same = motion_features(motion_network_for_inference(narrow, jnp.float32), fields)
     np.testing.assert_array_equal(same, wide)
 
 
@@ -103,13 +103,13 @@ def test_the_last_block_for_one_token_is_that_of_all(clip, pictures):
         x = tower.embed(pictures)
         return tower.encoder(x)[:, 0], tower.encoder.first_token(x)
 
-    for tower in (clip.vision, frozen_clip(clip, jnp.float32).vision):
+    for tower in (clip.vision, clip_for_inference(clip, jnp.float32).vision):
         of_all, of_one = both(tower, pictures)
         np.testing.assert_allclose(of_one, of_all, rtol=1e-5, atol=1e-5)
 
 
 def test_a_frozen_tower_has_the_embeddings_of_the_whole_clip(clip, pictures):
-    frozen = frozen_clip(clip, jnp.float32)
+    frozen = clip_for_inference(clip, jnp.float32)
     assert not hasattr(frozen, "text") and hasattr(clip, "text")
     assert len(frozen.vision.encoder.blocks) == 3
     whole = embeddings(clip, pictures)
@@ -117,14 +117,14 @@ def test_a_frozen_tower_has_the_embeddings_of_the_whole_clip(clip, pictures):
 
 
 def test_a_clip_that_several_devices_work_on_keeps_its_stacked_layers(clip):
-    frozen = frozen_clip(clip, jnp.bfloat16, devices=2)
+    frozen = clip_for_inference(clip, jnp.bfloat16, devices=2)
     assert not hasattr(frozen, "text")
     stacked, same = nnx.state(clip.vision), nnx.state(frozen.vision)
     jax.tree.map(np.testing.assert_array_equal, same, stacked)
 
 
 def test_products_of_bfloat16_round_their_factors_and_nothing_else(clip, pictures):
-    frozen = frozen_clip(clip, jnp.bfloat16)
+    frozen = clip_for_inference(clip, jnp.bfloat16)
     kernels = [leaf for path, leaf in nnx.to_flat_state(nnx.state(frozen)) if path[-1] == "kernel"]
     assert {kernel.dtype for kernel in kernels} == {jnp.dtype(jnp.bfloat16)}
     result, whole = embeddings(frozen, pictures), np.asarray(embeddings(clip, pictures))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from moclip_jax.input_pipeline import augment
-from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
@@ -21,7 +21,7 @@ def test_pixel_values_of_real_frames(name):
     processor = CLIPImageProcessorPil(resample=Image.Resampling.BILINEAR)
     spec = VideoSpec(width=64, height=48, clip_frames=3, frame_size=256)
     worst = 0.0
-    for jpeg in prepare_video(real_clips.path(name), spec).frames:
+    for jpeg in read_clip(real_clips.path(name), spec).frames:
         image = Image.open(io.BytesIO(jpeg)).convert("RGB")
         expected = processor(images=image, return_tensors="np")["pixel_values"][0]
         ours = np.asarray(normalize_images(augment.clip_image(tf.constant(jpeg), 224).numpy()))

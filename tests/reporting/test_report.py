@@ -168,13 +168,13 @@ def test_101_classes_and_names_that_look_like_markup_make_a_sound_page(finished_
     rng = np.random.default_rng(0)
     scores = {row: rng.normal(size=(101, 101)) for row in run_figures.ROW_TITLES}
     np.savez(tmp_path / "evaluate" / "scores.npz", label=np.arange(101), **scores)
-    roles = {
+    splits = {
         "train": [],
         "validation": [],
         "test": [entry.name for entry in index if not entry.error],
         "refused_test": ["bad <b>.avi"],
     }
-    page = Page(report.write_report(testing.get_config(), dataset, roles, tmp_path, num_clips=0))
+    page = Page(report.write_report(testing.get_config(), dataset, splits, tmp_path, num_clips=0))
     assert_self_contained(page)
     assert page.tables["refused"] == [["bad <b>.avi", "/x/bad <b>.avi: no <i>video</i>"]]
     assert "not recorded" in page.tables["times"][1]

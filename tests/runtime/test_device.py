@@ -14,7 +14,7 @@ from moclip_jax.runtime.device import (
     computation_dtype,
     extraction_batch_size,
     free_memory,
-    product_dtype,
+    matmul_dtype,
 )
 
 GIB = 2**30
@@ -52,7 +52,7 @@ def test_a_frozen_clip_multiplies_in_bfloat16_where_the_processor_has_units_for_
     monkeypatch, setting, flags, dtype
 ):
     monkeypatch.setattr(device, "_processor_flags", lambda: frozenset(flags))
-    assert product_dtype(setting) == jnp.dtype(dtype)
+    assert matmul_dtype(setting) == jnp.dtype(dtype)
 
 
 def test_whole_registers_are_used_where_they_do_not_slow_the_processor_down(monkeypatch):

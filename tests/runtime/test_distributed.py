@@ -95,7 +95,7 @@ port, number, rate, of = sys.argv[1:]
 def work():
     distributed.join(distributed.Launch(f"localhost:{port}", int(of), int(number)))
     distributed.compare(config={"motion": {"learning_rate": float(rate)}})
-    assert distributed.on_first(lambda: [1, "two"]) == [1, "two"]
+    assert distributed.run_on_main(lambda: [1, "two"]) == [1, "two"]
 raise SystemExit(command_line.run(work, ended=distributed.leave))
 """
 
@@ -212,9 +212,9 @@ def test_sigterm_raises_at_once_but_inside_steps_only_when_asked():
         with distributed.steps():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.05)
-            assert distributed.stop_asked()
+            assert distributed.stop_requested()
         with pytest.raises(StoppedError) as error:
-            distributed.stop_if_asked()
+            distributed.stop_if_requested()
         assert error.value.code == distributed.STATUS_TERMINATED == 143
     finally:
         distributed._Sigterm.asked = False

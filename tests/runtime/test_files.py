@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from moclip_jax.configs import testing
 
-from moclip_jax.runtime.files import alone_in
+from moclip_jax.runtime.files import exclusive_lock
 from moclip_jax.training import pipeline
 
 REPOSITORY = Path(__file__).parents[2]
 HOLD = (
-    "import sys, time; from pathlib import Path; from moclip_jax.runtime.files import alone_in\n"
-    "with alone_in(Path(sys.argv[1])):\n"
+    "import sys, time; from pathlib import Path; from moclip_jax.runtime.files import exclusive_lock\n"
+    "with exclusive_lock(Path(sys.argv[1])):\n"
     "    print('held', flush=True); time.sleep(600)\n"
 )
 
@@ -33,5 +33,5 @@ def test_a_second_run_in_a_workdir_is_told_who_works_there_and_a_killed_one_leav
     finally:
         os.kill(holder.pid, signal.SIGKILL)
         holder.communicate()
-    with alone_in(tmp_path):
+    with exclusive_lock(tmp_path):
         assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()

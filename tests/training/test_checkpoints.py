@@ -19,7 +19,7 @@ from moclip_jax.training.checkpoints import (
     save_tree,
     write_json,
 )
-from moclip_jax.training.fingerprint import frozen, sha256_of
+from moclip_jax.training.fingerprint import sha256_of, weights_fingerprint
 
 
 def test_a_stage_is_done_only_after_finish(tmp_path):
@@ -160,14 +160,14 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_used(tmp
 
 def test_a_checkpoint_made_from_something_else_is_refused_and_the_difference_named(tmp_path):
     names = [f"class {i}" for i in range(20)]
-    weights = {"clip": frozen("tiny", {"w": jnp.ones(3)})}
+    weights = {"clip": weights_fingerprint("tiny", {"w": jnp.ones(3)})}
     about = {"config": {"lr": 0.1}, "class_names": names, "weights": weights}
     saved(tmp_path, [0.5], about)
     assert newest(tmp_path, about)[0] == 1
     others = about | {
         "config": {"lr": 0.2},
         "class_names": [*names[:7], "other", *names[8:]],
-        "weights": {"clip": frozen("tiny", {"w": jnp.zeros(3)})},
+        "weights": {"clip": weights_fingerprint("tiny", {"w": jnp.zeros(3)})},
     }
     with pytest.raises(ValueError, match="was made from something else:") as error:
         newest(tmp_path, others)
@@ -204,7 +204,9 @@ def test_a_full_disk_is_an_error_of_the_system_and_destroys_nothing(tmp_path):
 
 def test_features_of_other_frozen_weights_are_refused(tmp_path):
     path = tmp_path / "weights.json"
-    one, other = ({"clip": frozen(name, {"w": jnp.full(3, i)})} for i, name in enumerate("ab"))
+    one, other = (
+        {"clip": weights_fingerprint(name, {"w": jnp.full(3, i)})} for i, name in enumerate("ab")
+    )
     check_weights(path, one, note=True)
     check_weights(path, one, note=False)
     with pytest.raises(ValueError, match=r"was made with other weights:\s+clip: was a .* is b"):

@@ -73,8 +73,8 @@ def extract(monkeypatch, directory, num_videos, batch_size):
     config = testing.get_config()
     config.features.batch_size = batch_size
     names = [f"video {number}" for number in range(num_videos)]
-    roles = {"train": names, "validation": [], "test": []}
-    features.extract_features(config, None, roles, None, Clip, make_mesh(), directory)
+    splits = {"train": names, "validation": [], "test": []}
+    features.extract_features(config, None, splits, None, Clip, make_mesh(), directory)
     return made
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from moclip_jax.training import pace
-from moclip_jax.training.pace import Pace, data_wait
+from moclip_jax.training.pace import StepTimer, data_wait
 
 
 class Clock:
@@ -49,7 +49,7 @@ def run_epoch(tracker, clock, *, data_s, ready, steps=4, rest_s=1.0):
 
 
 def test_waits_count_where_devices_had_run_out_of_work(tmp_path, clock):
-    tracker = Pace(tmp_path)
+    tracker = StepTimer(tmp_path)
     run_epoch(tracker, clock, data_s=3.0, ready=True)
     assert tracker.end_epoch(0, 4) == pytest.approx(12 / 16)
     # The devices work on while the next batch is made; only the first wait finds them idle.
@@ -69,7 +69,7 @@ def test_nothing_noted_is_not_no_wait(tmp_path):
 
 @pytest.mark.parametrize("steps_of_training", [5, 20])
 def test_a_trace_of_some_steps_can_be_opened(tmp_path, capsys, steps_of_training):
-    tracker = Pace(tmp_path, profile_steps=4)
+    tracker = StepTimer(tmp_path, profile_steps=4)
 
     @jax.jit
     def traced_function(x):
@@ -93,7 +93,7 @@ def test_a_trace_of_some_steps_can_be_opened(tmp_path, capsys, steps_of_training
 
 
 def test_without_being_asked_for_there_is_no_trace(tmp_path):
-    tracker = Pace(tmp_path)
+    tracker = StepTimer(tmp_path)
     for _ in tracker.items(range(9)):
         tracker.dispatched(jnp.zeros(()), 1)
     tracker.close()

@@ -13,7 +13,7 @@ from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.runtime.sharding import make_mesh
 from moclip_jax.training import scan_epoch, trainer
 from moclip_jax.training.heads import chosen_features, feature_choices, head_logits
-from moclip_jax.training.scan_epoch import Resident, place_data
+from moclip_jax.training.scan_epoch import DeviceData, place_data
 
 VIDEOS, VIEWS, BATCH = 70, 3, 16
 
@@ -51,7 +51,7 @@ def task(mesh, num_epochs=4, *, on_devices=True, **changes) -> trainer.Task:
         batches=batches,
         steps_per_epoch=VIDEOS // BATCH,
         num_epochs=num_epochs,
-        resident=Resident(placed, choices, chosen_features) if on_devices else None,
+        device_data=DeviceData(placed, choices, chosen_features) if on_devices else None,
         **changes,
     )
 
@@ -115,7 +115,7 @@ def test_a_run_stopped_between_epochs_ends_bit_identical_to_one_that_was_not(tmp
 
     stopped = task(mesh)
     stopped = dataclasses.replace(
-        stopped, resident=dataclasses.replace(stopped.resident, choices=stops)
+        stopped, device_data=dataclasses.replace(stopped.device_data, choices=stops)
     )
     with pytest.raises(_StoppedError):
         trainer.train_and_evaluate(stopped, tmp_path / "stopped", mesh)

@@ -11,7 +11,7 @@ from moclip_jax.input_pipeline.datasets.base import PreparationConfig
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES
 from moclip_jax.input_pipeline.datasets.split_lists import read_split_lists
 from moclip_jax.input_pipeline.datasets.ucf101 import LISTS_URL, VIDEOS_URL, Ucf101
-from moclip_jax.input_pipeline.video.clip import VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 from tests.ucf101_fixture import CLASSES, GROUPS, write_ucf101
@@ -63,7 +63,7 @@ def test_stored_examples_are_the_prepared_videos(ucf101_folders, tmp_path):
     assert set(stored) == {entry.name for entry in dataset.index}
     entry = next(e for e in dataset.index if e.label == 2)
     example = stored[entry.name]
-    prepared = prepare_video(videos / entry.name, SPEC)
+    prepared = read_clip(videos / entry.name, SPEC)
     np.testing.assert_array_equal(example["displacements"], prepared.displacements)
     np.testing.assert_array_equal(example["is_intra"], prepared.is_intra)
     np.testing.assert_array_equal(example["frame_indices"], prepared.frame_indices)
@@ -199,9 +199,9 @@ def test_folder_without_lists_is_split_by_seed(class_folders, tmp_path):
     dataset = split(0, 0)
     assert dataset.class_names == ("jump", "run")
     assert len(dataset.index) == 8
-    roles = dataset.roles(selection="last")
-    assert [len(roles[role]) for role in ("train", "test")] == [6, 2]
-    assert {name.split("/")[0] for name in roles["test"]} == {"jump", "run"}
+    splits = dataset.splits(selection="last")
+    assert [len(splits[role]) for role in ("train", "test")] == [6, 2]
+    assert {name.split("/")[0] for name in splits["test"]} == {"jump", "run"}
     assert split(0, 1).index == dataset.index
     assert any(split(seed, seed + 1).index != dataset.index for seed in range(1, 4))
 

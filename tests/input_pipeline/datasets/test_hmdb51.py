@@ -55,9 +55,9 @@ def test_classes_and_subsets_are_those_of_the_lists(hmdb51, tmp_path):
     assert {entry.group for entry in dataset.index} == {
         f"{name}/{source}" for name in CLASSES for source in CLIPS
     }
-    roles = dataset.roles(split=2, selection="last")
-    assert roles["train"] == [n for n, subsets in expected.items() if subsets[1] == "train"]
-    assert roles["test"] == [n for n, subsets in expected.items() if subsets[1] == "test"]
+    splits = dataset.splits(split=2, selection="last")
+    assert splits["train"] == [n for n, subsets in expected.items() if subsets[1] == "train"]
+    assert splits["test"] == [n for n, subsets in expected.items() if subsets[1] == "test"]
 
 
 def test_a_missing_file_or_list_and_a_wrong_line_are_named(hmdb51, tmp_path):

@@ -12,9 +12,9 @@ from moclip_jax.input_pipeline.video import clip
 from moclip_jax.input_pipeline.video.clip import (
     VideoError,
     VideoSpec,
-    prepare_frames,
+    clip_from_frames,
     prepare_in_parts,
-    prepare_video,
+    read_clip,
     reencode,
 )
 from moclip_jax.input_pipeline.video.decode import CheckedVideo
@@ -46,7 +46,7 @@ def test_canonical_stream_is_mpeg4_with_the_specified_size_and_gop(tmp_path):
 
 def test_displacements_are_the_vectors_of_the_canonical_stream(tmp_path):
     path = write_video(tmp_path / "a.avi", drifting_frames(30))
-    prepared = prepare_video(path, SPEC)
+    prepared = read_clip(path, SPEC)
     expected = []
     for frame in _decode(list(reencode(path, SPEC))):
         data = frame.side_data.get("MOTION_VECTORS")
@@ -60,7 +60,7 @@ def test_displacements_are_the_vectors_of_the_canonical_stream(tmp_path):
 
 def test_prepared_video_has_the_documented_shapes(tmp_path):
     path = write_video(tmp_path / "a.mkv", drifting_frames(19), codec="libx264", rate=30)
-    prepared = prepare_video(path, VideoSpec(width=340, height=256, clip_frames=8))
+    prepared = read_clip(path, VideoSpec(width=340, height=256, clip_frames=8))
     assert prepared.displacements.shape == (19, 32, 43, 2)
     assert prepared.displacements.dtype == np.int16
     assert prepared.is_intra.dtype == bool
@@ -74,7 +74,7 @@ def test_prepared_video_has_the_documented_shapes(tmp_path):
 @pytest.mark.parametrize("step", [(4, 0), (-4, 0), (0, 4), (0, -4)])
 def test_displacement_points_from_where_the_picture_came(step):
     frames = drifting_frames(6, 64, 96, step=step)
-    displacements = prepare_frames(frames, SPEC, 25.0).displacements
+    displacements = clip_from_frames(frames, SPEC, 25.0).displacements
     # Away from the edges; what moved by `step` came from `-step`.
     inner = displacements[1:, 2:-2, 2:-2].reshape(-1, 2)
     np.testing.assert_array_equal(np.median(inner, axis=0), [-step[0], -step[1]])
@@ -83,7 +83,7 @@ def test_displacement_points_from_where_the_picture_came(step):
 def test_file_and_pictures_take_the_same_path(tmp_path):
     frames = drifting_frames(16, 64, 96)
     path = write_video(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="bgr0")  # lossless
-    from_file, from_pictures = prepare_video(path, SPEC), prepare_frames(frames, SPEC, 25.0)
+    from_file, from_pictures = read_clip(path, SPEC), clip_from_frames(frames, SPEC, 25.0)
     np.testing.assert_array_equal(from_file.displacements, from_pictures.displacements)
     np.testing.assert_array_equal(from_file.is_intra, from_pictures.is_intra)
     assert from_file.frames == from_pictures.frames
@@ -91,7 +91,7 @@ def test_file_and_pictures_take_the_same_path(tmp_path):
 
 def test_preparing_twice_gives_the_same(tmp_path):
     path = write_video(tmp_path / "a.avi", drifting_frames(15))
-    one, two = (dataclasses.asdict(prepare_video(path, SPEC)) for _ in range(2))
+    one, two = (dataclasses.asdict(read_clip(path, SPEC)) for _ in range(2))
     for name, value in one.items():
         np.testing.assert_array_equal(value, two[name])
 
@@ -113,7 +113,7 @@ def test_frame_positions(num_frames, clip_frames, expected):
 def test_stored_frames_are_those_of_the_source(tmp_path):
     frames = drifting_frames(20, 48, 80, step=(3, 1))
     path = write_video(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="bgr0")
-    prepared = prepare_video(path, dataclasses.replace(SPEC, jpeg_quality=95))
+    prepared = read_clip(path, dataclasses.replace(SPEC, jpeg_quality=95))
     assert prepared.frame_indices.tolist() == [2, 7, 10, 12, 17]
     for index, jpeg in zip(prepared.frame_indices, prepared.frames, strict=True):
         picture = np.asarray(Image.open(io.BytesIO(jpeg)))
@@ -126,16 +126,16 @@ def test_stored_frames_are_those_of_the_source(tmp_path):
 
 def test_large_frames_are_stored_with_the_shorter_side_reduced(tmp_path):
     path = write_video(tmp_path / "a.avi", drifting_frames(3, 96, 160))
-    prepared = prepare_video(path, dataclasses.replace(SPEC, frame_size=48))
+    prepared = read_clip(path, dataclasses.replace(SPEC, frame_size=48))
     assert Image.open(io.BytesIO(prepared.frames[0])).size == (80, 48)
 
 
 def test_frames_are_chosen_by_the_number_that_was_decoded(tmp_path, monkeypatch):
     # Streams with a packet for each field, say, have more packets than frames.
     path = write_video(tmp_path / "a.avi", drifting_frames(20))
-    expected = prepare_video(path, SPEC)
+    expected = read_clip(path, SPEC)
     monkeypatch.setattr(clip, "check_video", lambda path, limit: CheckedVideo(40, 25.0))
-    prepared = prepare_video(path, SPEC)
+    prepared = read_clip(path, SPEC)
     assert prepared.frame_indices.tolist() == expected.frame_indices.tolist()
     assert prepared.frames == expected.frames
 
@@ -143,7 +143,7 @@ def test_frames_are_chosen_by_the_number_that_was_decoded(tmp_path, monkeypatch)
 def test_a_video_in_parts_begins_with_its_pictures_and_ends_with_the_whole(tmp_path):
     path = write_video(tmp_path / "a.avi", drifting_frames(120), options={"g": "6"})
     spec = dataclasses.replace(SPEC, source="native", clip_frames=1)
-    whole = prepare_video(path, spec)
+    whole = read_clip(path, spec)
     parts = list(prepare_in_parts(path, spec, lambda num_frames: [-1, 30, 70]))
     assert [number for number, _ in parts] == [0, 1, 2, 3]
     assert [len(part.is_intra) for _, part in parts] == [0, 31, 71, 120]
@@ -162,7 +162,7 @@ def test_a_video_in_parts_begins_with_its_pictures_and_ends_with_the_whole(tmp_p
 def test_parts_begin_anew_when_the_number_of_frames_was_wrong(source, tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.avi", drifting_frames(20))
     spec = dataclasses.replace(SPEC, source=source)
-    expected = prepare_video(path, spec)
+    expected = read_clip(path, spec)
     monkeypatch.setattr(clip, "check_video", lambda path, limit: CheckedVideo(40, 25.0))
     parts = list(prepare_in_parts(path, spec, lambda num_frames: [num_frames // 4]))
     assert [(number, part.num_frames) for number, part in parts] == [(0, 40), (0, 20), (1, 20)]
@@ -195,10 +195,10 @@ def test_pictures_decoded_apart_are_those_of_decoding_everything(
         return went_apart[-1]
 
     monkeypatch.setattr(clip, "_keep_pictures", spy)
-    apart = prepare_video(path, spec)
+    apart = read_clip(path, spec)
     assert went_apart == [options["g"] == "7"]
     monkeypatch.setattr(clip, "_FEW_FRAMES", 0.0)
-    together = prepare_video(path, spec)
+    together = read_clip(path, spec)
     assert not went_apart[-1]
     assert apart.frames == together.frames
     assert apart.frame_indices.tolist() == together.frame_indices.tolist() == [60]
@@ -214,7 +214,7 @@ def test_damage_is_found_when_pictures_are_decoded_apart_too(tmp_path):
     content[second : second + 16] = b"\xff" * 16
     path.write_bytes(content)
     with pytest.raises(VideoError, match=r"a\.avi: damaged at packet 2 "):
-        prepare_video(path, dataclasses.replace(SPEC, source="native", clip_frames=1))
+        read_clip(path, dataclasses.replace(SPEC, source="native", clip_frames=1))
 
 
 @pytest.mark.parametrize(
@@ -246,20 +246,20 @@ def test_whole_files_are_read_to_the_last_frame(tmp_path, name, codec, options, 
         options=options,
         container_options=container_options,
     )
-    assert prepare_video(path, SPEC).num_frames == 26
+    assert read_clip(path, SPEC).num_frames == 26
 
 
 @pytest.mark.parametrize("name", ["long_sound.mkv", "long_sound.mov", "long_sound.avi"])
 def test_longer_sound_does_not_make_a_video_cut(tmp_path, name):
     path = write_video(tmp_path / name, drifting_frames(10), audio_seconds=3)
-    assert prepare_video(path, SPEC).num_frames == 10
+    assert read_clip(path, SPEC).num_frames == 10
 
 
 def test_avi_without_its_index_is_whole(tmp_path):
     path = write_video(tmp_path / "a.avi", drifting_frames(20))
     content = path.read_bytes()
     path.write_bytes(content[: content.rindex(b"idx1")])
-    assert prepare_video(path, SPEC).num_frames == 20
+    assert read_clip(path, SPEC).num_frames == 20
 
 
 def test_avi_with_dropped_frames_is_whole(tmp_path):
@@ -273,7 +273,7 @@ def test_avi_with_dropped_frames_is_whole(tmp_path):
                 target.mux(packet)
     with av.open(str(tmp_path / "b.avi")) as container:
         assert container.streams.video[0].frames == 20
-    assert prepare_video(tmp_path / "b.avi", SPEC).num_frames == 16
+    assert read_clip(tmp_path / "b.avi", SPEC).num_frames == 16
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_cut_files_are_refused(tmp_path, capfd, name, codec, container_options, 
         "|damaged at packet"
     )
     with pytest.raises(VideoError, match=reasons) as error:
-        prepare_video(target, SPEC)
+        read_clip(target, SPEC)
     assert str(target) in str(error.value)
     assert capfd.readouterr().err == ""  # FFmpeg says nothing of its own
 
@@ -318,7 +318,7 @@ def test_a_file_cut_between_two_packets_is_refused(tmp_path, name, container_opt
         packets = [p for p in container.demux(video=0) if p.size]
     path.write_bytes(path.read_bytes()[: packets[20].pos])
     with pytest.raises(VideoError, match="cut"):
-        prepare_video(path, SPEC)
+        read_clip(path, SPEC)
 
 
 def test_files_that_are_no_video_are_refused_with_the_reason(tmp_path):
@@ -343,15 +343,15 @@ def test_files_that_are_no_video_are_refused_with_the_reason(tmp_path):
         "sound.wav": "no video stream",
     }.items():
         with pytest.raises(VideoError, match=reason) as error:
-            prepare_video(tmp_path / name, SPEC)
+            read_clip(tmp_path / name, SPEC)
         assert str(tmp_path / name) in str(error.value), name
 
 
 def test_too_long_a_video_is_refused(tmp_path):
     path = write_video(tmp_path / "a.avi", drifting_frames(12))
-    assert prepare_video(path, dataclasses.replace(SPEC, max_frames=12)).num_frames == 12
+    assert read_clip(path, dataclasses.replace(SPEC, max_frames=12)).num_frames == 12
     with pytest.raises(VideoError, match="more than 11 frames"):
-        prepare_video(path, dataclasses.replace(SPEC, max_frames=11))
+        read_clip(path, dataclasses.replace(SPEC, max_frames=11))
 
 
 def test_error_survives_the_way_from_a_worker_process():
@@ -376,6 +376,6 @@ def test_spec_names_the_wrong_field(field, value, reason):
 
 def test_pictures_of_a_wrong_kind_are_refused():
     with pytest.raises(ValueError, match="uint8"):
-        prepare_frames(np.zeros((4, 64, 96, 3), np.float32), SPEC, 25.0)
+        clip_from_frames(np.zeros((4, 64, 96, 3), np.float32), SPEC, 25.0)
     with pytest.raises(ValueError, match="n > 0"):
-        prepare_frames(np.zeros((0, 64, 96, 3), np.uint8), SPEC, 25.0)
+        clip_from_frames(np.zeros((0, 64, 96, 3), np.uint8), SPEC, 25.0)

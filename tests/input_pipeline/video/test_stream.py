@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 from moclip_jax.input_pipeline.video import stream
-from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, frame_jpeg, prepare_video
+from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, frame_jpeg, read_clip
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import FrameBlocks, NoVectorsError
-from moclip_jax.input_pipeline.video.stream import WindowCutter, read_live
+from moclip_jax.input_pipeline.video.stream import WindowCutter, read_stream
 from moclip_jax.input_pipeline.views import MotionViews, example_from_video, view_of_example
 
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
@@ -22,9 +22,9 @@ H264 = {"bf": "2", "g": "9", "x264-params": "scenecut=0"}
 RATE = 25
 
 
-def windows_of(path, spec, length_s=1.0, hop_s=0.4, patience_s=0.3, **options):
-    reader = read_live(
-        str(path), spec, length_s=length_s, hop_s=hop_s, patience_s=patience_s, **options
+def windows_of(path, spec, length_s=1.0, hop_s=0.4, timeout_s=0.3, **options):
+    reader = read_stream(
+        str(path), spec, length_s=length_s, hop_s=hop_s, timeout_s=timeout_s, **options
     )
     return list(reader)
 
@@ -45,7 +45,7 @@ def test_windows_have_the_motion_and_pictures_of_the_file(
     frames = drifting_frames(83, step=(1, 0))
     path = write_video(tmp_path / name, frames, codec=codec, options=options, rate=RATE)
     spec = dataclasses.replace(SPEC, source=source)
-    whole = prepare_video(path, spec)
+    whole = read_clip(path, spec)
     fields = whole.motion.accumulate()
     pictures = [frame_jpeg(frame, spec) for frame in decode_frames(path)]
     windows = windows_of(path, spec)
@@ -68,7 +68,7 @@ def test_what_the_networks_see_of_a_window_is_what_they_see_of_its_frames(tmp_pa
     path = write_video(tmp_path / "a.ts", frames, codec="libx264", options=H264, rate=RATE)
     spec = dataclasses.replace(SPEC, source="native")
     views = MotionViews(num_segments=4, image_size=24, resize_size=24)
-    fields = prepare_video(path, spec).motion.accumulate()
+    fields = read_clip(path, spec).motion.accumulate()
     window = windows_of(path, spec)[1]
     assert window.video.lead > 0
     view = view_of_example(example_from_video(window.video), spec, motion=views, frames="middle")
@@ -93,7 +93,7 @@ def test_a_growing_file_is_followed(tmp_path):
     growing.write_bytes(content[: len(content) // 2])
     spec = dataclasses.replace(SPEC, source="native")
     expected = windows_of(path, spec)
-    reader = read_live(str(growing), spec, length_s=1.0, hop_s=0.4, patience_s=1.0)
+    reader = read_stream(str(growing), spec, length_s=1.0, hop_s=0.4, timeout_s=1.0)
     found = [next(reader)]  # from the half that is there
 
     def grow():
@@ -119,7 +119,7 @@ def test_a_fifo_is_read_to_its_end(tmp_path):
     os.mkfifo(fifo)
     writer = threading.Thread(target=lambda: fifo.write_bytes(path.read_bytes()))
     writer.start()
-    found = windows_of(fifo, SPEC, patience_s=5)
+    found = windows_of(fifo, SPEC, timeout_s=5)
     writer.join()
     assert len(found) == len(windows_of(path, SPEC))
 
@@ -171,7 +171,7 @@ def test_frames_at_uneven_times(tmp_path, source):
     times = np.cumsum(np.random.default_rng(0).integers(5, 120, 90))
     path = write_video(tmp_path / "a.mkv", drifting_frames(90, step=(1, 0)), times_ms=times)
     spec = dataclasses.replace(SPEC, source=source)
-    fields = prepare_video(path, spec).motion.accumulate()
+    fields = read_clip(path, spec).motion.accumulate()
     seconds = (times - times[0]) / 1000
     for window in windows_of(path, spec):
         inside = np.flatnonzero((seconds >= window.start_s) & (seconds < window.end_s))

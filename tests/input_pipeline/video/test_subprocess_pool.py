@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, prepare_video
+from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.subprocess_pool import WorkerError, WorkerPool, run_isolated
 
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
@@ -65,7 +65,7 @@ def test_a_result_comes_back_and_the_worker_is_used_again(pool):
 def test_an_error_of_the_function_comes_back_and_the_worker_lives(pool, tmp_path):
     process = run_isolated(pool, own_process, [], 30)
     with pytest.raises(VideoError, match=r"absent\.avi: no such file"):
-        run_isolated(pool, prepare_video, [tmp_path / "absent.avi", VideoSpec()], 30)
+        run_isolated(pool, read_clip, [tmp_path / "absent.avi", VideoSpec()], 30)
     with pytest.raises(RuntimeError, match="Awkward"):  # cannot be made again from its pickle
         run_isolated(pool, raise_awkward, [], 30)
     assert run_isolated(pool, own_process, [], 30) == process
@@ -74,7 +74,7 @@ def test_an_error_of_the_function_comes_back_and_the_worker_lives(pool, tmp_path
 def test_a_prepared_video_is_that_of_this_process(pool, tmp_path):
     path = write_video(tmp_path / "a.avi", drifting_frames(9))
     spec = VideoSpec(width=64, height=48)
-    there, here = run_isolated(pool, prepare_video, [path, spec], 30), prepare_video(path, spec)
+    there, here = run_isolated(pool, read_clip, [path, spec], 30), read_clip(path, spec)
     np.testing.assert_array_equal(there.displacements, here.displacements)
     assert there.frames == here.frames
 
@@ -149,11 +149,11 @@ def test_the_first_process_that_a_program_starts_is_deaf_to_ctrl_c_too(tmp_path)
     script = tmp_path / "script.py"
     script.write_text(
         "import multiprocessing, time\n"
-        "from moclip_jax.input_pipeline.video.interrupts import start_deaf_to_ctrl_c\n"
+        "from moclip_jax.input_pipeline.video.interrupts import block_sigint\n"
         "if __name__ == '__main__':\n"
         "    context = multiprocessing.get_context('spawn')\n"
         "    process = context.Process(target=time.sleep, args=(60,))\n"
-        "    with start_deaf_to_ctrl_c():\n"
+        "    with block_sigint():\n"
         "        process.start()\n"
         "    with open(f'/proc/{process.pid}/status') as status:\n"
         "        print(next(line.split()[1] for line in status if line.startswith('SigBlk')))\n"

@@ -11,8 +11,8 @@ from moclip_jax.input_pipeline.video import decode
 from moclip_jax.input_pipeline.video.clip import (
     VideoError,
     VideoSpec,
-    prepare_frames,
-    prepare_video,
+    clip_from_frames,
+    read_clip,
 )
 from moclip_jax.input_pipeline.video.motion_vectors import accumulate_motion, read_motion_vectors
 from moclip_jax.input_pipeline.video.orientation import (
@@ -67,7 +67,7 @@ def test_the_streams_own_motion_follows_the_definition(tmp_path, name):
     codec, options = CODECS[name]
     frames = drifting_frames(11, 144, 176, step=(3, 1))  # a size that H.263 knows
     path = write_video(tmp_path / name, frames, codec=codec, options=options)
-    prepared = prepare_video(path, AUTO)
+    prepared = read_clip(path, AUTO)
     assert (prepared.source, prepared.height, prepared.width) == ("native", 144, 176)
     decoded = plain_decode(path)
     assert prepared.num_frames == len(decoded) == 11
@@ -84,12 +84,12 @@ def test_what_has_no_vectors_is_encoded_anew_if_that_is_allowed(tmp_path, name):
     codec, options, pix_fmt = WITHOUT_VECTORS[name]
     frames = drifting_frames(9, 64, 96, step=(3, 1))
     path = write_video(tmp_path / name, frames, codec=codec, options=options, pix_fmt=pix_fmt)
-    auto, reencoded = prepare_video(path, AUTO), prepare_video(path, SPEC)
+    auto, reencoded = read_clip(path, AUTO), read_clip(path, SPEC)
     assert auto.source == reencoded.source == "reencode"
     np.testing.assert_array_equal(auto.displacements, reencoded.displacements)
     assert auto.frames == reencoded.frames
     with pytest.raises(VideoError, match="source='reencode'") as error:
-        prepare_video(path, NATIVE)
+        read_clip(path, NATIVE)
     assert str(path) in str(error.value)
 
 
@@ -98,7 +98,7 @@ def test_a_group_of_pictures_may_be_as_long_as_the_video(tmp_path, codec):
     frames = drifting_frames(250, 32, 48, step=(1, 0))
     options = {"g": "250", "sc_threshold": "1000000000", "bf": "2"}
     path = write_video(tmp_path / "a.mp4", frames, codec=codec, options=options)
-    prepared = prepare_video(path, NATIVE)
+    prepared = read_clip(path, NATIVE)
     assert prepared.is_intra.sum() == 1
     expected = accumulate_by_definition(plain_decode(path), 32, 48)
     np.testing.assert_array_equal(prepared.motion.accumulate(), expected)
@@ -108,7 +108,7 @@ def test_a_group_of_pictures_may_be_as_long_as_the_video(tmp_path, codec):
 def test_native_frames_are_those_of_the_file(tmp_path):
     frames = drifting_frames(20, 48, 80, step=(3, 1))
     path = write_video(tmp_path / "a.mp4", frames, codec="libx264", options={"crf": "10"})
-    native, reencoded = prepare_video(path, NATIVE), prepare_video(path, SPEC)
+    native, reencoded = read_clip(path, NATIVE), read_clip(path, SPEC)
     assert native.frames == reencoded.frames
     assert native.frame_indices.tolist() == reencoded.frame_indices.tolist()
     assert native.fps == reencoded.fps
@@ -126,7 +126,7 @@ def test_a_turned_file_is_that_of_turned_pictures(tmp_path, rotation):
     turned = turn_by_hand(frames, rotation)
     # Not scaled, because scaling rounds the two pixel formats differently.
     spec = dataclasses.replace(SPEC, height=turned.shape[1], width=turned.shape[2])
-    prepared, expected = prepare_video(path, spec), prepare_frames(turned, spec, 25.0)
+    prepared, expected = read_clip(path, spec), clip_from_frames(turned, spec, 25.0)
     np.testing.assert_array_equal(prepared.displacements, expected.displacements)
     assert prepared.frames == expected.frames
 
@@ -137,7 +137,7 @@ def test_own_motion_of_a_turned_file_is_turned(tmp_path, rotation, size):
     frames = drifting_frames(8, *size, step=(3, 1))
     straight = write_video(tmp_path / "a.mp4", frames, options={"bf": "1"})
     turned = write_video(tmp_path / "b.mp4", frames, options={"bf": "1"}, rotation=rotation)
-    before, after = prepare_video(straight, NATIVE), prepare_video(turned, NATIVE)
+    before, after = read_clip(straight, NATIVE), read_clip(turned, NATIVE)
     fields = before.motion.accumulate()
     # By hand: places turn as pictures do; (x, y) turns too, with y downwards.
     x, y = (turn_by_hand(fields[..., i : i + 1], rotation)[..., 0] for i in (0, 1))
@@ -197,7 +197,7 @@ def test_an_angle_that_is_no_quarter_turn_is_refused(tmp_path):
     path = write_video(tmp_path / "a.mov", drifting_frames(4), rotation=30)
     for spec in (SPEC, NATIVE):
         with pytest.raises(VideoError, match="multiple of 90"):
-            prepare_video(path, spec)
+            read_clip(path, spec)
 
 
 @pytest.mark.parametrize(
@@ -212,13 +212,13 @@ def test_an_angle_that_is_no_quarter_turn_is_refused(tmp_path):
 def test_odd_sizes(tmp_path, name, codec, pix_fmt, source):
     frames = drifting_frames(9, 37, 51, step=(2, 1))
     path = write_video(tmp_path / name, frames, codec=codec, pix_fmt=pix_fmt)
-    prepared = prepare_video(path, AUTO)
+    prepared = read_clip(path, AUTO)
     assert prepared.source == source
     assert pictures(prepared)[0].shape == (37, 51, 3)
     if source == "native":
         expected = accumulate_by_definition(plain_decode(path), 37, 51)
         np.testing.assert_array_equal(prepared.motion.accumulate(), expected)
-    assert prepare_video(path, SPEC).displacements.shape == (9, 8, 12, 2)
+    assert read_clip(path, SPEC).displacements.shape == (9, 8, 12, 2)
 
 
 def test_frames_at_uneven_times_are_taken_as_they_come(tmp_path):
@@ -229,7 +229,7 @@ def test_frames_at_uneven_times_are_taken_as_they_come(tmp_path):
     seconds = [frame.time_s for frame in read_motion_vectors(uneven)]
     assert np.diff(seconds) == pytest.approx(np.diff(times) / 1000)
     for spec in (SPEC, NATIVE):
-        one, other = prepare_video(even, spec), prepare_video(uneven, spec)
+        one, other = read_clip(even, spec), read_clip(uneven, spec)
         np.testing.assert_array_equal(one.displacements, other.displacements)
         assert one.frames == other.frames
 
@@ -246,7 +246,7 @@ def test_the_first_of_several_video_streams_is_taken(tmp_path):
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode(None))
-    prepared = prepare_video(path, NATIVE)
+    prepared = read_clip(path, NATIVE)
     assert (prepared.num_frames, prepared.height, prepared.width) == (7, 48, 64)
 
 
@@ -254,14 +254,14 @@ def test_sound_alone_is_refused(tmp_path):
     path = write_sound(tmp_path / "a.wav")
     for spec in (SPEC, NATIVE, AUTO):
         with pytest.raises(VideoError, match=r"a\.wav: has no video stream"):
-            prepare_video(path, spec)
+            read_clip(path, spec)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.avi", "mpeg4")])
 def test_a_single_frame_has_no_motion(tmp_path, name, codec):
     path = write_video(tmp_path / name, drifting_frames(1), codec=codec)
     for spec in (SPEC, NATIVE, AUTO):
-        prepared = prepare_video(path, spec)
+        prepared = read_clip(path, spec)
         assert prepared.num_frames == 1
         assert not prepared.motion.accumulate().any()
         assert prepared.frame_indices.tolist() == [0]
@@ -287,25 +287,25 @@ def test_a_file_that_does_not_begin_with_a_key_frame(tmp_path, name, codec, opti
         for packet in packets[3:]:
             packet.stream = stream
             target.mux(packet)
-    prepared = prepare_video(late, NATIVE)
+    prepared = read_clip(late, NATIVE)
     assert prepared.num_frames == shown
     assert prepared.is_intra[0] == (shown == 11)
     decoded = plain_decode(late)
     expected = accumulate_by_definition(decoded, 48, 64)
     np.testing.assert_array_equal(prepared.motion.accumulate(), expected)
-    assert prepare_video(late, SPEC).num_frames == shown
+    assert read_clip(late, SPEC).num_frames == shown
 
 
 def test_4k(tmp_path):
     small = drifting_frames(3, 216, 384, step=(2, 1))
     frames = small.repeat(10, axis=1).repeat(10, axis=2)
     path = write_video(tmp_path / "a.mp4", frames, codec="libx264", options={"preset": "ultrafast"})
-    prepared = prepare_video(path, NATIVE)
+    prepared = read_clip(path, NATIVE)
     assert prepared.displacements.shape == (3, 270, 480, 2)
     assert np.median(accumulate_motion(path, [2])[0], (0, 1)).tolist() == [40, 20]
-    assert prepare_video(path, SPEC).displacements.shape == (3, 8, 12, 2)
+    assert read_clip(path, SPEC).displacements.shape == (3, 8, 12, 2)
     with pytest.raises(VideoError, match="max_pixels=8294399"):
-        prepare_video(path, dataclasses.replace(SPEC, max_pixels=3840 * 2160 - 1))
+        read_clip(path, dataclasses.replace(SPEC, max_pixels=3840 * 2160 - 1))
 
 
 def test_a_picture_that_changes_its_size_is_refused_only_where_that_matters(tmp_path):
@@ -316,8 +316,8 @@ def test_a_picture_that_changes_its_size_is_refused_only_where_that_matters(tmp_
             write_video(part, drifting_frames(6, height, width), codec="libx264")
             joined.write(part.read_bytes())
     with pytest.raises(VideoError, match="changes its size"):
-        prepare_video(path, NATIVE)
-    assert prepare_video(path, SPEC).num_frames == 12
+        read_clip(path, NATIVE)
+    assert read_clip(path, SPEC).num_frames == 12
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_limits_are_named(tmp_path, monkeypatch, limit, value, reason):
     monkeypatch.setattr(decode.time, "monotonic", lambda: float(next(clock)))
     for spec in (SPEC, NATIVE):
         with pytest.raises(VideoError, match=reason) as error:
-            prepare_video(path, dataclasses.replace(spec, **{limit: value}))
+            read_clip(path, dataclasses.replace(spec, **{limit: value}))
         assert str(path) in str(error.value)
 
 
