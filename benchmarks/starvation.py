@@ -4,8 +4,8 @@
 
 The pipeline of motion training at full size feeds a device that is simulated: it takes every batch
 and rests for a given time, which leaves the processor to the pipeline as an accelerator would. What
-is told is the share of time that it waited (`moclip_jax.training.pace`), and the fastest device that this
-machine's processor can feed.
+is told is the share of time that it waited (`moclip_jax.training.pace`), and the fastest device
+that this machine's processor can feed.
 """
 
 import os

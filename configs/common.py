@@ -147,8 +147,8 @@ def get_config() -> ConfigDict:
         "a demonstration of a person {}.",
         "a person in a video, {}.",
     )
-    # Phrases of the classes: ucf101 or hmdb51 (moclip_jax/inference/class_phrases.py); empty takes the words
-    # of each class name.
+    # Phrases of the classes: ucf101 or hmdb51 (moclip_jax/inference/class_phrases.py); empty takes
+    # the words of each class name.
     config.zero_shot.phrases = ""
 
     config.features = ConfigDict()

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import tensorflow_datasets as tfds
 from absl import logging
 from moclip_jax.input_pipeline.datasets import beam
-from moclip_jax.input_pipeline.datasets.shards import ShardFolder, exclusively, plan_shards
+from moclip_jax.input_pipeline.datasets.shards import ShardFolder, plan_shards
 from moclip_jax.input_pipeline.datasets.worker import (
     REFUSED,
     Outcome,
@@ -31,6 +31,7 @@ from moclip_jax.input_pipeline.datasets.worker import (
 from moclip_jax.input_pipeline.video.clip import VideoSpec
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
+from moclip_jax.runtime.files import wait_for_lock
 from moclip_jax.runtime.progress import Progress, duration, say
 
 __all__ = [
@@ -208,7 +209,7 @@ class PreparedVideoBuilder(FileReaderBuilder, skip_registration=True):  # type: 
                 "if __name__ == '__main__':"
             )
         there = final.exists()
-        with exclusively(final.with_name(f"{final.name}.lock"), f"prepare {self.name}"):
+        with wait_for_lock(final.with_name(f"{final.name}.lock"), f"prepare {self.name}"):
             if final.exists() and not there:
                 self.info.read_from_directory(self.data_dir)
             for left in final.parent.glob(f"{final.name}.incomplete*"):

@@ -3,7 +3,6 @@
 A finished shard survives whatever ends the run, and the next start goes on with the others.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -16,12 +15,8 @@ from typing import Any
 
 from moclip_jax.input_pipeline.datasets.worker import Outcome, Source
 
+from moclip_jax.runtime.files import atomic_write, write_json
 from moclip_jax.runtime.progress import say
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks.
-    fcntl = None  # type: ignore[assignment]
 
 VIDEOS_PER_SHARD = 32
 """Videos of a shard at most: what a killed run loses, and what a Beam worker does in one go."""
@@ -59,13 +54,13 @@ class ShardFolder:
         plan_file = self.path / _PLAN
         if self.path.exists():
             if plan_file.exists() and json.loads(plan_file.read_text()) == digest:
-                for part in self.path.glob("*.part"):
+                for part in self.path.glob("*.part*"):
                     part.unlink()
                 return
             say(f"{self.path}: made for other videos or settings, begun anew")
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
-        _write_whole(plan_file, json.dumps(digest))
+        write_json(plan_file, digest)
 
     def outcomes(self, index: int) -> list[Outcome] | None:
         """Return what became of a shard's videos; None if it is not finished."""
@@ -92,57 +87,17 @@ class ShardFolder:
         # Only here: workers import the builders' modules, and this one takes seconds.
         import tensorflow as tf
 
-        # In a name of its own: engines may try a shard twice at a time.
-        temporary = self.path / f"{index:05d}.{os.getpid()}.part"
         outcomes = []
-        with tf.io.TFRecordWriter(os.fspath(temporary)) as writer:
+        with (
+            atomic_write(self.records(index)) as temporary,
+            tf.io.TFRecordWriter(os.fspath(temporary)) as writer,
+        ):
             for record, outcome in results:
                 if record:
                     writer.write(record)
                 outcomes.append(outcome)
                 yield outcome
-        _flush_to_disk(temporary)
-        os.replace(temporary, self.records(index))
-        _write_whole(
-            self._outcomes(index), json.dumps([dataclasses.asdict(outcome) for outcome in outcomes])
-        )
+        write_json(self._outcomes(index), [dataclasses.asdict(outcome) for outcome in outcomes])
 
     def _outcomes(self, index: int) -> pathlib.Path:
         return self.path / f"{index:05d}.json"
-
-
-@contextlib.contextmanager
-def exclusively(path: str | os.PathLike, what: str) -> Iterator[None]:
-    """Hold a lock that one process at a time can have; wait for it, and say so.
-
-    The system takes it back from a process that dies. Where there are no such locks (Windows),
-    nothing is done.
-
-    Args:
-      path: The lock's file, which stays.
-      what: What is locked, to be said.
-    """
-    if fcntl is None:
-        yield
-        return
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{what}: another process is at it; waiting for that")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _write_whole(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_text(text)
-    _flush_to_disk(temporary)
-    os.replace(temporary, path)
-
-
-def _flush_to_disk(path: pathlib.Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -69,7 +69,8 @@ class Clip:
       height: Height of the coded picture in pixels.
       width: Width of the coded picture in pixels.
       orientation: How the coded picture is turned to be shown, 0 to 7, see
-        `moclip_jax.input_pipeline.video.orientation`; 0 for canonical pictures, which are turned before encoding.
+        `moclip_jax.input_pipeline.video.orientation`; 0 for canonical pictures, which are turned
+        before encoding.
       is_bidirectional: bool `[n]`, True for B-frames; canonical streams have none.
       future: bool `[n, gh, gw]`, True where a B-frame's displacement points to the next I- or
         P-frame.

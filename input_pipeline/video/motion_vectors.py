@@ -131,7 +131,8 @@ class BlockMotion:
       future: bool `[n, gh, gw]`, True where a B-frame's displacement points to the next reference.
       height: Height of the coded picture in pixels.
       width: Width of the coded picture in pixels.
-      orientation: How the coded picture is turned to be shown, see `moclip_jax.input_pipeline.video.orientation`.
+      orientation: How the coded picture is turned to be shown, see
+        `moclip_jax.input_pipeline.video.orientation`.
     """
 
     displacements: np.ndarray
@@ -383,7 +384,8 @@ class BlockMotionReader:
             raise NoVectorsError(
                 self._path,
                 "its codec carries no motion vectors that FFmpeg exports; use the canonical form "
-                "(moclip_jax.input_pipeline.video.clip.read_clip with VideoSpec.source='reencode' or 'auto')",
+                "(moclip_jax.input_pipeline.video.clip.read_clip with "
+                "VideoSpec.source='reencode' or 'auto')",
             )
         return motion
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,13 +23,14 @@ from moclip_jax.models.inference import clip_for_inference, motion_network_for_i
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import load_tokenizer
 from moclip_jax.runtime.device import computation_dtype, matmul_dtype
-from moclip_jax.training.checkpoints import load_tree, save_tree, write_json
+from moclip_jax.runtime.files import write_json
+from moclip_jax.runtime.tree_io import load_tree, save_tree
+from moclip_jax.runtime.versions import package_versions
 from moclip_jax.training.motion import motion_network_config, motion_views, video_spec
 
 FORMAT = 1
 # Fields that go through the motion network together at least, if there are as many.
 _LEAST_SEGMENTS = 16
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "av", "tensorflow-datasets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ def export_model(
         },
     )
     tokenizer.save_pretrained(directory / "tokenizer")
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = package_versions()
     write_json(
         directory / "metadata.json",
         {

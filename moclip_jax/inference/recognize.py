@@ -352,8 +352,9 @@ def predict_videos(
       classes: words of the user's own; none means the model's classes.
       window_s: length of the timeline's windows in seconds; 0 for no timeline.
       num_workers: threads that decode; 0 means one for each core.
-      read: calls a function of a file; an `moclip_jax.input_pipeline.video.isolated_reading.SubprocessReader` keeps a
-        file that crashes FFmpeg from ending the program.
+      read: calls a function of a file; an
+        `moclip_jax.input_pipeline.video.isolated_reading.SubprocessReader` keeps a file that
+        crashes FFmpeg from ending the program.
       classifier: one that is made already, with what it has compiled; `classes` are then its own.
     """
     classifier = classifier or Classifier(recognizer, classes)

@@ -25,8 +25,8 @@ def class_phrases(class_names: Sequence[str], known: str = "") -> list[Sequence[
 
     Args:
       class_names: the labels.
-      known: data set whose phrases `moclip_jax.inference.class_phrases` holds; empty for none. A class that
-        it does not hold is called by its name in words.
+      known: data set whose phrases `moclip_jax.inference.class_phrases` holds; empty for none. A
+        class that it does not hold is called by its name in words.
     """
     phrases = PHRASES[known] if known else {}
     return [phrases.get(name, (class_phrase(name),)) for name in class_names]

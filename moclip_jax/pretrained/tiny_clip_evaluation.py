@@ -126,8 +126,8 @@ download, in the demo and in the tests. It is no CLIP for real pictures.
 
 From random weights by `python -m moclip_jax.pretrained.train_tiny_clip` (about 10 minutes on two
 CPU cores), with CLIP's contrastive loss where all captions that are true of a picture count as
-matches, on captioned pictures that `moclip_jax.input_pipeline.datasets.shapes` draws, from groups (background and
-palette) that no data set uses. No picture and no text of anyone else went in.
+matches, on captioned pictures that `moclip_jax.input_pipeline.datasets.shapes` draws, from groups
+(background and palette) that no data set uses. No picture and no text of anyone else went in.
 
 ## Accuracy
 

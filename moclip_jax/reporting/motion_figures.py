@@ -20,6 +20,7 @@ from moclip_jax.input_pipeline.video.clip import Clip, VideoError
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import BLOCK
 from moclip_jax.input_pipeline.video.orientation import orient_field
+from moclip_jax.runtime.files import atomic_write
 
 # A guess and its probability, most likely first.
 Guesses = Sequence[tuple[str, float]]
@@ -185,9 +186,8 @@ def write_annotated_video(
     wheel = Image.fromarray((color_wheel(side) * 255).astype(np.uint8))
     font = ImageFont.load_default(size=13)
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    part = target.with_name(f"{target.stem}.part{target.suffix}")
     try:
-        with av.open(os.fspath(part), "w") as container:
+        with atomic_write(target) as part, av.open(os.fspath(part), "w") as container:
             rate = Fraction(video.fps or 25.0).limit_denominator(1001)
             stream = cast(av.VideoStream, container.add_stream(codec, rate=rate))
             stream.width, stream.height, stream.pix_fmt = total, _HEIGHT, "yuv420p"
@@ -206,7 +206,6 @@ def write_annotated_video(
                 container.mux(stream.encode(av.VideoFrame.from_image(canvas)))
                 each_frame()
             container.mux(stream.encode(None))
-        part.replace(target)
     except (av.FFmpegError, ValueError, OSError) as error:
         if isinstance(error, VideoError):
             raise
@@ -214,8 +213,6 @@ def write_annotated_video(
         raise VideoError(
             target, f"cannot be written as a video ({reason}); try a name in .mp4"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _draw_guesses(draw: ImageDraw.ImageDraw, left: int, title: str, guesses: Guesses, font: Any):

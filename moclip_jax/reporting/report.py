@@ -1,13 +1,12 @@
 """The report of a run: one HTML file with its numbers, curves, confusions and hardest clips.
 
-`python -m moclip_jax.reporting.report --workdir=DIR` writes it again. The file needs no network and no other
-file: pictures are inside it.
+`python -m moclip_jax.reporting.report --workdir=DIR` writes it again. The file needs no network and
+no other file: pictures are inside it.
 """
 
 import base64
 import io
 import json
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
+from flax.traverse_util import flatten_dict
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
@@ -35,7 +35,7 @@ from moclip_jax.reporting.run_figures import (
 )
 from moclip_jax.reporting.templates import render
 from moclip_jax.runtime.cli import CommandParser, run
-from moclip_jax.training.checkpoints import flat_settings
+from moclip_jax.runtime.files import atomic_write
 from moclip_jax.training.motion import motion_views
 from moclip_jax.training.pace import data_wait
 from moclip_jax.training.run_data import open_dataset, video_splits
@@ -104,9 +104,8 @@ def write_report(
         versions=_versions(workdir),
     )
     path = workdir / NAME
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 
@@ -263,7 +262,8 @@ def _times(workdir: Path) -> list[dict[str, Any]]:
 def _settings(config: ConfigDict) -> list[dict[str, Any]]:
     # As JSON both, so that a tuple and the list read back from an export are the same.
     published, own = (
-        flat_settings(json.loads(settings.to_json())) for settings in (common.get_config(), config)
+        flatten_dict(json.loads(settings.to_json()), sep=".")
+        for settings in (common.get_config(), config)
     )
     return [
         {"name": name, "value": json.dumps(value), "changed": published.get(name, ...) != value}

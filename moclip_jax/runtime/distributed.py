@@ -12,8 +12,6 @@ JAX is imported late: the command line imports this module.
 import contextlib
 import ctypes
 import dataclasses
-import hashlib
-import importlib.metadata
 import itertools
 import json
 import os
@@ -22,9 +20,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
+
+from moclip_jax.runtime.versions import code_digests, package_versions
 
 STATUS_PEER_LOST, STATUS_TERMINATED = 3, 143
 
@@ -35,17 +35,6 @@ _LEAVE_TIMEOUT = 10
 _POLL_INTERVAL = 1.0
 
 _PREFIX = "moclip_jax"
-_PACKAGES = (
-    "moclip-jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "av",
-    "tensorflow-datasets",
-)
 _MOST_DIFFERENCES = 8
 
 
@@ -202,15 +191,15 @@ def compare(**about: Any) -> None:
     """
     if _run.client is None:
         return
+    from flax.traverse_util import flatten_dict
+
     mine = {
         "num_processes": _run.num_processes,
-        "package": dict(package_versions()),
+        "package": package_versions(),
         "code": code_digests(),
         **json.loads(json.dumps(about)),
     }
-    from moclip_jax.training.checkpoints import flat_settings
-
-    own = flat_settings(mine)
+    own = flatten_dict(mine, sep=".")
     _set(f"about/{_run.process_id}", {"host": socket.gethostname(), "about": own})
     problems = []
     for other in range(_run.num_processes):
@@ -241,20 +230,6 @@ def compare(**about: Any) -> None:
             + (f"\n  and {more} more" if more > 0 else "")
             + "\nUse one version of the code, one command and one config on every host."
         )
-
-
-def code_digests() -> dict[str, str]:
-    """Returns the start of the SHA-256 of every source file of our packages, by its name."""
-    import moclip_jax
-    from moclip_jax import configs, input_pipeline
-
-    digests = {}
-    for package in (configs, input_pipeline, moclip_jax):
-        root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            name = f"{root.name}/{path.relative_to(root).as_posix()}"
-            digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return digests
 
 
 def run_on_main_first(work: Callable[[], Any]) -> Any:
@@ -558,14 +533,3 @@ def _get(key: str, seconds: float) -> Any:
         if "DEADLINE_EXCEEDED" in str(error) or "NOT_FOUND" in str(error):
             return None
         raise
-
-
-def package_versions() -> Mapping[str, str]:
-    """Returns the versions of the packages that results may depend on."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "(not installed)"
-    return versions

@@ -86,9 +86,9 @@ def run_ablations(
       ValueError: the stages to run do not include `evaluate`.
     """
     from moclip_jax.config import stages_of
+    from moclip_jax.runtime.files import write_json
     from moclip_jax.runtime.progress import say
     from moclip_jax.training import pipeline
-    from moclip_jax.training.checkpoints import write_json
 
     if "evaluate" not in stages_of(config):
         raise ValueError("config.stages must include evaluate, whose results are compared")

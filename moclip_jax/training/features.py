@@ -1,7 +1,6 @@
 """Stage `features`: run both frozen backbones over every video once, and keep what they say."""
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +26,7 @@ from moclip_jax.runtime.device import (
     free_memory,
     matmul_dtype,
 )
+from moclip_jax.runtime.files import atomic_write
 from moclip_jax.runtime.progress import Progress, say
 from moclip_jax.runtime.sharding import DATA_AXIS, replicate, shard_batch, split_over_model
 from moclip_jax.training.motion import motion_views
@@ -227,7 +227,7 @@ def load_features(directory: Path, role: str, num_videos: int) -> Features:
     if num_videos == 0:
         empty = np.zeros((0, 0), np.float32)
         return Features(empty[:, None], empty, np.zeros((0,), np.int32))
-    parts = [dict(np.load(path)) for path in sorted((directory / role).glob("*.npz"))]
+    parts = [dict(np.load(path)) for path in sorted((directory / role).glob("[0-9]*.npz"))]
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not np.array_equal(np.sort(whole["index"]), np.arange(num_videos)):
         raise ValueError(
@@ -243,7 +243,5 @@ def _write(path: Path, parts: list[dict[str, np.ndarray]]) -> None:
     rows = whole.pop("mask")
     if distributed.is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".part")
-        with open(temporary, "wb") as file:
-            np.savez(file, **{name: value[rows] for name, value in whole.items()})
-        os.replace(temporary, path)
+        with atomic_write(path) as temporary:
+            np.savez(temporary, **{name: value[rows] for name, value in whole.items()})

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.progress import say
-from moclip_jax.training.checkpoints import load_tree, save_tree
+from moclip_jax.runtime.tree_io import load_tree, save_tree
 from moclip_jax.training.features import Features
 from moclip_jax.training.optimizers import head_optimizer
 from moclip_jax.training.scan_epoch import DeviceData, place_data

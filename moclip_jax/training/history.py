@@ -8,6 +8,7 @@ from typing import Any
 from clu import metric_writers
 
 from moclip_jax.runtime import distributed
+from moclip_jax.runtime.files import atomic_write
 
 
 class MetricLog:
@@ -29,9 +30,8 @@ class MetricLog:
             lines = self._path.read_text().splitlines(keepends=True)
             kept = [line for line in lines if _is_whole(line) and json.loads(line)["step"] <= step]
             if kept != lines:
-                temporary = self._path.with_name(self._path.name + ".tmp")
-                temporary.write_text("".join(kept))
-                temporary.replace(self._path)
+                with atomic_write(self._path) as temporary:
+                    temporary.write_text("".join(kept))
 
     def record(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Adds the line of `epoch` (from 0), which ended with update `step`."""

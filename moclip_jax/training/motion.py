@@ -17,7 +17,7 @@ from moclip_jax.input_pipeline.views import MotionViews
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 from moclip_jax.pretrained import load_efficientnet
-from moclip_jax.training.checkpoints import load_tree, save_tree
+from moclip_jax.runtime.tree_io import load_tree, save_tree
 from moclip_jax.training.fingerprint import weights_fingerprint
 from moclip_jax.training.optimizers import motion_optimizer
 from moclip_jax.training.trainer import Batch, Task, train_and_evaluate

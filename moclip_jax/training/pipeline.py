@@ -22,10 +22,9 @@ from moclip_jax.pretrained import load_clip
 from moclip_jax.reporting.report import TIME_FILE, write_report
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.device import computation_dtype
-from moclip_jax.runtime.files import exclusive_lock
+from moclip_jax.runtime.files import exclusive_lock, write_json
 from moclip_jax.runtime.progress import say
 from moclip_jax.runtime.sharding import check_batch_size, connect, make_mesh
-from moclip_jax.training.checkpoints import StageRecord, check_weights, write_json
 from moclip_jax.training.evaluate import evaluate
 from moclip_jax.training.features import extract_features, load_features
 from moclip_jax.training.fingerprint import weights_fingerprint
@@ -38,6 +37,7 @@ from moclip_jax.training.motion import (
     train_motion,
 )
 from moclip_jax.training.run_data import open_dataset, video_splits
+from moclip_jax.training.stages import StageRecord, check_weights
 
 # In the folder of the stage `features`: which frozen networks it asked.
 WEIGHTS_FILE = "weights.json"

@@ -69,8 +69,8 @@ class Task:
       about: what the stage is made from, as nested JSON values, kept in every checkpoint: `config`,
         `class_names`, `preprocessing`, `weights` (frozen or initial ones, by source and hash). A
         checkpoint that was made from anything else is refused.
-      device_data: the same batches from data that stays on the devices; an epoch is then one compiled
-        loop, with checkpoints at its end only. None sends each batch by itself.
+      device_data: the same batches from data that stays on the devices; an epoch is then one
+        compiled loop, with checkpoints at its end only. None sends each batch by itself.
       profile_steps: steps to write a trace of, to `profile/`; 0 for none.
     """
 

@@ -64,7 +64,8 @@ def test_the_command_writes_a_model_with_the_files_own_weights(tmp_path, classes
     workdir = tmp_path / "run"
     done = subprocess.run(
         [
-            sys.executable, "-m", "moclip_jax.pretrained.import_published", "--config=configs/testing.py",
+            sys.executable, "-m", "moclip_jax.pretrained.import_published",
+            "--config=configs/testing.py",
             f"--workdir={workdir}", f"--motion={motion}", f"--fusion={fusion}",
             f"--classes={classes}",
         ],

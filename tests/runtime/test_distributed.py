@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from moclip_jax.runtime import distributed
+from moclip_jax.runtime import distributed, versions
 from moclip_jax.runtime.distributed import Launch, StoppedError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -222,7 +222,7 @@ def test_sigterm_raises_at_once_but_inside_steps_only_when_asked():
 
 
 def test_the_digest_of_the_code_names_every_file_of_the_packages():
-    digests = distributed.code_digests()
+    digests = versions.code_digests()
     assert {
         "moclip_jax/training/trainer.py",
         "input_pipeline/datasets/base.py",

@@ -14,7 +14,8 @@ from moclip_jax.training import pipeline
 
 REPOSITORY = Path(__file__).parents[2]
 HOLD = (
-    "import sys, time; from pathlib import Path; from moclip_jax.runtime.files import exclusive_lock\n"
+    "import sys, time; from pathlib import Path\n"
+    "from moclip_jax.runtime.files import exclusive_lock\n"
     "with exclusive_lock(Path(sys.argv[1])):\n"
     "    print('held', flush=True); time.sleep(600)\n"
 )

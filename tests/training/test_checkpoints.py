@@ -11,15 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moclip_jax.training.checkpoints import (
-    StageRecord,
-    TrainingCheckpoints,
-    check_weights,
-    load_tree,
-    save_tree,
-    write_json,
-)
+from moclip_jax.runtime.files import write_json
+from moclip_jax.runtime.tree_io import load_tree, save_tree
+from moclip_jax.training.checkpoints import TrainingCheckpoints
 from moclip_jax.training.fingerprint import sha256_of, weights_fingerprint
+from moclip_jax.training.stages import StageRecord, check_weights
 
 
 def test_a_stage_is_done_only_after_finish(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 from moclip_jax.configs import common, demo, hmdb51, testing, ucf101, video_folder
 
 from moclip_jax.config import check_config
+from moclip_jax.runtime.tree_io import load_tree
 from moclip_jax.training import pipeline
-from moclip_jax.training.checkpoints import load_tree
 from moclip_jax.training.pipeline import stage_settings
 from tests.config_fields import config_fields
 
