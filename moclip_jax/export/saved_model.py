@@ -80,8 +80,8 @@ def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
     videos), as `export_stablehlo`'s program does. `video` takes one prepared video, as
     `moclip_jax.input_pipeline.batches.example_from_video` gives it, and holds all that comes
     after: choosing frames, accumulating, scaling, resizing, decoding the JPEG frames. Both give
-    `logits` and `probabilities`, float32 `[videos, classes]`. Reading a codec's motion vectors is what
-    TensorFlow cannot do.
+    `logits` and `probabilities`, float32 `[videos, classes]`. Reading a codec's motion vectors is
+    what TensorFlow cannot do.
 
     Args:
       recognizer: the trained model.
