@@ -10,7 +10,7 @@ import pytest
 from moclip_jax.input_pipeline.datasets import prepared
 from moclip_jax.input_pipeline.datasets.shapes import render_clip
 
-from moclip_jax.training.checkpoints import StageRecord
+from moclip_jax.training.stages import StageRecord
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
