@@ -130,7 +130,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from moclip_jax.export.exporter import export_folder, load_export
     from moclip_jax.inference.recognize import Classifier, best_labels, predict_videos
     from moclip_jax.input_pipeline.video.files import find_videos
-    from moclip_jax.input_pipeline.video.isolated_reading import GRACE_S, SubprocessReader
+    from moclip_jax.input_pipeline.video.subprocess_pool import GRACE_S, SubprocessReader
     from moclip_jax.runtime.progress import Progress
 
     workdir = Path(arguments.workdir).expanduser()

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.video import isolated_reading
+from moclip_jax.input_pipeline.video import subprocess_pool
 from moclip_jax.input_pipeline.video.clip import VideoError
 from moclip_jax.input_pipeline.video.motion_vectors import accumulate
 
@@ -330,7 +330,7 @@ def end_by_a_crash(*_):
 
 
 def take_all_memory(*_):
-    return bytearray(isolated_reading.MOST_MEMORY + 1)
+    return bytearray(subprocess_pool.MAX_READER_MEMORY + 1)
 
 
 def never_end(*_):

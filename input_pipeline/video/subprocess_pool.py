@@ -1,7 +1,7 @@
-"""Run a function in a child process with a time limit, so that a native crash costs one call.
+"""Run functions in child processes with a time and a memory limit, so a native crash costs one call.
 
 A damaged file may crash or hang FFmpeg itself, which no `except` can catch. Workers are reused: a
-call costs two messages, and only a worker that died or was stopped is started anew.
+call costs two messages, and only a worker that died or was killed is started again.
 """
 
 import contextlib
@@ -12,11 +12,12 @@ import pickle
 import queue
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from moclip_jax.input_pipeline.video.interrupts import block_sigint
+from moclip_jax.input_pipeline.video.decode import VideoError
 
 try:
     import resource
@@ -25,23 +26,27 @@ except ImportError:  # Not on Windows; `WorkerPool` says so where it is needed.
 
 _T = TypeVar("_T")
 
+# Bytes that reading a video may allocate; a few 4K frames and minutes of motion need far less.
+MAX_READER_MEMORY = 4 * 2**30
+# `VideoSpec.max_seconds` is checked between two packets; a reader is killed this much later.
+GRACE_S = 5.0
 # A new worker imports the function's modules before the time of a call begins to count.
-_START_SECONDS = 120.0
-# The child ends itself so much later than the parent would have: it matters only if there is none.
-_ORPHAN_SECONDS = 10.0
+_START_TIMEOUT_S = 120.0
+# A worker ends itself this much later than the parent would: it matters only if the parent died.
+_ORPHAN_GRACE_S = 10.0
 # Linux: the process's own size, in pages.
-_MEMORY = "/proc/self/statm"
-# What a worker says when it has imported the function.
+_PROCESS_SIZE = "/proc/self/statm"
+# What a worker sends when it has imported the function.
 _LOADED = b"loaded"
 
 
 class WorkerError(RuntimeError):
-    """A call that gave no result: its worker died, or was stopped at the time limit.
+    """A call without a result: its worker died, or was killed at the timeout.
 
     Attributes:
       reason: A phrase to follow a name, such as 'crashed (signal 11: Segmentation fault)'.
-      timed_out: Whether it was the time limit.
-      started: Whether the function had begun; if not, it is not to blame.
+      timed_out: Whether the call timed out.
+      started: Whether the function had started; if not, it is not to blame.
     """
 
     def __init__(self, reason: str, timed_out: bool = False, started: bool = True):
@@ -54,8 +59,28 @@ class WorkerError(RuntimeError):
         return type(self), (self.reason, self.timed_out, self.started)
 
 
+@contextlib.contextmanager
+def block_sigint() -> Iterator[None]:
+    """Start processes in this context that never receive Ctrl-C (they inherit the signal mask).
+
+    A terminal sends Ctrl-C to the whole process group, but only the parent should answer. A handler
+    in the worker would come too late: a worker needs a moment to start, and each would print a
+    traceback. Does nothing where there are no signal masks (Windows).
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # multiprocessing starts its resource tracker with the first process, and unblocks SIGINT then.
+    resource_tracker.ensure_running()
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 class WorkerPool:
-    """Child processes for `run_isolated`, started when first needed and used again.
+    """Child processes for `run_isolated`, started when first needed and reused.
 
     A pool may be used from several threads; as many calls run at once as there are workers.
     Use it as a context manager, or call `close`.
@@ -65,34 +90,34 @@ class WorkerPool:
         """Make a pool; no process is started yet.
 
         Args:
-          num_workers: Processes at most.
+          num_workers: Maximum number of processes.
           max_memory: Bytes that a worker may allocate beyond what it holds when it has started; an
-            allocation beyond that fails in the worker. None for no limit.
+            allocation beyond that raises MemoryError in the worker. None for no limit.
 
         Raises:
           ValueError: `num_workers` is below 1, or the system cannot limit memory.
         """
         if num_workers < 1:
-            raise ValueError(f"num_workers is {num_workers}, least is 1")
-        if max_memory is not None and (resource is None or not os.path.exists(_MEMORY)):
+            raise ValueError(f"num_workers is {num_workers}, must be at least 1")
+        if max_memory is not None and (resource is None or not os.path.exists(_PROCESS_SIZE)):
             raise ValueError("max_memory cannot be enforced on this system")
         self._max_memory = max_memory
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
-        self._lent: set[_Worker] = set()
+        self._in_use: set[_Worker] = set()
         self._killed = False
         self._lock = threading.Lock()
         self._num_workers = num_workers
         for _ in range(num_workers):
             self._idle.put(None)
 
-    def __enter__(self):
+    def __enter__(self) -> "WorkerPool":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
     def close(self) -> None:
-        """Stop the workers; waits for calls that are still running."""
+        """Stop the workers, after the calls that are still running; the pool can be used again."""
         for _ in range(self._num_workers):
             worker = self._idle.get()
             if worker is not None:
@@ -102,15 +127,15 @@ class WorkerPool:
         self._killed = False
 
     def kill(self) -> None:
-        """End the calls that are running; they and later ones raise `WorkerError` until `close`."""
+        """Kill the running calls; they and later ones raise `WorkerError` until `close`."""
         with self._lock:
             self._killed = True
-            for worker in self._lent:
+            for worker in self._in_use:
                 worker.process.kill()
 
     @contextlib.contextmanager
-    def _worker(self):
-        """Lend a living worker; one that is not alive afterwards is not taken back."""
+    def _worker(self) -> Iterator["_Worker"]:
+        """Reserve a live worker; one that failed during its call is stopped, not put back."""
         worker = self._idle.get()
         try:
             if worker is not None and not worker.process.is_alive():
@@ -121,20 +146,20 @@ class WorkerPool:
             with self._lock:
                 if self._killed:
                     raise WorkerError("was not called: the pool is being closed", started=False)
-                self._lent.add(worker)
+                self._in_use.add(worker)
             yield worker
         except BaseException:
-            # Whatever it was (also Ctrl-C in the parent), a result may still be on its way.
+            # Also after Ctrl-C in the parent: the call's result may still be on its way.
             if worker is not None and worker.busy:
                 with self._lock:
-                    self._lent.discard(worker)
+                    self._in_use.discard(worker)
                 worker.stop()
                 worker = None
             raise
         finally:
             if worker is not None:
                 with self._lock:
-                    self._lent.discard(worker)
+                    self._in_use.discard(worker)
             self._idle.put(worker)
 
 
@@ -144,9 +169,9 @@ def run_isolated(
     """Call `function(*args)` in a worker of the pool.
 
     Args:
-      pool: Where to run it; waits until a worker is free.
+      pool: The pool; waits until a worker is free.
       function: Must pickle, with its arguments, its result and its exceptions.
-      args: Arguments by position.
+      args: Positional arguments.
       timeout: Seconds, above 0, that the call may take. Starting a worker and importing the
         function's module do not count.
 
@@ -154,7 +179,7 @@ def run_isolated(
       What the function returned.
 
     Raises:
-      WorkerError: The worker died (a native crash, or no memory) or was stopped at the time limit.
+      WorkerError: The worker died (a native crash, or no memory) or was killed at the timeout.
       Exception: Whatever the function raised.
       ValueError: `timeout` is not above 0.
     """
@@ -168,32 +193,82 @@ def run_isolated(
     return value
 
 
+class SubprocessReader:
+    """Calls functions of video files in child processes.
+
+    It may be used from several threads; as many calls run at once as there are processes. Use it as
+    a context manager, or call `close`.
+    """
+
+    def __init__(self, num_workers: int, timeout_s: float):
+        """Make a reader; no process is started yet.
+
+        Args:
+          num_workers: Maximum number of processes.
+          timeout_s: Seconds that a call may take.
+        """
+        self.timeout_s = timeout_s
+        self._pool = WorkerPool(num_workers, max_memory=MAX_READER_MEMORY)
+
+    def __enter__(self) -> "SubprocessReader":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None:  # Nobody waits any more for what is still running.
+            self._pool.kill()
+        self.close()
+
+    def close(self) -> None:
+        """Stop the processes, after the calls that are still running."""
+        self._pool.close()
+
+    def __call__(self, function: Callable[..., _T], path: str, *arguments: Any) -> _T:
+        """Return `function(path, *arguments)`.
+
+        Args:
+          function: Must pickle, with its arguments and its result.
+          path: A video file.
+          *arguments: Further arguments.
+
+        Raises:
+          VideoError: As the function; or its process crashed, timed out, or ran out of memory.
+        """
+        try:
+            return run_isolated(self._pool, function, (path, *arguments), self.timeout_s)
+        except WorkerError as error:
+            raise VideoError(path, f"reading it {error.reason}") from error
+        except MemoryError as error:
+            raise VideoError(path, "reading it takes too much memory") from error
+
+
 class _Worker:
     """A child process that runs one call after another."""
 
     def __init__(self, max_memory: int | None):
-        # Spawned, because a fork of a process that runs other threads can hang.
+        # Spawned, because a fork of a process that runs other threads can deadlock.
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, max_memory), daemon=True)
+        self._connection, child_connection = context.Pipe()
+        self.process = context.Process(
+            target=_serve, args=(child_connection, max_memory), daemon=True
+        )
         self.busy = False
         with block_sigint():
             self.process.start()
-        # Ours must not stay open, or the worker's death would not show as the end of the pipe.
-        theirs.close()
+        # An open copy in the parent would hide the worker's death: the pipe would never end.
+        child_connection.close()
 
     def call(self, message: bytes, timeout: float) -> tuple[bool, Any]:
         """Return (True, result) or (False, exception)."""
         self.busy, started = True, False
         try:
             self._connection.send_bytes(message)
-            answer = self._receive(_START_SECONDS, started)
+            answer = self._receive(_START_TIMEOUT_S, started)
             if answer == _LOADED:
                 started = True
                 answer = self._receive(timeout, started)
         except (EOFError, ConnectionError) as error:
-            self.process.join(_ORPHAN_SECONDS)
-            raise WorkerError(_death(self.process.exitcode), started=started) from error
+            self.process.join(_ORPHAN_GRACE_S)
+            raise WorkerError(_cause_of_death(self.process.exitcode), started=started) from error
         self.busy = False
         return pickle.loads(answer)
 
@@ -208,14 +283,14 @@ class _Worker:
         self._connection.close()
         if self.busy:
             self.process.kill()
-        self.process.join(_ORPHAN_SECONDS)
+        self.process.join(_ORPHAN_GRACE_S)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
 
 
 def _serve(connection: Connection, max_memory: int | None) -> None:
-    """Body of a worker: one call after another, until the parent closes the pipe."""
+    """Run one call after another, until the parent closes the pipe."""
     # Ctrl-C goes to the whole group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     limited = False
@@ -227,13 +302,13 @@ def _serve(connection: Connection, max_memory: int | None) -> None:
         try:
             function, args, timeout = pickle.loads(message)
             if max_memory is not None and not limited:
-                # Counted from here, because the imports' own memory is no video's fault.
+                # Counted from here, because the memory of imports is not the video's.
                 _limit_memory(max_memory)
                 limited = True
             connection.send_bytes(_LOADED)
             if hasattr(signal, "alarm"):
-                # Its default action ends the process, in native code too: no orphan hangs on.
-                signal.alarm(math.ceil(timeout + _ORPHAN_SECONDS))
+                # SIGALRM's default action ends the process, in native code too: no orphan stays.
+                signal.alarm(math.ceil(timeout + _ORPHAN_GRACE_S))
             outcome: tuple[bool, Any] = True, function(*args)
         except Exception as error:
             outcome = False, error
@@ -242,7 +317,7 @@ def _serve(connection: Connection, max_memory: int | None) -> None:
         try:
             answer = pickle.dumps(outcome)
             if not outcome[0]:
-                # Some exceptions pickle, but cannot be made again from what was pickled.
+                # Some exceptions pickle, but cannot be unpickled.
                 pickle.loads(answer)
         except Exception:
             answer = pickle.dumps((False, RuntimeError(f"{outcome[1]!r} cannot be sent back")))
@@ -253,13 +328,13 @@ def _serve(connection: Connection, max_memory: int | None) -> None:
 
 
 def _limit_memory(max_memory: int) -> None:
-    with open(_MEMORY) as file:
-        held = int(file.read().split()[0]) * resource.getpagesize()
+    with open(_PROCESS_SIZE) as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (held + max_memory, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (used + max_memory, hard))
 
 
-def _death(exitcode: int | None) -> str:
+def _cause_of_death(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         try:
             name = signal.strsignal(-exitcode)

@@ -353,7 +353,7 @@ def predict_videos(
       window_s: length of the timeline's windows in seconds; 0 for no timeline.
       num_workers: threads that decode; 0 means one for each core.
       read: calls a function of a file; an
-        `moclip_jax.input_pipeline.video.isolated_reading.SubprocessReader` keeps a file that
+        `moclip_jax.input_pipeline.video.subprocess_pool.SubprocessReader` keeps a file that
         crashes FFmpeg from ending the program.
       classifier: one that is made already, with what it has compiled; `classes` are then its own.
     """

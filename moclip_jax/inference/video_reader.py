@@ -10,7 +10,7 @@ from moclip_jax.export.exporter import Recognizer
 from moclip_jax.inference.recognize import Classifier, with_frames_of
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError, read_clip
 from moclip_jax.input_pipeline.video.decode import check_video
-from moclip_jax.input_pipeline.video.isolated_reading import SubprocessReader
+from moclip_jax.input_pipeline.video.subprocess_pool import SubprocessReader
 
 MOST_WINDOWS = 12
 # No sensible video shows more frames in a second, and each costs time.

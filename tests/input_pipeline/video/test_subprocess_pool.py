@@ -1,4 +1,4 @@
-"""A call in a child process: its result, its error, its crash and its time limit."""
+"""A call in a child process: its result, its error, its crash and its timeout."""
 
 import os
 import pathlib
@@ -71,7 +71,7 @@ def test_an_error_of_the_function_comes_back_and_the_worker_lives(pool, tmp_path
     assert run_isolated(pool, own_process, [], 30) == process
 
 
-def test_a_prepared_video_is_that_of_this_process(pool, tmp_path):
+def test_a_clip_read_in_a_worker_equals_one_read_here(pool, tmp_path):
     path = write_video(tmp_path / "a.avi", drifting_frames(9))
     spec = VideoSpec(width=64, height=48)
     there, here = run_isolated(pool, read_clip, [path, spec], 30), read_clip(path, spec)
@@ -96,7 +96,7 @@ def test_a_worker_that_was_killed_between_two_calls_is_replaced(pool):
     assert run_isolated(pool, double, [1], 30) == 2
 
 
-def test_a_hang_ends_at_the_time_limit(pool):
+def test_a_hang_ends_at_the_timeout(pool):
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"no result within 0\.3 seconds") as error:
         run_isolated(pool, hang, [], 0.3)
@@ -105,7 +105,7 @@ def test_a_hang_ends_at_the_time_limit(pool):
     assert run_isolated(pool, double, [1], 30) == 2
 
 
-def test_a_time_limit_must_be_above_0(pool):
+def test_a_timeout_must_be_above_0(pool):
     with pytest.raises(ValueError, match="timeout"):
         run_isolated(pool, double, [1], 0)
 
@@ -144,12 +144,12 @@ def test_closing_ends_the_processes():
     pool.close()
 
 
-def test_the_first_process_that_a_program_starts_is_deaf_to_ctrl_c_too(tmp_path):
-    """With it comes multiprocessing's tracker, whose start takes the mask away."""
+def test_the_first_process_that_a_program_starts_blocks_sigint_too(tmp_path):
+    """With it comes multiprocessing's resource tracker, whose start unblocks SIGINT."""
     script = tmp_path / "script.py"
     script.write_text(
         "import multiprocessing, time\n"
-        "from moclip_jax.input_pipeline.video.interrupts import block_sigint\n"
+        "from moclip_jax.input_pipeline.video.subprocess_pool import block_sigint\n"
         "if __name__ == '__main__':\n"
         "    context = multiprocessing.get_context('spawn')\n"
         "    process = context.Process(target=time.sleep, args=(60,))\n"
