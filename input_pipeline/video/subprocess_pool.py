@@ -1,4 +1,4 @@
-"""Run functions in child processes with a time and a memory limit, so a native crash costs one call.
+"""Run functions in child processes with a time and a memory limit: a crash costs one call.
 
 A damaged file may crash or hang FFmpeg itself, which no `except` can catch. Workers are reused: a
 call costs two messages, and only a worker that died or was killed is started again.
