@@ -5,18 +5,17 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from flax import nnx
-from moclip_jax.configs import common
 from moclip_jax.input_pipeline.video.clip import read_clip
 
 from benchmarks.clips import generated_video
 from benchmarks.networks import CLASSES, Networks
 from benchmarks.peer import Peer
 from benchmarks.timing import Comparison, in_turns, timed
+from moclip_jax.config import default_config, motion_views, video_spec
 from moclip_jax.export.exporter import Recognizer
 from moclip_jax.inference.recognize import Classifier, predict_videos
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.runtime.device import matmul_dtype
-from moclip_jax.training.motion import motion_views, video_spec
 
 FRAMES = 300
 
@@ -29,7 +28,7 @@ def make_recognizer(networks: Networks, source: str, dtype: str = "auto") -> Rec
       source: where motion comes from, `config.motion.source`.
       dtype: of both networks' products, as `config.clip.dtype` and `config.features.motion_dtype`.
     """
-    config = common.get_config()
+    config = default_config()
     config.motion.source = source
     head = FusionHead(
         FusionConfig(

@@ -70,16 +70,15 @@ def _video(
     frames_of: Sequence[int], sides: Sequence[tuple[int, int]], folder: Path
 ) -> list[Growth]:
     import tensorflow as tf
-    from moclip_jax.configs import common
     from moclip_jax.input_pipeline.batches import example_from_video, view_of_example
     from moclip_jax.input_pipeline.video.clip import read_clip
     from moclip_jax.input_pipeline.views import example_signature
 
     from benchmarks.clips import generated_video
-    from moclip_jax.training.motion import motion_views, video_spec
+    from moclip_jax.config import default_config, motion_views, video_spec
 
     for source in ("native", "reencode"):
-        config = common.get_config()
+        config = default_config()
         config.motion.source = source
         spec = video_spec(config)
         views = motion_views(config.motion, num_segments=SEGMENTS)

@@ -6,14 +6,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from moclip_jax.configs import common
 
 from benchmarks.networks import CLASSES
 from benchmarks.peer import Peer
 from benchmarks.timing import Comparison, in_turns, timed
+from moclip_jax.config import default_config, fusion_config
 from moclip_jax.models.fusion import FusionHead
 from moclip_jax.runtime.sharding import make_mesh
-from moclip_jax.training.heads import chosen_features, feature_choices, head_config, head_logits
+from moclip_jax.training.heads import chosen_features, feature_choices, head_logits
 from moclip_jax.training.optimizers import head_optimizer
 from moclip_jax.training.scan_epoch import DeviceData, place_data
 from moclip_jax.training.trainer import Task, train_and_evaluate
@@ -31,7 +31,7 @@ def head_training(folder: Path, peer: Peer, epochs: int, rounds: int) -> Compari
       epochs: 100 is the published number.
       rounds: timed trainings of each side.
     """
-    config = common.get_config()
+    config = default_config()
     fusion, views = config.fusion, config.features.train_views
     rng = np.random.default_rng(0)
     data = {
@@ -54,7 +54,9 @@ def head_training(folder: Path, peer: Peer, epochs: int, rounds: int) -> Compari
         placed = place_data(data, mesh)
         assert placed is not None
         head = FusionHead(
-            head_config(fusion, motion_features=1280, appearance_features=512, num_classes=CLASSES),
+            fusion_config(
+                fusion, motion_features=1280, appearance_features=512, num_classes=CLASSES
+            ),
             rngs=nnx.Rngs(0),
         )
         task = Task(

@@ -35,13 +35,12 @@ def _network() -> Any:
 
 
 def _read(source: str, frames: int) -> tuple[Callable, Callable]:
-    from moclip_jax.configs import common
     from moclip_jax.input_pipeline.video.clip import read_clip
 
     from benchmarks.clips import generated_video
-    from moclip_jax.training.motion import video_spec
+    from moclip_jax.config import default_config, video_spec
 
-    config = common.get_config()
+    config = default_config()
     config.motion.source = source
     folder = tempfile.TemporaryDirectory()
     # Made by another process, whose memory does not count.

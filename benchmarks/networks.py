@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from moclip_jax.configs import common
 
 from benchmarks.peer import Peer, PeerJob
 from benchmarks.timing import Comparison, in_turns, timed
+from moclip_jax.config import default_config
 from moclip_jax.models.clip import CLIP, CLIPConfig, normalize_images
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.flops import multiply_adds
@@ -156,7 +156,7 @@ def motion_inference(
 
 def motion_training(networks: Networks, peer: Peer, videos: int, rounds: int) -> Comparison:
     """One step of motion training: forward, backward, update."""
-    motion = common.get_config().motion
+    motion = default_config().motion
     inputs = random_fields(videos, motion.num_segments)
     labels = np.arange(videos, dtype=np.int32)
     graphdef, params, stats = nnx.split(networks.motion, nnx.Param, ...)

@@ -13,8 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from moclip_jax.configs import common
-
+from moclip_jax.config import default_config
 from moclip_jax.runtime.cli import CommandParser, run
 
 VIDEOS_A_BATCH = 16
@@ -34,11 +33,11 @@ def measure() -> None:
     """Prints a Markdown table."""
     from moclip_jax.input_pipeline.batches import train_batches
 
-    from moclip_jax.training.motion import motion_views
+    from moclip_jax.config import motion_views
     from moclip_jax.training.pace import StepTimer
     from moclip_jax.training.run_data import open_dataset
 
-    config = common.get_config()
+    config = default_config()
     config.dataset.name = "moving_shapes"
     config.dataset.options.num_train_groups = 1
     config.dataset.options.num_test_groups = 1

@@ -8,12 +8,13 @@ alone below 0.45 (a motion field can hardly tell the shape). Minutes on two CPU 
 """
 
 from ml_collections import ConfigDict
-from moclip_jax.configs import common
+
+from moclip_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """Returns the demo's settings."""
-    config = common.get_config()
+    """Return the demo's settings."""
+    config = default_config()
 
     config.dataset.name = "moving_shapes"
     # Every group is one background and palette, and holds one clip of each of the 36 classes.

@@ -10,7 +10,7 @@ from moclip_jax.configs import demo
 
 
 def get_config() -> ConfigDict:
-    """Returns the testing settings."""
+    """Return the testing settings."""
     config = demo.get_config()
     config.dataset.num_workers = 1
     config.dataset.options.num_train_groups = 2

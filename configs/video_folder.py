@@ -13,12 +13,13 @@ hand, start from ImageNet: --config.motion.backbone=b0 --config.motion.image_siz
 """
 
 from ml_collections import ConfigDict
-from moclip_jax.configs import common
+
+from moclip_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """Returns settings for a folder of videos."""
-    config = common.get_config()
+    """Return settings for a folder of videos."""
+    config = default_config()
 
     config.dataset.name = "video_folder"
     # Share of the videos of each class kept for testing where there are no lists.

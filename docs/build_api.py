@@ -1,4 +1,4 @@
-"""Builds the API pages from the docstrings: `python docs/build_api.py OUT`; warnings are errors."""
+"""Build the API pages from the docstrings: `python docs/build_api.py OUT`; warnings are errors."""
 
 import os
 import sys
@@ -6,21 +6,26 @@ import warnings
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PACKAGES = ("moclip_jax", "input_pipeline", "configs")
+# Folder of the repository -> the name that it is installed under.
+PACKAGES = {
+    "moclip_jax": "moclip_jax",
+    "input_pipeline": "moclip_jax.input_pipeline",
+    "configs": "moclip_jax.configs",
+}
 
 
 def modules() -> list[str]:
-    """Returns the names of all modules; pdoc by itself leaves out those beside an `__all__`."""
+    """Return the names of all modules; pdoc by itself leaves out those beside an `__all__`."""
     names = []
-    for package in PACKAGES:
-        for path in sorted((REPOSITORY / package).rglob("*.py")):
-            parts = path.relative_to(REPOSITORY).with_suffix("").parts
-            names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    for folder, package in PACKAGES.items():
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            parts = path.relative_to(REPOSITORY / folder).with_suffix("").parts
+            names.append(".".join((package, *(part for part in parts if part != "__init__"))))
     return names
 
 
 def build(out: Path) -> None:
-    """Writes a page for every module of the packages, and a search over them, to `out`.
+    """Write a page for every module of the packages, and a search over them, to `out`.
 
     Raises:
       UserWarning: a docstring or a type cannot be shown.

@@ -1,44 +1,292 @@
-"""Contradictions in a configuration, found before any work starts."""
+"""Every setting with the published value, their checks, and what the networks are built from.
+
+`default_config` is the published recipe without a data set; the run files in `configs/` change what
+differs. `check_config` finds contradictions before any work starts. The other functions turn
+sections of a configuration into the dataclasses that models and input pipeline take.
+
+JAX and the models are imported where they are needed: every command reads its settings first.
+"""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
-from moclip_jax.configs.common import STAGES
 from moclip_jax.inference.class_phrases import PHRASES
-from moclip_jax.input_pipeline.datasets.prepared import BUILDERS
-from moclip_jax.input_pipeline.video.spec import SOURCES
-from moclip_jax.input_pipeline.views import num_images
-from moclip_jax.models.efficientnet import EfficientNetConfig
-from moclip_jax.runtime.device import AUTO
+from moclip_jax.input_pipeline.video.spec import SOURCES, VideoSpec
 
+if TYPE_CHECKING:
+    from moclip_jax.input_pipeline.views import MotionViews
+    from moclip_jax.models.fusion import FusionConfig
+    from moclip_jax.models.motion_network import MotionNetworkConfig
+
+STAGES = ("prepare", "motion", "features", "fusion", "evaluate", "export")
+DATASETS = ("hmdb51", "moving_shapes", "ucf101", "video_folder")
 SELECTION_MODES = ("heldout", "test", "last")
 FRAMES = re.compile(r"middle|random|uniform_[1-9]\d*")
 
 
+def default_config() -> ConfigDict:
+    """Return the published recipe (MoCLIP-Lite, arXiv 2509.17084) without a data set."""
+    config = ConfigDict()
+    # One number from which every random draw of the run follows.
+    config.seed = 0
+    # Stages to run, in this order; a stage whose result stands in the workdir is skipped.
+    config.stages = ",".join(STAGES)
+    # Steps of motion training to write a trace of, to WORKDIR/motion/profile, which TensorBoard and
+    # Perfetto open; 0 for none.
+    config.profile_steps = 0
+
+    config.mesh = ConfigDict()
+    # Devices that share one copy of the frozen CLIP, each with a part of it; must divide the
+    # devices of a host. 1 keeps all of it on every device.
+    config.mesh.model = 1
+
+    config.dataset = ConfigDict()
+    # ucf101, hmdb51, video_folder or moving_shapes.
+    config.dataset.name = ""
+    # Where prepared data is kept; empty means WORKDIR/data. Runs may share one folder.
+    config.dataset.data_dir = ""
+    # Folder with the video files; empty lets the ucf101 builder download them.
+    config.dataset.videos = ""
+    # Folder with the lists of the splits (classInd.txt, trainlistNN.txt, testlistNN.txt); empty
+    # looks in `videos` (ucf101: downloads them).
+    config.dataset.lists = ""
+    # Which of the published train/test splits, from 1.
+    config.dataset.split = 1
+    # Processes that prepare videos; 0 means one for each core.
+    config.dataset.num_workers = 0
+    # Options of Apache Beam, to prepare on a cluster, such as
+    # runner=DirectRunner,direct_num_workers=2,direct_running_mode=multi_processing; empty: without.
+    config.dataset.beam = ""
+    # Further settings of one builder (moving_shapes: how many groups, how large).
+    config.dataset.options = ConfigDict()
+
+    config.video = ConfigDict()
+    # Size of the canonical MPEG-4 form in pixels.
+    config.video.width = 340
+    config.video.height = 256
+    # Quantiser scale of the canonical form: 1 is the finest, 31 the coarsest.
+    config.video.qscale = 1
+    # Frames in a group of pictures: motion is accumulated back to its first.
+    config.video.gop_size = 12
+    # RGB frames kept of each video, evenly spaced, besides the middle one.
+    config.video.clip_frames = 8
+    # Shorter side of the kept RGB frames in pixels, never enlarged.
+    config.video.frame_size = 256
+    # JPEG quality of the kept RGB frames, 1 to 95.
+    config.video.jpeg_quality = 90
+    # What one video may cost; more is refused by name: frames, bytes of the file, pixels of a
+    # picture (width times height), seconds to prepare it.
+    config.video.max_frames = 10_000
+    config.video.max_bytes = 4 * 2**30
+    config.video.max_pixels = 8192 * 4608
+    config.video.max_seconds = 600.0
+
+    config.selection = ConfigDict()
+    # How the epoch to keep is chosen: heldout (groups of the training split), test (as the
+    # published code does), last (no choice, all of the training split is trained on).
+    config.selection.mode = "heldout"
+    # Share of the training split's groups that is held out.
+    config.selection.heldout_fraction = 0.1
+
+    config.motion = ConfigDict()
+    # Where motion comes from: reencode (the canonical form, as published), native (the vectors of
+    # the file itself, at its own size and with its own GOPs), auto (native where the codec has any,
+    # else reencode). See docs/video.md.
+    config.motion.source = "reencode"
+    # EfficientNet variant: b0 to b3, or the scaled-down small and tiny.
+    config.motion.backbone = "b0"
+    # timm weights: a hub id, a .safetensors file or its folder; empty starts from random.
+    config.motion.pretrained = "timm/efficientnet_b0.ra_in1k"
+    # Side of the square crop the network sees, in pixels.
+    config.motion.image_size = 224
+    # Side of the square that test crops are cut from, in pixels.
+    config.motion.resize_size = 256
+    # Training resizes to image_size / c, with c drawn from these.
+    config.motion.scales = (1.0, 0.875, 0.75)
+    # Probability of the mirrored field in training (its x component changes sign).
+    config.motion.flip_probability = 0.5
+    # Motion of this many pixels fills the uint8 range.
+    config.motion.bound = 20.0
+    # True: vectors accumulated back to the I-frame; False: each frame's own vectors.
+    config.motion.accumulated = True
+    # Frames of a video that one training step sees.
+    config.motion.num_segments = 3
+    # Videos in a training step, over all devices.
+    config.motion.batch_size = 80
+    config.motion.num_epochs = 200
+    config.motion.learning_rate = 0.01
+    # Epochs after which the learning rate is multiplied by decay_factor.
+    config.motion.decay_epochs = (80, 160)
+    config.motion.decay_factor = 0.1
+    # Added to the root of Adam's second moment.
+    config.motion.adam_eps = 1e-3
+    # Coupled L2: this share of each parameter is added to its gradient.
+    config.motion.weight_decay = 1e-4
+    # Factors on the learning rate of the classifier, of stem and input norm, of the rest.
+    config.motion.classifier_multiplier = 1.0
+    config.motion.stem_multiplier = 0.1
+    config.motion.rest_multiplier = 0.01
+    # float32, or bfloat16 for computation with float32 parameters (on a CPU: for products alone).
+    config.motion.dtype = "float32"
+    # Epochs between two evaluations on the validation videos (3 segments x 1 crop).
+    config.motion.eval_every_epochs = 1
+    # Steps between two checkpoints within an epoch (there is one at each evaluation too).
+    config.motion.checkpoint_every_steps = 500
+    # Records in the shuffle buffer of the training stream.
+    config.motion.shuffle_buffer = 2048
+
+    config.clip = ConfigDict()
+    # Hugging Face CLIP: a hub id (with @REVISION: this one holds safetensors, its main branch a
+    # pickle), or a local folder; tiny is the one that comes with us.
+    config.clip.source = "openai/clip-vit-base-patch32@refs/pr/15"
+    # Which of the kept RGB frames CLIP sees: middle, random (one, drawn once for each video), or
+    # uniform_K for K evenly spaced ones.
+    config.clip.frame = "middle"
+    # Of the computation: float32, bfloat16, or auto: bfloat16 on a GPU or TPU, float32 on a CPU;
+    # there bfloat16 is for products alone, and auto takes it where a CPU has units for it (AMX).
+    config.clip.dtype = "auto"
+
+    config.zero_shot = ConfigDict()
+    # Prompt templates; {} stands for a phrase of the class.
+    config.zero_shot.templates = (
+        "a person {}.",
+        "people {}.",
+        "a photo of a person {}.",
+        "a photo of people {}.",
+        "a photo of someone {}.",
+        "a close-up photo of a person {}.",
+        "a blurry photo of a person {}.",
+        "a video of a person {}.",
+        "a still from a video of a person {}.",
+        "an example of a person {}.",
+        "a demonstration of a person {}.",
+        "a person in a video, {}.",
+    )
+    # Phrases of the classes: ucf101 or hmdb51 (moclip_jax/inference/class_phrases.py); empty takes
+    # the words of each class name.
+    config.zero_shot.phrases = ""
+
+    config.features = ConfigDict()
+    # Augmented motion views of each training video that the head is trained on.
+    config.features.train_views = 10
+    # Of the products of the trained motion network where it only runs, on a CPU (elsewhere it is as
+    # motion.dtype says): float32, bfloat16, or auto: bfloat16 where a CPU has units for it (AMX).
+    config.features.motion_dtype = "auto"
+    # Videos in a step of feature extraction, over all devices; 0 chooses by the devices' memory.
+    config.features.batch_size = 0
+
+    config.fusion = ConfigDict()
+    # Width of the hidden layer (0 makes the head linear), and the share of it that is dropped in
+    # training.
+    config.fusion.hidden = 512
+    config.fusion.dropout = 0.5
+    # True brings the features of each stream to unit length first.
+    config.fusion.normalize = False
+    # Videos in a training step, over all devices.
+    config.fusion.batch_size = 64
+    config.fusion.num_epochs = 100
+    config.fusion.learning_rate = 1e-4
+    # Decoupled decay of AdamW.
+    config.fusion.weight_decay = 0.01
+    # Epochs between two evaluations on the validation videos, and two checkpoints.
+    config.fusion.eval_every_epochs = 5
+
+    config.evaluation = ConfigDict()
+    # Protocol of the reported rows: segments of each video, and 1 or 10 crops of each.
+    config.evaluation.num_segments = 25
+    config.evaluation.crops = 10
+
+    config.predict = ConfigDict()
+    # Protocol that `predict` uses on a new video.
+    config.predict.num_segments = 32
+    config.predict.crops = 1
+    return config
+
+
+def stages_of(config: ConfigDict) -> tuple[str, ...]:
+    """Return the stages that `config.stages` names, in the order they run."""
+    requested = {stage.strip() for stage in config.stages.split(",")}
+    return tuple(stage for stage in STAGES if stage in requested)
+
+
+def video_spec(config: ConfigDict) -> VideoSpec:
+    """Return the form that video files are brought to."""
+    return VideoSpec(source=config.motion.source, **config.video.to_dict())
+
+
+def motion_views(motion: ConfigDict, *, num_segments: int, crops: int = 1) -> "MotionViews":
+    """Return how motion fields are sampled and cropped.
+
+    Args:
+      motion: the section `config.motion`.
+      num_segments: fields of a view.
+      crops: test crops of each field, 1 or 10.
+    """
+    from moclip_jax.input_pipeline.views import MotionViews
+
+    return MotionViews(
+        num_segments=num_segments,
+        image_size=motion.image_size,
+        resize_size=motion.resize_size,
+        scales=tuple(motion.scales),
+        flip_probability=motion.flip_probability,
+        crops=crops,
+        bound=motion.bound,
+        accumulated=motion.accumulated,
+    )
+
+
+def motion_network_config(motion: ConfigDict, num_classes: int) -> "MotionNetworkConfig":
+    """Return the architecture of the motion network that `config.motion` asks for."""
+    import jax.numpy as jnp
+
+    from moclip_jax.models.efficientnet import EfficientNetConfig
+    from moclip_jax.models.motion_network import MotionNetworkConfig
+
+    backbone = EfficientNetConfig.named(
+        motion.backbone, in_channels=2, num_classes=num_classes, dtype=jnp.dtype(motion.dtype)
+    )
+    return MotionNetworkConfig(backbone=backbone)
+
+
+def fusion_config(
+    fusion: ConfigDict, *, motion_features: int, appearance_features: int, num_classes: int
+) -> "FusionConfig":
+    """Return the architecture of a head; `motion_features=0` is the one on CLIP alone."""
+    from moclip_jax.models.fusion import FusionConfig
+
+    return FusionConfig(
+        motion_features=motion_features,
+        appearance_features=appearance_features,
+        hidden=fusion.hidden,
+        num_classes=num_classes,
+        dropout=fusion.dropout,
+        normalize=fusion.normalize,
+    )
+
+
 def check_config(config: ConfigDict) -> None:
-    """Raises ValueError that lists every setting that cannot work, with its remedy."""
+    """Raise ValueError that lists every setting that cannot work, with its remedy."""
     problems = list(_problems(config))
     if problems:
         raise ValueError("the configuration cannot work:\n" + "\n".join(f"  {p}" for p in problems))
 
 
-def stages_of(config: ConfigDict) -> tuple[str, ...]:
-    """Returns the stages that `config.stages` names, in the order they run."""
-    asked = {stage.strip() for stage in config.stages.split(",")}
-    return tuple(stage for stage in STAGES if stage in asked)
-
-
 def _problems(config: ConfigDict) -> Iterator[str]:
+    from moclip_jax.input_pipeline.views import num_images
+    from moclip_jax.models.efficientnet import EfficientNetConfig
+
     for stage in config.stages.split(","):
         if stage.strip() not in STAGES:
             yield f"config.stages: unknown stage '{stage.strip()}'; there are {', '.join(STAGES)}"
 
     dataset = config.dataset
-    if dataset.name not in BUILDERS:
-        yield f"config.dataset.name='{dataset.name}' is unknown; there are {', '.join(BUILDERS)}"
+    if dataset.name not in DATASETS:
+        yield f"config.dataset.name='{dataset.name}' is unknown; there are {', '.join(DATASETS)}"
     if dataset.name in ("video_folder", "hmdb51") and not dataset.videos:
         yield "config.dataset.videos is empty; set it to the folder of class folders"
     for field in ("videos", "lists"):
@@ -127,7 +375,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     if not 0 <= config.fusion.dropout < 1:
         yield f"config.fusion.dropout={config.fusion.dropout} must be at least 0 and below 1"
     for section, field in (("motion", "dtype"), ("clip", "dtype"), ("features", "motion_dtype")):
-        known = ("float32", "bfloat16", *((AUTO,) if section != "motion" else ()))
+        known = ("float32", "bfloat16", *(("auto",) if section != "motion" else ()))
         if config[section][field] not in known:
             value = config[section][field]
             yield f"config.{section}.{field}='{value}' must be {' or '.join(known)}"

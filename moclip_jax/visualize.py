@@ -67,8 +67,8 @@ def draw_examples(workdir: Path, out: Path, *, columns: int = 8) -> Path:
     """Draws test videos as both networks saw them, with what each row of results made of them."""
     from ml_collections import ConfigDict
 
+    from moclip_jax.config import motion_views
     from moclip_jax.input_pipeline.batches import view_batches
-    from moclip_jax.training.motion import motion_views
     from moclip_jax.training.run_data import open_dataset, video_splits
 
     metadata = json.loads((workdir / "export" / "metadata.json").read_text())

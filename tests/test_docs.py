@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from moclip_jax.configs import common
 
+from moclip_jax.config import default_config
 from tests.config_fields import config_fields
 
 REPOSITORY = Path(__file__).parents[1]
@@ -17,7 +17,7 @@ PAGES = sorted(
 
 def test_every_setting_is_named_in_the_page_about_configs_with_its_default():
     page = (DOCS / "configs.md").read_text()
-    config = common.get_config()
+    config = default_config()
     stated = dict(
         re.findall(r"^\| `([a-z_.]+)` \| (see there|empty|`.+?`) \|", page, flags=re.MULTILINE)
     )
@@ -56,5 +56,5 @@ def test_the_api_pages_are_built_without_a_warning(tmp_path, monkeypatch):
     for module in modules:
         assert (tmp_path / f"{module.replace('.', '/')}.html").is_file(), module
     # Docstrings are read as such, not shown as they are typed.
-    page = (tmp_path / "input_pipeline" / "motion_vectors.html").read_text()
+    page = (tmp_path / "moclip_jax/input_pipeline/video/motion_vectors.html").read_text()
     assert "<h6" in page and "VideoError" in page

@@ -14,6 +14,7 @@ import tensorflow as tf
 from flax import nnx
 from ml_collections import ConfigDict
 
+from moclip_jax.config import motion_network_config, motion_views, video_spec
 from moclip_jax.export.model_card import write_model_card
 from moclip_jax.input_pipeline.batches import MotionViews, view_of_example
 from moclip_jax.input_pipeline.video.clip import VideoSpec
@@ -26,7 +27,6 @@ from moclip_jax.runtime.device import computation_dtype, matmul_dtype
 from moclip_jax.runtime.files import write_json
 from moclip_jax.runtime.tree_io import load_tree, save_tree
 from moclip_jax.runtime.versions import package_versions
-from moclip_jax.training.motion import motion_network_config, motion_views, video_spec
 
 FORMAT = 1
 # Fields that go through the motion network together at least, if there are as many.

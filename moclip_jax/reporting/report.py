@@ -1,7 +1,7 @@
 """The report of a run: one HTML file with its numbers, curves, confusions and hardest clips.
 
-`python -m moclip_jax.reporting.report --workdir=DIR` writes it again. The file needs no network and
-no other file: pictures are inside it.
+`python -m moclip_jax.reporting.report --workdir=DIR` writes it again. The file needs no
+network and no other file: images are inside it.
 """
 
 import base64
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
-from moclip_jax.configs import common
+from moclip_jax.config import STAGES, default_config, motion_views
 from moclip_jax.input_pipeline.batches import PreparedDataset, view_batches
 from moclip_jax.reporting.motion_figures import common_bound, field_to_rgb
 from moclip_jax.reporting.run_figures import (
@@ -36,7 +36,6 @@ from moclip_jax.reporting.run_figures import (
 from moclip_jax.reporting.templates import render
 from moclip_jax.runtime.cli import CommandParser, run
 from moclip_jax.runtime.files import atomic_write
-from moclip_jax.training.motion import motion_views
 from moclip_jax.training.pace import data_wait
 from moclip_jax.training.run_data import open_dataset, video_splits
 
@@ -244,7 +243,7 @@ def _helped(accuracy: dict[str, np.ndarray], class_names: Sequence[str]) -> dict
 def _times(workdir: Path) -> list[dict[str, Any]]:
     """Returns what is known of the time of each stage; a stage of an older run has no file."""
     times = []
-    for stage in common.STAGES:
+    for stage in STAGES:
         path = workdir / stage / TIME_FILE
         known = json.loads(path.read_text()) if path.exists() else {}
         times.append(
@@ -263,7 +262,7 @@ def _settings(config: ConfigDict) -> list[dict[str, Any]]:
     # As JSON both, so that a tuple and the list read back from an export are the same.
     published, own = (
         flatten_dict(json.loads(settings.to_json()), sep=".")
-        for settings in (common.get_config(), config)
+        for settings in (default_config(), config)
     )
     return [
         {"name": name, "value": json.dumps(value), "changed": published.get(name, ...) != value}

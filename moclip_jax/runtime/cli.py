@@ -280,7 +280,7 @@ def _flags_help(name: str, docstring: str, examples: Sequence[str]) -> str:
             parser.add_argument(
                 "--config.SECTION.FIELD",
                 metavar="VALUE",
-                help="another value for a setting; configs/common.py explains each",
+                help="another value for a setting; moclip_jax/config.py explains each",
             )
     return parser.format_help()
 

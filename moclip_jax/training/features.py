@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from moclip_jax.config import motion_views
 from moclip_jax.input_pipeline.batches import PreparedDataset, view_batches
 from moclip_jax.input_pipeline.views import MotionViews, num_images
 from moclip_jax.models.clip import CLIP, normalize_images
@@ -29,7 +30,6 @@ from moclip_jax.runtime.device import (
 from moclip_jax.runtime.files import atomic_write
 from moclip_jax.runtime.progress import Progress, say
 from moclip_jax.runtime.sharding import DATA_AXIS, replicate, shard_batch, split_over_model
-from moclip_jax.training.motion import motion_views
 
 # Videos in one file of the cache: what a killed run has to do again at most.
 VIDEOS_PER_FILE = 256

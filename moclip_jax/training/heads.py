@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from moclip_jax.config import fusion_config
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.progress import say
@@ -21,20 +22,6 @@ from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
 
 # Row of the results table -> whether its head sees motion.
 HEADS = {"clip_head": False, "fusion": True}
-
-
-def head_config(
-    fusion: ConfigDict, *, motion_features: int, appearance_features: int, num_classes: int
-) -> FusionConfig:
-    """Returns the architecture of a head; `motion_features=0` is the one on CLIP alone."""
-    return FusionConfig(
-        motion_features=motion_features,
-        appearance_features=appearance_features,
-        hidden=fusion.hidden,
-        num_classes=num_classes,
-        dropout=fusion.dropout,
-        normalize=fusion.normalize,
-    )
 
 
 def head_logits(head: FusionHead, batch: Batch, train: bool, key: jax.Array | None) -> jax.Array:
@@ -136,7 +123,7 @@ def train_heads(
         if distributed.run_on_main((directory / name / "network").exists):
             continue
         head = FusionHead(
-            head_config(
+            fusion_config(
                 fusion,
                 motion_features=train.motion.shape[-1] if sees_motion else 0,
                 appearance_features=train.appearance.shape[-1],

@@ -11,43 +11,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from moclip_jax.config import motion_network_config, motion_views
 from moclip_jax.input_pipeline.batches import PreparedDataset, train_batches, view_batches
-from moclip_jax.input_pipeline.video.clip import VideoSpec
-from moclip_jax.input_pipeline.views import MotionViews
-from moclip_jax.models.efficientnet import EfficientNetConfig
-from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
+from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import load_efficientnet
 from moclip_jax.runtime.tree_io import load_tree, save_tree
 from moclip_jax.training.fingerprint import weights_fingerprint
 from moclip_jax.training.optimizers import motion_optimizer
 from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
-
-
-def motion_network_config(motion: ConfigDict, num_classes: int) -> MotionNetworkConfig:
-    """Returns the architecture that the section `config.motion` asks for."""
-    backbone = EfficientNetConfig.named(
-        motion.backbone, in_channels=2, num_classes=num_classes, dtype=jnp.dtype(motion.dtype)
-    )
-    return MotionNetworkConfig(backbone=backbone)
-
-
-def video_spec(config: ConfigDict) -> VideoSpec:
-    """Returns how a file is brought to the form that is stored."""
-    return VideoSpec(source=config.motion.source, **config.video.to_dict())
-
-
-def motion_views(motion: ConfigDict, *, num_segments: int, crops: int = 1) -> MotionViews:
-    """Returns how fields are sampled and cropped, for training or for a test protocol."""
-    return MotionViews(
-        num_segments=num_segments,
-        image_size=motion.image_size,
-        resize_size=motion.resize_size,
-        scales=tuple(motion.scales),
-        flip_probability=motion.flip_probability,
-        crops=crops,
-        bound=motion.bound,
-        accumulated=motion.accumulated,
-    )
 
 
 def result_settings(motion: ConfigDict) -> dict[str, Any]:

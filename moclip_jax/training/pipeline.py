@@ -11,8 +11,7 @@ from typing import Any
 from flax import nnx
 from ml_collections import ConfigDict
 
-from moclip_jax.config import check_config, stages_of
-from moclip_jax.configs.common import STAGES
+from moclip_jax.config import STAGES, check_config, fusion_config, stages_of
 from moclip_jax.export.exporter import export_model
 from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset
@@ -28,7 +27,7 @@ from moclip_jax.runtime.sharding import check_batch_size, connect, make_mesh
 from moclip_jax.training.evaluate import evaluate
 from moclip_jax.training.features import extract_features, load_features
 from moclip_jax.training.fingerprint import weights_fingerprint
-from moclip_jax.training.heads import HEADS, head_config, load_head, train_heads
+from moclip_jax.training.heads import HEADS, load_head, train_heads
 from moclip_jax.training.metrics import format_table
 from moclip_jax.training.motion import (
     initial_motion_network,
@@ -47,7 +46,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Runs the stages that `config.stages` names and returns the results, if evaluated.
 
     Args:
-      config: the whole configuration, as `configs/common.py` describes it.
+      config: the whole configuration, as `moclip_jax/config.py` describes it.
       workdir: the run's folder; what it holds of an earlier start is gone on from.
 
     Returns:
@@ -189,7 +188,7 @@ class Pipeline:
         clip, _ = self._clip_and_tokenizer
         return {
             name: load_head(
-                head_config(
+                fusion_config(
                     self._config.fusion,
                     motion_features=self._network.backbone.config.num_features * sees_motion,
                     appearance_features=clip.config.projection_dim,

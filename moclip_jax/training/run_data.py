@@ -4,9 +4,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from moclip_jax.config import video_spec
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset, prepare_dataset
 from moclip_jax.runtime import distributed
-from moclip_jax.training.motion import video_spec
 
 
 def open_dataset(config: ConfigDict, workdir: Path, *, only_open: bool = False) -> PreparedDataset:

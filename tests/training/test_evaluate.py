@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 from moclip_jax.configs import ucf101
 
+from moclip_jax.config import motion_network_config
 from moclip_jax.models.clip import CLIP, CLIPConfig
 from moclip_jax.models.flops import count_parameters
 from moclip_jax.models.fusion import FusionConfig, FusionHead
@@ -18,7 +19,6 @@ from moclip_jax.training.evaluate import (
     motion_logits,
 )
 from moclip_jax.training.features import Features
-from moclip_jax.training.motion import motion_network_config
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from moclip_jax.configs import common, demo, hmdb51, testing, ucf101, video_folder
+from moclip_jax.configs import demo, hmdb51, testing, ucf101, video_folder
 
-from moclip_jax.config import check_config
+from moclip_jax.config import STAGES, check_config, default_config
 from moclip_jax.runtime.tree_io import load_tree
 from moclip_jax.training import pipeline
 from moclip_jax.training.pipeline import stage_settings
@@ -45,7 +45,7 @@ def test_a_run_started_again_skips_every_stage_and_says_so(finished_run, capsys)
     before = json.loads((finished_run / "results.json").read_text())
     assert pipeline.run(testing.get_config(), finished_run) == before
     printed = capsys.readouterr().out
-    for stage in common.STAGES:
+    for stage in STAGES:
         assert f"{stage}: done before, skipped" in printed
 
 
@@ -104,7 +104,7 @@ def test_the_configs_that_need_nothing_are_valid(module):
 
 @pytest.mark.parametrize("module", [demo, testing, ucf101, hmdb51, video_folder])
 def test_every_config_has_exactly_the_fields_of_the_common_one(module):
-    assert set(config_fields(module.get_config())) == set(config_fields(common.get_config()))
+    assert set(config_fields(module.get_config())) == set(config_fields(default_config()))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_stage_depends_on_its_own_settings_and_those_before_it():
         after = stage_settings(config)
         return [stage for stage in before if before[stage] != after[stage]]
 
-    stages = list(common.STAGES)
+    stages = list(STAGES)
     assert changed_stages("video.qscale", 2) == stages
     assert changed_stages("motion.source", "auto") == stages
     assert changed_stages("motion.learning_rate", 0.1) == stages[1:]

@@ -22,7 +22,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from moclip_jax.configs.common import STAGES
+
+from moclip_jax.config import STAGES
 
 pytestmark = pytest.mark.slow
 
