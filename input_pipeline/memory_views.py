@@ -1,7 +1,6 @@
 """The test view of a video's motion in memory (NumPy), as `predict` makes it.
 
-Bit for bit what `views.test_view` makes in a graph. For a single video this is the faster way, and
-the video needs to be read no further than to the frames that are wanted.
+Bit for bit what `views.test_view` makes in a graph. For a single video this is the faster way.
 """
 
 from collections.abc import Iterator
@@ -17,23 +16,19 @@ from moclip_jax.input_pipeline.video.spec import VideoSpec
 from moclip_jax.input_pipeline.views import MotionViews
 
 
-def test_view_in_memory(
-    prepared: Clip, views: MotionViews, spec: VideoSpec, *, part: int = 0, parts: int = 1
-) -> np.ndarray:
+def test_view_in_memory(prepared: Clip, views: MotionViews, spec: VideoSpec) -> np.ndarray:
     """Return the test views of a video's motion.
 
     Args:
-      prepared: From `read_clip`, `clip_from_frames` or `prepare_in_parts`.
+      prepared: From `read_clip` or `clip_from_frames`.
       views: Segments and crops.
       spec: The canonical form of the video.
-      part: Which of the segments are wanted, of equal parts from 0.
-      parts: Number of these parts; must divide the number of segments.
 
     Returns:
-      uint8 `[crops, num_segments // parts, image_size, image_size, 2]`.
+      uint8 `[crops, num_segments, image_size, image_size, 2]`.
     """
-    frames = _test_frames(prepared.num_frames, views, parts)[part] + prepared.lead
-    frames = sampling.frame_before_intra(frames, prepared.is_intra).numpy()
+    frames = sampling.test_segments(tf.constant(prepared.num_frames), views.num_segments)
+    frames = sampling.frame_before_intra(frames + prepared.lead, prepared.is_intra).numpy()
     size, side = views.image_size, views.resize_size
     first, length = ((side - size) // 2, size) if views.crops == 1 else (0, side)
     motion = prepared.motion
@@ -46,23 +41,6 @@ def test_view_in_memory(
 
 # pytest would take the name for a test wherever it is imported.
 test_view_in_memory.__test__ = False  # type: ignore[attr-defined]
-
-
-def last_frames(num_frames: int, views: MotionViews, parts: int) -> list[int]:
-    """Return the last frame that each part of a test view's segments needs.
-
-    Args:
-      num_frames: Of the video.
-      views: What the test view is of.
-      parts: As `test_view_in_memory`.
-    """
-    return _test_frames(num_frames, views, parts)[:, -1].tolist()
-
-
-def _test_frames(num_frames: int, views: MotionViews, parts: int) -> np.ndarray:
-    """Return int32 `[parts, S // parts]`."""
-    frames = sampling.test_segments(tf.constant(num_frames), views.num_segments)
-    return frames.numpy().reshape(parts, -1)
 
 
 def fields_in_memory(

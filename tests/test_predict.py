@@ -160,29 +160,6 @@ def test_what_is_not_read_for_a_label_was_not_seen(finished_run, real_videos):
     assert several.reading == recognizer.video
 
 
-@pytest.mark.parametrize("source", ["native", "reencode", "auto"])
-@pytest.mark.parametrize("frame", ["middle", "uniform_3"])
-def test_a_file_that_is_judged_while_it_is_read_gets_the_label_of_the_whole(
-    source, frame, finished_run, real_videos
-):
-    import dataclasses
-
-    recognizer = load_export(finished_run / "export")
-    recognizer = dataclasses.replace(
-        recognizer,
-        video=dataclasses.replace(recognizer.video, source=source, clip_frames=3),
-        views=dataclasses.replace(recognizer.views, num_segments=32),
-        frame=frame,
-    )
-    assert recognizer.parts == 2
-    classifier = recognize.Classifier(recognizer)
-    for path in real_videos:
-        whole = classifier.view(read_clip(path, recognizer.reading))
-        assert whole["motion"].shape[:3] == (1, 1, 32)
-        expected = classifier.probabilities(whole)
-        np.testing.assert_array_equal(classifier.probabilities_of_file(path), expected)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_motion_network_that_runs_multiplies_in_the_dtype_of_its_features(dtype, finished_run):
     import dataclasses

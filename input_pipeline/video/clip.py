@@ -9,7 +9,7 @@ its decoder, which exports the motion vectors; or the stream's own vectors are r
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import av
 import numpy as np
@@ -39,7 +39,6 @@ __all__ = [
     "VideoError",
     "VideoSpec",
     "clip_from_frames",
-    "prepare_in_parts",
     "read_clip",
     "reencode",
 ]
@@ -61,8 +60,7 @@ class Clip:
       is_intra: bool `[n]`, True where the coded frame is an I-frame.
       frames: JPEG bytes of `k` RGB frames in the source's own aspect ratio, as they are shown.
       frame_indices: int32 `[k]`, strictly increasing, the position of each of `frames`.
-      num_frames: Number of frames `n`; of a video that is still read (`prepare_in_parts`) that of
-        the whole, while the arrays are as long as what is read.
+      num_frames: Number of frames `n`.
       fps: Frames a second as the source declares; 0 where it does not.
       source: Where the motion comes from: 'reencode' (the coded picture is the canonical one) or
         'native' (it is the stream's own).
@@ -174,32 +172,6 @@ def read_clip(path: str | os.PathLike, spec: VideoSpec) -> Clip:
         beyond the limits of `spec`; or its motion is to be the stream's own and it has none. The
         message names the file and the reason.
     """
-    *_, (_, prepared) = prepare_in_parts(path, spec, lambda num_frames: [])
-    return prepared
-
-
-def prepare_in_parts(
-    path: str | os.PathLike, spec: VideoSpec, borders: Callable[[int], Sequence[int]]
-) -> Iterator[tuple[int, Clip]]:
-    """Bring a video file to the form that the pipeline stores, its beginning first.
-
-    So that networks can work on the beginning while the rest is read.
-
-    Args:
-      path: As `read_clip`.
-      spec: The canonical form.
-      borders: From the number of frames to the last frame of each part but the last, rising. A part
-        that ends before the first frame (-1) has pictures at most.
-
-    Yields:
-      The number of a part, from 0, and the video as far as it is read. `num_frames` is always that
-      of the whole; motion there is of all frames up to the end of the part at least, and of what
-      these depend on; pictures are those that came by. If the file turns out to hold another number
-      of frames than its container says, or no vectors, all begins anew with part 0.
-
-    Raises:
-      VideoError: As `read_clip`.
-    """
     checked = check_video(path, spec.limits)
     native = spec.source == "native" or (
         spec.source == "auto" and checked.codec in CODECS_WITH_VECTORS
@@ -207,36 +179,24 @@ def prepare_in_parts(
     try:
         if native:
             try:
-                yield from _read_in_parts("native", path, spec, checked, borders)
-                return
+                return _read("native", path, spec, checked)
             except NoVectorsError:
                 if spec.source == "native":
                     raise
-        yield from _read_in_parts("reencode", path, spec, checked, borders)
+        return _read("reencode", path, spec, checked)
     except av.FFmpegError as error:
         # Decoding names its own errors; what is left is a picture that cannot be converted.
         raise VideoError(path, f"its pictures cannot be converted ({error})") from error
 
 
-def _read_in_parts(
-    source: str,
-    path: str | os.PathLike,
-    spec: VideoSpec,
-    checked: CheckedVideo,
-    borders: Callable[[int], Sequence[int]],
-) -> Iterator[tuple[int, Clip]]:
+def _read(source: str, path: str | os.PathLike, spec: VideoSpec, checked: CheckedVideo) -> Clip:
     num_frames = checked.num_packets
     while True:
         reader, keeper = BlockMotionReader(path), _FrameKeeper(num_frames, spec)
-        ends, number = borders(num_frames), 0
         if source == "reencode":
-            steps = _reencode(path, decode_frames(path, None, spec.limits), spec, reader, keeper)
+            _reencode(path, decode_frames(path, None, spec.limits), spec, reader, keeper)
         else:
-            steps = _read_native(path, spec, reader, keeper, num_frames == checked.num_packets)
-        for _ in steps:
-            while number < len(ends) and reader.last_reference >= ends[number]:
-                yield number, _prepared(source, reader.so_far(), keeper, num_frames, checked.fps)
-                number += 1
+            _read_native(path, spec, reader, keeper, num_frames == checked.num_packets)
         motion = reader.result()
         if reader.num_frames == num_frames or num_frames != checked.num_packets:
             break
@@ -249,9 +209,7 @@ def _read_in_parts(
             "all its frames are I-frames, which carry no motion; use the canonical form "
             "(VideoSpec.source='reencode' or 'auto')",
         )
-    prepared = _prepared(source, motion, keeper, reader.num_frames, checked.fps)
-    for part in range(number, len(ends) + 1):
-        yield part, prepared
+    return _prepared(source, motion, keeper, reader.num_frames, checked.fps)
 
 
 def clip_from_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> Clip:
@@ -279,8 +237,7 @@ def clip_from_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> Clip:
     )
     name = "generated pictures"
     reader, keeper = BlockMotionReader(name), _FrameKeeper(len(frames), spec)
-    for _ in _reencode(name, pictures, spec, reader, keeper):
-        pass
+    _reencode(name, pictures, spec, reader, keeper)
     return _prepared("reencode", reader.result(), keeper, len(frames), float(fps))
 
 
@@ -333,13 +290,12 @@ def _read_native(
     reader: BlockMotionReader,
     keeper: _FrameKeeper,
     may_seek: bool,
-) -> Iterator[None]:
-    """Take the stream's own motion vectors; a step is a frame, or all the pictures."""
+) -> None:
+    """Take the stream's own motion vectors."""
     upright = Uprighter()
     options = EXPORT_VECTORS
     if may_seek and _keep_pictures(path, spec, keeper, upright):
         options = VECTORS_ONLY
-        yield
     for index, picture in enumerate(decode_frames(path, options, spec.limits)):
         reader.add(picture)
         if reader.num_bytes > _LARGEST_MOTION:
@@ -350,7 +306,6 @@ def _read_native(
             )
         if keeper.lacks(index):
             keeper.keep(index, _turned(path, upright, picture))
-        yield
 
 
 def _keep_pictures(
@@ -375,8 +330,8 @@ def _reencode(
     spec: VideoSpec,
     reader: BlockMotionReader,
     keeper: _FrameKeeper,
-) -> Iterator[None]:
-    """Encode the pictures anew and take the motion vectors of that; a step is a picture."""
+) -> None:
+    """Re-encode the pictures and take the motion vectors of that."""
     upright = Uprighter()
     canonical = CanonicalStream(spec)
     for index, picture in enumerate(pictures):
@@ -385,7 +340,6 @@ def _reencode(
             keeper.keep(index, picture)
         for frame in canonical.add(picture):
             reader.add(frame)
-        yield
     for frame in canonical.end():
         reader.add(frame)
 

@@ -297,7 +297,6 @@ class BlockMotionReader:
     Attributes:
       has_vectors: Whether any frame had some.
       num_bytes: Size of the motion.
-      last_reference: Index of the last I- or P-frame, -1 before the first.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -313,7 +312,6 @@ class BlockMotionReader:
         self._painted: list[tuple[np.ndarray, np.ndarray]] = []
         self.has_vectors = False
         self.num_bytes = 0
-        self.last_reference = -1
 
     def add(self, frame: av.VideoFrame, wanted: bool = True) -> None:
         """Read a frame's vectors.
@@ -339,8 +337,6 @@ class BlockMotionReader:
             )
         kind = picture_type(frame)
         self._types.append(kind)
-        if kind != "B":
-            self.last_reference = index
         vectors = _vector_bytes(frame)
         self.has_vectors = self.has_vectors or vectors is not None
         self._waiting.append(b"" if vectors is None or (kind == "B" and not wanted) else vectors)
@@ -379,24 +375,6 @@ class BlockMotionReader:
           VideoError: A vector's block does not lie on the 8-pixel grid.
           NoVectorsError: Not a single vector came, and not all frames are I-frames.
         """
-        motion = self.so_far()
-        if not self.has_vectors and not motion.is_intra.all():
-            raise NoVectorsError(
-                self._path,
-                "its codec carries no motion vectors that FFmpeg exports; use the canonical form "
-                "(moclip_jax.input_pipeline.video.clip.read_clip with "
-                "VideoSpec.source='reencode' or 'auto')",
-            )
-        return motion
-
-    def so_far(self) -> BlockMotion:
-        """Return the motion of the frames that were added by now.
-
-        B-frames after the last I- or P-frame lack their next reference, if there is to be one.
-
-        Raises:
-          VideoError: A vector's block does not lie on the 8-pixel grid.
-        """
         if self._waiting:
             self._paint()
         height, width, orientation = self._picture or (0, 0, 0)
@@ -404,7 +382,7 @@ class BlockMotionReader:
         nothing = np.zeros((0, *grid, 2), np.int16), np.zeros((0, *grid), bool)
         displacements, future = zip(nothing, *self._painted, strict=True)
         types = np.array(self._types, "<U1")
-        return BlockMotion(
+        motion = BlockMotion(
             displacements=np.concatenate(displacements),
             is_intra=types == "I",
             is_bidirectional=types == "B",
@@ -413,6 +391,14 @@ class BlockMotionReader:
             width=width,
             orientation=orientation,
         )
+        if not self.has_vectors and not motion.is_intra.all():
+            raise NoVectorsError(
+                self._path,
+                "its codec carries no motion vectors that FFmpeg exports; use the canonical form "
+                "(moclip_jax.input_pipeline.video.clip.read_clip with "
+                "VideoSpec.source='reencode' or 'auto')",
+            )
+        return motion
 
 
 def accumulate_motion(

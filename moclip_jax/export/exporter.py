@@ -29,8 +29,6 @@ from moclip_jax.runtime.tree_io import load_tree, save_tree
 from moclip_jax.runtime.versions import package_versions
 
 FORMAT = 1
-# Fields that go through the motion network together at least, if there are as many.
-_LEAST_SEGMENTS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +79,6 @@ class Recognizer:
         """The motion network and CLIP's image tower in the forms that run; made once."""
         clip = clip_for_inference(self.clip, matmul_dtype(self.clip_dtype))
         return motion_network_for_inference(self.network, matmul_dtype(self.motion_dtype)), clip
-
-    @property
-    def parts(self) -> int:
-        """Equal parts of a video's segments that go through the motion network one by one.
-
-        So that it works on the first while the video is read on. More of them would be too small
-        for the network to be fast.
-        """
-        segments = self.views.num_segments
-        return 2 if segments >= 2 * _LEAST_SEGMENTS and not segments % 2 else 1
 
     def view(self, example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns what the networks see of a video: `motion` and `images` (TensorFlow ops).

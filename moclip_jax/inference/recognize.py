@@ -16,13 +16,12 @@ from flax import nnx
 
 from moclip_jax.export.exporter import Recognizer
 from moclip_jax.inference.zero_shot import class_embeddings, class_phrase
-from moclip_jax.input_pipeline.memory_views import last_frames, test_view_in_memory
+from moclip_jax.input_pipeline.memory_views import test_view_in_memory
 from moclip_jax.input_pipeline.video.clip import (
     Clip,
     VideoError,
     VideoSpec,
     frame_positions,
-    prepare_in_parts,
     read_clip,
 )
 from moclip_jax.input_pipeline.video.decode import check_video
@@ -78,7 +77,7 @@ class Classifier:
         self._appearance = _compiled(self.clip, appearance_features)
         self._head = _compiled(
             recognizer.head,
-            lambda head, parts, appearance: head(sum(parts) / len(parts), appearance),
+            lambda head, motion, appearance: head(motion, appearance),
         )
         if words:
             names = [class_phrase(name) for name in recognizer.class_names]
@@ -114,11 +113,12 @@ class Classifier:
     def probabilities(self, view: dict[str, np.ndarray]) -> np.ndarray:
         """Returns float64 `[labels]` that sum to 1, for what `view` gave."""
         motion, appearance = self.run_motion_network(view["motion"]), self.run_clip(view["images"])
-        return self._probabilities(motion, appearance)
+        logits = self._head(motion, appearance)
+        return self.combine(*(np.asarray(x[0], np.float64) for x in (logits, appearance)))
 
-    def run_motion_network(self, motion: np.ndarray) -> list[jax.Array]:
-        """Returns float32 `[1, F]` of each part of the segments, for `motion` of `view`."""
-        return [self._motion(part) for part in np.split(motion, self._recognizer.parts, axis=2)]
+    def run_motion_network(self, motion: np.ndarray) -> jax.Array:
+        """Returns float32 `[1, F]` for `motion` of `view`."""
+        return self._motion(motion)
 
     def run_clip(self, images: np.ndarray) -> jax.Array:
         """Returns float32 `[1, D]` for `images` of `view`."""
@@ -127,37 +127,10 @@ class Classifier:
     def probabilities_of_file(self, path: str) -> np.ndarray:
         """Returns float64 `[labels]` that sum to 1.
 
-        The same as of the whole file, prepared and viewed; but while it is read, the networks work
-        on what is there: on one part of the motion after another, and on the pictures as soon as
-        all have come, which is at once where their GOPs are few (`prepare_in_parts`). Their time,
-        compilation included, counts among `VideoSpec.max_seconds`.
-
         Raises:
           VideoError: The file cannot be read; the message names it and the reason.
         """
-        recognizer, parts = self._recognizer, self._recognizer.parts
-
-        def borders(num_frames: int) -> list[int]:
-            return [-1, *last_frames(num_frames, recognizer.views, parts)[:-1]]
-
-        motion: list[jax.Array] = []
-        appearance: list[jax.Array] = []
-        for number, video in prepare_in_parts(path, recognizer.reading, borders):
-            if not number:  # Maybe once more.
-                motion, appearance = [], []
-            wanted = frame_positions(video.num_frames, recognizer.reading.clip_frames)
-            if not appearance and (len(video.frames) == len(wanted) or number == parts):
-                appearance.append(self.run_clip(self._images(video)))
-            if number:
-                fields = test_view_in_memory(
-                    video, recognizer.views, recognizer.video, part=number - 1, parts=parts
-                )
-                motion.append(self._motion(fields[None]))
-        return self._probabilities(motion, appearance[0])
-
-    def _probabilities(self, motion: list[jax.Array], appearance: jax.Array) -> np.ndarray:
-        logits = self._head(motion, appearance)
-        return self.combine(*(np.asarray(x[0], np.float64) for x in (logits, appearance)))
+        return self.probabilities(self.view(read_clip(path, self._recognizer.reading)))
 
     def combine(
         self, logits: np.ndarray, appearance: np.ndarray, *, use_head: bool = True

@@ -1,4 +1,4 @@
-"""Test views in memory are those of the graph, bit for bit, and need no more than their frames."""
+"""Test views in memory are those of the graph, bit for bit."""
 
 import dataclasses
 import pathlib
@@ -8,13 +8,8 @@ import pytest
 import tensorflow as tf
 from moclip_jax.input_pipeline import augment, memory_views
 from moclip_jax.input_pipeline.batches import MotionViews, example_from_video, view_of_example
-from moclip_jax.input_pipeline.memory_views import last_frames, test_view_in_memory
-from moclip_jax.input_pipeline.video.clip import (
-    Clip,
-    VideoSpec,
-    prepare_in_parts,
-    read_clip,
-)
+from moclip_jax.input_pipeline.memory_views import test_view_in_memory
+from moclip_jax.input_pipeline.video.clip import Clip, VideoSpec, read_clip
 
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
@@ -81,20 +76,3 @@ def test_random_bytes_of_real_sizes_are_resized_as_tensorflow_does(height, width
     whole = memory_views._Resizer(height, width, 256, 0, 256)(field)
     crops = augment.crop_ten(tf.constant(whole[None]), 224)
     np.testing.assert_array_equal(crops, augment.ten_crops(field[None], 256, 224))
-
-
-@pytest.mark.parametrize("source", ["native", "reencode"])
-@pytest.mark.parametrize("form", FORMS)
-def test_a_part_of_the_view_needs_no_more_than_the_frames_up_to_its_last(form, source, tmp_path):
-    path, spec = moving_video(tmp_path, form), dataclasses.replace(SPEC, source=source)
-    whole = test_view_in_memory(read_clip(path, spec), VIEWS, spec)
-    parts, lengths = {}, []
-    borders = lambda num_frames: last_frames(num_frames, VIEWS, 3)[:-1]  # noqa: E731
-    for number, video in prepare_in_parts(path, spec, borders):
-        parts[number] = test_view_in_memory(video, VIEWS, spec, part=number, parts=3)
-        lengths.append(len(video.is_intra))
-    # Fewer frames than the video has, and those of the part at least.
-    assert lengths == sorted(lengths)
-    assert lengths[0] < 40
-    assert all(n > end for n, end in zip(lengths, last_frames(40, VIEWS, 3), strict=True))
-    np.testing.assert_array_equal(np.concatenate([parts[n] for n in range(3)], axis=1), whole)

@@ -13,7 +13,6 @@ from moclip_jax.input_pipeline.video.clip import (
     VideoError,
     VideoSpec,
     clip_from_frames,
-    prepare_in_parts,
     read_clip,
     reencode,
 )
@@ -130,54 +129,22 @@ def test_large_frames_are_stored_with_the_shorter_side_reduced(tmp_path):
     assert Image.open(io.BytesIO(prepared.frames[0])).size == (80, 48)
 
 
-def test_frames_are_chosen_by_the_number_that_was_decoded(tmp_path, monkeypatch):
-    # Streams with a packet for each field, say, have more packets than frames.
-    path = write_video(tmp_path / "a.avi", drifting_frames(20))
-    expected = read_clip(path, SPEC)
-    monkeypatch.setattr(clip, "check_video", lambda path, limit: CheckedVideo(40, 25.0))
-    prepared = read_clip(path, SPEC)
-    assert prepared.frame_indices.tolist() == expected.frame_indices.tolist()
-    assert prepared.frames == expected.frames
-
-
-def test_a_video_in_parts_begins_with_its_pictures_and_ends_with_the_whole(tmp_path):
-    path = write_video(tmp_path / "a.avi", drifting_frames(120), options={"g": "6"})
-    spec = dataclasses.replace(SPEC, source="native", clip_frames=1)
-    whole = read_clip(path, spec)
-    parts = list(prepare_in_parts(path, spec, lambda num_frames: [-1, 30, 70]))
-    assert [number for number, _ in parts] == [0, 1, 2, 3]
-    assert [len(part.is_intra) for _, part in parts] == [0, 31, 71, 120]
-    for _, part in parts:
-        # The GOP of the only picture is a twentieth of the file, so that came first.
-        assert part.frames == whole.frames
-        assert part.frame_indices.tolist() == [60]
-        assert (part.num_frames, part.fps) == (120, 25.0)
-    for _, part in parts[1:]:
-        read = len(part.is_intra)
-        np.testing.assert_array_equal(part.displacements, whole.displacements[:read])
-        np.testing.assert_array_equal(part.is_intra, whole.is_intra[:read])
-
-
 @pytest.mark.parametrize("source", ["native", "reencode"])
-def test_parts_begin_anew_when_the_number_of_frames_was_wrong(source, tmp_path, monkeypatch):
+def test_frames_are_chosen_by_the_number_that_was_decoded(source, tmp_path, monkeypatch):
+    # Streams with a packet for each field, say, have more packets than frames.
     path = write_video(tmp_path / "a.avi", drifting_frames(20))
     spec = dataclasses.replace(SPEC, source=source)
     expected = read_clip(path, spec)
     monkeypatch.setattr(clip, "check_video", lambda path, limit: CheckedVideo(40, 25.0))
-    parts = list(prepare_in_parts(path, spec, lambda num_frames: [num_frames // 4]))
-    assert [(number, part.num_frames) for number, part in parts] == [(0, 40), (0, 20), (1, 20)]
-    assert parts[-1][1].frames == expected.frames
+    prepared = read_clip(path, spec)
+    assert prepared.num_frames == 20
+    assert prepared.frame_indices.tolist() == expected.frame_indices.tolist()
+    assert prepared.frames == expected.frames
 
 
-def test_parts_begin_anew_when_a_codec_with_vectors_turns_out_to_have_none(tmp_path):
+def test_a_file_is_reencoded_when_a_codec_with_vectors_turns_out_to_have_none(tmp_path):
     path = write_video(tmp_path / "a.avi", drifting_frames(20), options={"g": "1"})
-    spec = dataclasses.replace(SPEC, source="auto")
-    parts = list(prepare_in_parts(path, spec, lambda num_frames: [5]))
-    assert [(number, part.source) for number, part in parts] == [
-        (0, "native"),
-        (0, "reencode"),
-        (1, "reencode"),
-    ]
+    assert read_clip(path, dataclasses.replace(SPEC, source="auto")).source == "reencode"
 
 
 # Frame 60, the picture, is no I-frame: those are whole even where only vectors are decoded.
