@@ -1,11 +1,11 @@
-"""What it costs to prepare clips as UCF101's are, and what all of UCF101 would take.
+"""Time the preparation of clips like UCF101's, and extrapolate to all of UCF101.
 
     python -m benchmarks.preparation [--workers=1]
 
-Real clips are written in UCF101's form (MPEG-4 in AVI, 320x240) and prepared by the builder itself.
-UCF101 has 13,320 clips of 186 frames on average; motion is extrapolated by frames, RGB frames by
-their number. "s" is what a clip took in its worker by the clock, "of core" the processor's time of
-the same work here, which a busy machine disturbs less.
+Real clips are written in UCF101's form (MPEG-4 in AVI, 320x240) and prepared as in training. UCF101
+has 13,320 clips of 186 frames on average; motion is extrapolated by frames, RGB frames by their
+number. "s" is the wall-clock time of a clip in its worker, "of core" the processor time of the same
+work in this process, which a busy machine disturbs less.
 """
 
 import json
@@ -15,9 +15,9 @@ import time
 from typing import Any
 
 import numpy as np
-from moclip_jax.input_pipeline.datasets.base import MANIFEST
-from moclip_jax.input_pipeline.datasets.motion_storage import pack_displacements
+from moclip_jax.input_pipeline.datasets.preparation import MANIFEST
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset, prepare_dataset
+from moclip_jax.input_pipeline.datasets.records import pack_displacements
 from moclip_jax.input_pipeline.datasets.worker import num_cores
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 
@@ -30,7 +30,7 @@ ROUNDS = 3
 
 
 def write_clips(folder: pathlib.Path, copies: int = 1) -> None:
-    """Writes a folder of videos: two classes, each clip `copies` times (with other last bytes)."""
+    """Write a folder of videos: two classes, each clip `copies` times (with other last bytes)."""
     for clip in CLIPS:
         path = ucf101_like(folder, clip)
         for number in range(2 * copies):
@@ -42,7 +42,7 @@ def write_clips(folder: pathlib.Path, copies: int = 1) -> None:
 
 
 def prepare(folder: pathlib.Path, workers: int) -> PreparedDataset:
-    """Prepares what `write_clips` wrote, with the published settings."""
+    """Prepare what `write_clips` wrote, with the published settings."""
     return prepare_dataset(
         "video_folder",
         data_dir=folder / f"data{workers}",
@@ -53,10 +53,10 @@ def prepare(folder: pathlib.Path, workers: int) -> PreparedDataset:
 
 
 def rows(workers: int) -> list[dict[str, Any]]:
-    """Returns a row for each clip, and one for the whole of UCF101.
+    """Return a row for each clip, and one for the whole of UCF101.
 
     Args:
-      workers: processes that prepare.
+      workers: Processes that prepare.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -107,6 +107,7 @@ def rows(workers: int) -> list[dict[str, Any]]:
 
 
 def print_rows(workers: int) -> list[dict[str, Any]]:
+    """Print the rows as a table, and return them."""
     table = rows(workers)
     names = ("file", "record", "motion", "images")
     print(
@@ -130,7 +131,7 @@ def print_rows(workers: int) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Reads the command line and prints the table."""
+    """Parse the command line and print the table."""
     parser = CommandParser("benchmarks.preparation", "Time the preparation of clips.", ("",))
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
     arguments = parser.parse(argv)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 from moclip_jax.input_pipeline.augment import Crop, bilinear_taps
-from moclip_jax.input_pipeline.datasets.motion_storage import join_bytes, unpack_groups
+from moclip_jax.input_pipeline.datasets.records import join_bytes, unpack_groups
 from moclip_jax.input_pipeline.video.clip import VideoSpec
 from moclip_jax.input_pipeline.video.motion_vectors import BLOCK
 

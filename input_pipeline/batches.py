@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
-from moclip_jax.input_pipeline.datasets.base import VideoEntry
-from moclip_jax.input_pipeline.datasets.prepared import BUILDERS, PreparedDataset, prepare_dataset
+from moclip_jax.input_pipeline.datasets.definition import VideoEntry
+from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset, prepare_dataset
 from moclip_jax.input_pipeline.native_motion import native_features
 from moclip_jax.input_pipeline.views import (
     MotionViews,
@@ -18,7 +18,6 @@ from moclip_jax.input_pipeline.views import (
 )
 
 __all__ = [
-    "BUILDERS",
     "MotionViews",
     "PreparedDataset",
     "VideoEntry",

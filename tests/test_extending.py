@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.datasets import prepared
+from moclip_jax.input_pipeline.datasets.registry import DATASETS
 from moclip_jax.input_pipeline.datasets.shapes import render_clip
 
 from moclip_jax.training.stages import StageRecord
@@ -35,7 +35,8 @@ def folder(tmp_path: Path) -> Path:
 def test_the_code_of_the_page_runs_and_does_what_it_says(
     folder, tmp_path_factory, monkeypatch, capsys
 ):
-    monkeypatch.setattr(prepared, "BUILDERS", dict(prepared.BUILDERS))
+    # The page adds a data set, which is taken out again.
+    monkeypatch.setitem(DATASETS, "flat_folder", None)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     # Dataclasses ask for the module that they are defined in.
     workdir = tmp_path_factory.mktemp("workdir")

@@ -1,14 +1,15 @@
-"""Prepare shards under Apache Beam, which is optional (requirements-beam.txt).
+"""Prepare shards with Apache Beam, which is optional (requirements-beam.txt).
 
-Each shard is one piece of work. A Beam worker writes it to the folder of the shards, so all
+Each shard is one unit of work. A Beam worker writes it to the folder of the shards, so that all
 workers need that folder and the videos under the same paths, as on a shared file system.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+from moclip_jax.input_pipeline.datasets.definition import Source
 from moclip_jax.input_pipeline.datasets.shards import ShardFolder
-from moclip_jax.input_pipeline.datasets.worker import Source, make_records
+from moclip_jax.input_pipeline.datasets.worker import make_records
 from moclip_jax.input_pipeline.video.clip import VideoSpec
 
 
@@ -16,7 +17,7 @@ def pipeline_options(options: str) -> Any:
     """Return Beam's pipeline options.
 
     Args:
-      options: Separated by commas, as `tfds build --beam_pipeline_options` takes them, such as
+      options: Names and values separated by commas, such as
         'runner=DirectRunner,direct_num_workers=4,direct_running_mode=multi_processing'.
 
     Raises:
@@ -44,24 +45,22 @@ def write_shards(
     spec: VideoSpec,
     *,
     options: Any,
-    runner: Any = None,
 ) -> None:
-    """Prepare shards by a Beam pipeline; returns when all are finished.
+    """Prepare shards in a Beam pipeline; return when all are finished.
 
     Args:
       folder: Where they are written.
       shards: Number and videos of each.
       spec: The canonical form.
-      options: Beam's `PipelineOptions`; None for Beam's own.
-      runner: A Beam runner, or its name; None for that of the options.
+      options: Beam's `PipelineOptions`.
     """
     import apache_beam as beam
 
-    with beam.Pipeline(runner=runner, options=options) as pipeline:
+    with beam.Pipeline(options=options) as pipeline:
         _ = (
             pipeline
             | "Shards" >> beam.Create([(index, list(sources)) for index, sources in shards])
-            # Else a runner may join all that follows, and one worker does everything.
+            # Without it a runner may fuse all steps, and one worker does everything.
             | "Distribute" >> beam.Reshuffle()
             | "Prepare" >> beam.Map(_write_shard, folder, spec)
         )

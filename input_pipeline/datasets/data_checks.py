@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from moclip_jax.input_pipeline.datasets.base import VideoEntry
+from moclip_jax.input_pipeline.datasets.definition import VideoEntry
 
 from moclip_jax.runtime.progress import say
 

@@ -5,12 +5,12 @@ The lists are 153 files `<class>_test_split<N>.txt`, one for each class and spli
 """
 
 import functools
+import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import tensorflow_datasets as tfds
-from moclip_jax.input_pipeline.datasets.base import PreparedVideoBuilder, Source, VideoEntry
+from moclip_jax.input_pipeline.datasets.definition import Source, VideoDataset, VideoEntry
 from moclip_jax.input_pipeline.datasets.video_folder import existing_folder
 from moclip_jax.input_pipeline.video.clip import read_clip
 
@@ -18,17 +18,17 @@ _LIST = re.compile(r"(.+)_test_split([1-9])\.txt")
 _SUBSETS = {"0": "unused", "1": "train", "2": "test"}
 
 
-class Hmdb51(PreparedVideoBuilder):
+class Hmdb51(VideoDataset):
     """The videos, in a folder for each class, and the lists, as the published archives unpack."""
 
     name = "hmdb51_motion"
 
     def sources(
-        self, dl_manager: tfds.download.DownloadManager
+        self, download: Callable[[str], str | os.PathLike]
     ) -> tuple[Sequence[str], Sequence[Source]]:
         """Return the classes, by name, and the videos as the lists give them."""
-        del dl_manager  # The published archives are RAR, which must be unpacked by hand.
-        config = self.builder_config
+        del download  # The published archives are RAR, which must be unpacked by hand.
+        config = self.config
         if config.options:
             raise ValueError(f"hmdb51: takes no options, got {sorted(config.options)}")
         videos = existing_folder(config.videos, "videos")

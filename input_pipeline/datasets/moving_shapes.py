@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 
-import tensorflow_datasets as tfds
-from moclip_jax.input_pipeline.datasets.base import (
-    PreparedVideoBuilder,
+from moclip_jax.input_pipeline.datasets.definition import (
     Source,
+    VideoDataset,
     VideoEntry,
     read_options,
 )
@@ -56,18 +56,18 @@ class MovingShapesOptions:
             raise ValueError(f"moving_shapes: more than {_GROUPS_PER_SEED} groups")
 
 
-class MovingShapes(PreparedVideoBuilder):
+class MovingShapes(VideoDataset):
     """Class = shape and motion; groups never cross from the training to the test subset."""
 
     name = "moving_shapes"
 
     def sources(
-        self, dl_manager: tfds.download.DownloadManager
+        self, download: Callable[[str], str | os.PathLike]
     ) -> tuple[Sequence[str], Sequence[Source]]:
         """Return the class names '<shape> <motion>' and every clip, still to be rendered."""
-        del dl_manager  # Nothing to download.
-        options = read_options(MovingShapesOptions, self.name, self.builder_config.options)
-        spec = self.builder_config.spec
+        del download  # Nothing to download.
+        options = read_options(MovingShapesOptions, self.name, self.config.options)
+        spec = self.config.spec
         if (options.height, options.width) != (spec.height, spec.width):
             raise ValueError(
                 f"moving_shapes: renders {options.width}x{options.height} but VideoSpec is "

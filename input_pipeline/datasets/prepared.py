@@ -1,36 +1,26 @@
-"""Prepared data sets on disk: made if absent, opened if there, and what each video is for."""
+"""Open a prepared data set, preparing it first if it is absent, and divide it into splits."""
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from moclip_jax.input_pipeline.datasets.base import (
-    SPLIT,
-    PreparationConfig,
-    PreparedVideoBuilder,
-    VideoEntry,
-    source_digest,
-)
 from moclip_jax.input_pipeline.datasets.beam import pipeline_options
-from moclip_jax.input_pipeline.datasets.hmdb51 import Hmdb51
-from moclip_jax.input_pipeline.datasets.motion_storage import unpack_displacements
-from moclip_jax.input_pipeline.datasets.moving_shapes import MovingShapes
-from moclip_jax.input_pipeline.datasets.ucf101 import Ucf101
-from moclip_jax.input_pipeline.datasets.video_folder import VideoFolder
-from moclip_jax.input_pipeline.native_motion import NATIVE_FEATURES
+from moclip_jax.input_pipeline.datasets.definition import DatasetConfig, VideoEntry, source_digest
+from moclip_jax.input_pipeline.datasets.preparation import (
+    VERSION,
+    Preparation,
+    prepare,
+    record_splits,
+    retry_rejected,
+)
+from moclip_jax.input_pipeline.datasets.records import parse_record
+from moclip_jax.input_pipeline.datasets.registry import DATASETS
 from moclip_jax.input_pipeline.video.clip import VideoSpec
-from moclip_jax.input_pipeline.video.motion_vectors import BLOCK
-
-BUILDERS: Mapping[str, type[PreparedVideoBuilder]] = {
-    "hmdb51": Hmdb51,
-    "moving_shapes": MovingShapes,
-    "ucf101": Ucf101,
-    "video_folder": VideoFolder,
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,8 +29,8 @@ class PreparedDataset:
 
     Attributes:
       class_names: In the order of the labels.
-      index: Every video, in the order of the source; also those that could not be prepared.
-      spec: The canonical form of the videos.
+      index: Every video, in the order of the source, rejected ones included.
+      spec: The canonical form of the videos, with the limits that the data set was opened with.
       builder: The TFDS builder that reads them.
     """
 
@@ -61,34 +51,35 @@ class PreparedDataset:
         heldout_fraction: float = 0.1,
         seed: int = 0,
     ) -> dict[str, list[str]]:
-        """Say what each video is for.
+        """Divide the videos into training, validation and test.
 
         Args:
           split: Published split, from 1.
-          selection: What the checkpoint is chosen on. 'heldout': whole groups of the training
+          selection: What the checkpoint is selected on. 'heldout': whole groups of the training
             subset, taken from every class where groups lie within classes. 'test': the test subset,
-            as the published code does. 'last': nothing, the last one is taken.
+            as the published code does. 'last': nothing, the last checkpoint is taken.
           heldout_fraction: Share of the training subset's groups held out.
           seed: Seed of the choice of groups.
 
         Returns:
-          Names under 'train', 'validation' and 'test', of videos that could be prepared, and under
-          'refused_test' those of the test subset that could not: they count as wrong.
+          Names of videos under 'train', 'validation', 'test' and 'rejected_test'. The last are the
+          videos of the test subset that could not be prepared, which count as wrong; the other
+          three hold prepared videos only.
 
         Raises:
           ValueError: There is no such split or selection, or too few groups to hold any out.
         """
         if not 1 <= split <= self.num_splits:
             raise ValueError(f"split is {split}, the data set has 1 to {self.num_splits}")
-        subset: dict[str, list[VideoEntry]] = {"train": [], "test": []}
-        refused = []
+        of_subset: dict[str, list[VideoEntry]] = {"train": [], "test": [], "unused": []}
+        rejected_test = []
         for entry in self.index:
-            role = entry.subsets[split - 1]
-            if role in subset and not entry.error:
-                subset[role].append(entry)
-            elif role == "test":
-                refused.append(entry.name)
-        train, test = subset["train"], subset["test"]
+            subset = entry.subsets[split - 1]
+            if not entry.error:
+                of_subset[subset].append(entry)
+            elif subset == "test":
+                rejected_test.append(entry.name)
+        train, test = of_subset["train"], of_subset["test"]
         if selection == "heldout":
             train, validation = _hold_out(train, heldout_fraction, seed)
         elif selection == "test":
@@ -101,42 +92,23 @@ class PreparedDataset:
             "train": [entry.name for entry in train],
             "validation": [entry.name for entry in validation],
             "test": [entry.name for entry in test],
-            "refused_test": refused,
+            "rejected_test": rejected_test,
         }
 
     def records(self) -> list[str]:
         """Return the paths of the record files, in order."""
-        return [os.fspath(path) for path in self.builder.info.splits[SPLIT].filepaths]
+        info = self.builder.info
+        return [
+            os.fspath(path)
+            for split in record_splits(info.metadata)
+            for path in info.splits[split].filepaths
+        ]
 
     def parse(
         self, record: tf.Tensor, features: Sequence[str], *, packed: bool = False
     ) -> dict[str, tf.Tensor]:
-        """Parse some features of a serialised example, and no more.
-
-        Args:
-          record: string scalar.
-          features: Names of features; RGB `frames` stay JPEG.
-          packed: Leave canonical `displacements` packed, string `[groups]`, for whoever needs few
-            of them (`accumulation.motion_to_frames`).
-
-        Returns:
-          The features, in the dtypes that `example_from_video` gives.
-        """
-        stored = self.builder.info.features
-        spec = stored.tf_example_spec
-        example = tf.io.parse_single_example(record, {name: spec[name] for name in features})
-        canonical = self.spec.source == "reencode"
-        for name in features:
-            if name == "displacements" and canonical:
-                if not packed:
-                    grid = -(-self.spec.height // BLOCK), -(-self.spec.width // BLOCK)
-                    example[name] = unpack_displacements(example[name], grid)
-            elif name in ("displacements", "future"):
-                example[name] = stored[name].decode_example(example[name])
-            elif name in ("is_intra", "frame_indices", *NATIVE_FEATURES):
-                # Records know no integers but int64.
-                example[name] = tf.cast(example[name], stored[name].tf_dtype)
-        return example
+        """Parse some features of a record, see `records.parse_record`."""
+        return parse_record(record, features, self.spec, packed=packed)
 
 
 def prepare_dataset(
@@ -151,66 +123,83 @@ def prepare_dataset(
     only_open: bool = False,
     beam: str = "",
 ) -> PreparedDataset:
-    """Open a prepared data set; prepare it first if it is not there.
+    """Open a prepared data set; prepare it first if it is absent.
 
-    A preparation that was killed is gone on from. Two at a time in one folder: the second waits.
+    A preparation that was killed is resumed. Of two at a time in one folder the second waits. If a
+    limit of `spec` is higher than before, the rejected videos are tried again.
 
     Args:
-      name: A key of `BUILDERS`.
+      name: A key of `DATASETS`.
       data_dir: Folder of all prepared data sets. This one's subfolder is named by a hash of
         everything that it is made from.
       spec: How videos are brought to the canonical form.
-      videos: Folder of the video files, where the builder needs one.
-      lists: Folder of the split lists, where the builder needs one.
+      videos: Folder of the video files, where the data set needs one.
+      lists: Folder of the split lists, where the data set needs one.
       num_workers: Processes that prepare videos; 0 for one a core.
-      options: Further options of the builder.
-      only_open: True prepares nothing.
-      beam: Options of Apache Beam, see `on_beam.pipeline_options`; empty prepares without it.
+      options: Further options of the data set.
+      only_open: True prepares nothing, not even rejected videos again.
+      beam: Options of Apache Beam, see `beam.pipeline_options`; empty prepares without it.
 
     Returns:
       The data set.
 
     Raises:
-      FileNotFoundError: It is not there and `only_open`.
+      FileNotFoundError: It is absent and `only_open`.
       ValueError: Unknown name or options; wrong lists or folders; no video could be prepared; the
-        files have changed since the data set was prepared; or Beam is asked for and not installed.
+        files have changed since the data set was prepared; `data_dir` is a bucket; or Beam is asked
+        for and not installed.
       RuntimeError: A process that prepares videos could not start.
     """
-    if name not in BUILDERS:
-        raise ValueError(f"unknown data set {name!r}, known are {sorted(BUILDERS)}")
-    config = PreparationConfig(
-        spec=spec, videos=videos, lists=lists, options=options or {}, num_workers=num_workers
-    )
-    # Progress comes as lines of our own, which also make sense in a log file.
-    tfds.disable_progress_bar()
-    builder = BUILDERS[name](config=config, data_dir=os.path.expanduser(data_dir))
-    if only_open and not os.path.isdir(builder.data_dir):
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}, known are {sorted(DATASETS)}")
+    if "://" in os.fspath(data_dir):
+        raise ValueError(f"{data_dir}: videos are prepared in local or mounted folders")
+    config = DatasetConfig(spec=spec, videos=videos, lists=lists, options=options or {})
+    dataset = DATASETS[name](config)
+    root = pathlib.Path(os.path.expanduser(data_dir))
+    folder = root / dataset.name / config.folder_name / VERSION
+
+    def download(url: str) -> os.PathLike:
+        # Its bars would fill a log file.
+        tfds.disable_progress_bar()
+        manager = tfds.download.DownloadManager(download_dir=root / "downloads")
+        return manager.download_and_extract(url)
+
+    how = Preparation(num_workers, pipeline_options(beam) if beam else None, download)
+    if not only_open:
+        prepare(dataset, folder, how)
+    elif not folder.is_dir():
         raise FileNotFoundError(
-            f"the prepared videos are not at {builder.data_dir}; they were deleted or moved: put "
-            "them back, or start the run in another --workdir"
+            f"the prepared videos are not at {folder}; they were deleted or moved: put them back, "
+            "or start the run in another --workdir"
         )
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            try_download_gcs=False, beam_options=pipeline_options(beam) if beam else None
-        )
-    )
-    metadata = builder.info.metadata
+    before = tfds.builder_from_directory(folder).info.metadata["source_digest"]
     now = source_digest(config.videos, config.lists)
-    # Folders may be gone once the data set is prepared, but not silently hold something else.
-    if now and now != metadata["source_digest"]:
+    # Folders may be gone once the data set is prepared, but must not hold other files unnoticed.
+    if now and now != before:
         raise ValueError(
             f"the files in {videos!r} or {lists!r} have changed since they were prepared; delete "
-            f"{builder.data_dir} to prepare them anew, or restore them"
+            f"{folder} to prepare them again, or restore them"
         )
+    if not only_open:
+        retry_rejected(dataset, folder, how)
+    builder = tfds.builder_from_directory(folder)
     return PreparedDataset(
-        class_names=tuple(metadata["class_names"]),
-        index=tuple(
-            VideoEntry(**{**entry, "subsets": tuple(entry["subsets"])})
-            for entry in metadata["videos"]
-        ),
-        spec=VideoSpec(**metadata["spec"]),
+        class_names=tuple(builder.info.metadata["class_names"]),
+        index=tuple(_entry(entry, spec) for entry in builder.info.metadata["videos"]),
+        spec=spec,
         builder=builder,
     )
+
+
+def _entry(values: Mapping[str, Any], spec: VideoSpec) -> VideoEntry:
+    """Return a video of the index, rejected if it is longer than the present limit."""
+    entry = VideoEntry(**{**values, "subsets": tuple(values["subsets"])})
+    limit = spec.limits.max_frames
+    if limit is None or entry.num_frames <= limit:
+        return entry
+    error = f"{entry.name}: has {entry.num_frames} frames, more than max_frames={limit}"
+    return dataclasses.replace(entry, num_frames=0, error=error)
 
 
 def _hold_out(

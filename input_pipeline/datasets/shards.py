@@ -1,6 +1,6 @@
-"""The folder in which a data set is prepared: one file for every few videos, each written whole.
+"""Write a data set in shards, each whole or not at all.
 
-A finished shard survives whatever ends the run, and the next start goes on with the others.
+A finished shard survives whatever ends the run, and the next start continues with the others.
 """
 
 import dataclasses
@@ -13,13 +13,14 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from moclip_jax.input_pipeline.datasets.worker import Outcome, Source
+from moclip_jax.input_pipeline.datasets.definition import Source
+from moclip_jax.input_pipeline.datasets.worker import Outcome
 
 from moclip_jax.runtime.files import atomic_write, write_json
 from moclip_jax.runtime.progress import say
 
 VIDEOS_PER_SHARD = 32
-"""Videos of a shard at most: what a killed run loses, and what a Beam worker does in one go."""
+"""Most videos of a shard: what a killed run loses, and the unit of work of a Beam worker."""
 
 _PLAN = "plan.json"
 
@@ -27,8 +28,8 @@ _PLAN = "plan.json"
 def plan_shards(sources: Sequence[Source]) -> list[list[Source]]:
     """Divide videos among shards of about the same number.
 
-    The order is that of a hash of the names: as good as random, so that the first videos stand for
-    all and a shard holds many classes, and the same on every machine.
+    The order is that of a hash of the names. It is as good as random, so that the first videos are
+    typical of all and a shard holds many classes, and it is the same on every machine.
     """
     ordered = sorted(
         sources, key=lambda source: hashlib.sha256(source.entry.name.encode()).digest()
@@ -39,14 +40,14 @@ def plan_shards(sources: Sequence[Source]) -> list[list[Source]]:
 
 
 class ShardFolder:
-    """Shards on disk; a shard counts once its outcomes stand beside it."""
+    """Shards on disk; a shard is finished once its outcomes are written beside it."""
 
     def __init__(self, path: str | os.PathLike, plan: Any):
-        """Open the folder; make it if it is not there.
+        """Open the folder; make it if it does not exist.
 
         Args:
-          path: A local folder, of this class alone.
-          plan: Everything that the shards depend on, in JSON's types. Shards that were made by
+          path: A local folder, used by this class alone.
+          plan: Everything that the shards depend on, as JSON values. Shards that were made by
             another plan are deleted.
         """
         self.path = pathlib.Path(path)
@@ -54,12 +55,12 @@ class ShardFolder:
         plan_file = self.path / _PLAN
         if self.path.exists():
             if plan_file.exists() and json.loads(plan_file.read_text()) == digest:
+                # What a killed process was writing.
                 for part in self.path.glob("*.part*"):
                     part.unlink()
                 return
-            say(f"{self.path}: made for other videos or settings, begun anew")
+            say(f"{self.path}: made for other videos or settings; started again")
             shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
         write_json(plan_file, digest)
 
     def outcomes(self, index: int) -> list[Outcome] | None:
@@ -79,12 +80,12 @@ class ShardFolder:
 
         Args:
           index: Number of the shard.
-          results: Of each of its videos, the record, empty if it was refused, and the outcome.
+          results: Of each of its videos, the record, empty if it was rejected, and the outcome.
 
         Yields:
           The outcomes; the shard is finished when there are no more.
         """
-        # Only here: workers import the builders' modules, and this one takes seconds.
+        # Imported here because worker processes import this module, and TensorFlow takes seconds.
         import tensorflow as tf
 
         outcomes = []

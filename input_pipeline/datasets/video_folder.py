@@ -2,19 +2,19 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-import tensorflow_datasets as tfds
-from moclip_jax.input_pipeline.datasets.base import (
-    PreparedVideoBuilder,
+from moclip_jax.input_pipeline.datasets.data_checks import copies, warn, warn_of_data
+from moclip_jax.input_pipeline.datasets.definition import (
     Source,
+    VideoDataset,
     VideoEntry,
     read_options,
 )
-from moclip_jax.input_pipeline.datasets.data_checks import copies, warn, warn_of_data
 from moclip_jax.input_pipeline.datasets.split_lists import ListedVideo, has_lists, read_split_lists
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.files import VIDEO_SUFFIXES
@@ -41,17 +41,17 @@ class VideoFolderOptions:
             )
 
 
-class VideoFolder(PreparedVideoBuilder):
+class VideoFolder(VideoDataset):
     """One class a folder. Lists may be given, or lie in the folder itself."""
 
     name = "video_folder"
 
     def sources(
-        self, dl_manager: tfds.download.DownloadManager
+        self, download: Callable[[str], str | os.PathLike]
     ) -> tuple[Sequence[str], Sequence[Source]]:
         """Return the classes and videos as the lists, or the folders, give them."""
-        del dl_manager  # Nothing to download.
-        config = self.builder_config
+        del download  # Nothing to download.
+        config = self.config
         folder = existing_folder(config.videos, "videos")
         options = read_options(VideoFolderOptions, self.name, config.options)
         if config.lists:

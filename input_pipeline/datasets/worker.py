@@ -1,64 +1,26 @@
 """Prepare videos in child processes, in order, each with a time limit.
 
-The child makes the finished record, so that the parent only writes bytes. A damaged file that
-crashes or hangs FFmpeg ends its child and is refused; the others go on.
+A child returns the finished record, so that the parent only writes bytes. A damaged file that
+crashes or hangs FFmpeg ends its child and is rejected; the other videos are not affected.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
-import functools
 import os
 import time
-from collections.abc import Callable, Generator, Iterable
-from typing import Any
+from collections.abc import Generator, Iterable
 
-import numpy as np
-import tensorflow_datasets as tfds
-from moclip_jax.input_pipeline.datasets.motion_features import record_features, record_values
-from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec
+from moclip_jax.input_pipeline.datasets.definition import Source
+from moclip_jax.input_pipeline.datasets.records import encode_record
+from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec
 from moclip_jax.input_pipeline.video.subprocess_pool import WorkerError, WorkerPool, run_isolated
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-KEPT_NATIVE, KEPT_REENCODED, REFUSED = "native", "reencoded", "refused"
-"""What may become of a video, `Outcome.kept`."""
+KEPT_NATIVE, KEPT_REENCODED, REJECTED = "native", "reencoded", "refused"
+"""Values of `Outcome.kept`, as the manifest of version 2.0.0 spells them."""
 
-# `max_seconds` is looked at between two frames; this much later the child is ended.
+# `max_seconds` is checked between two frames; a child is ended this much later.
 _GRACE_SECONDS = 5.0
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoEntry:
-    """One video of a data set, whether or not it could be prepared.
-
-    Attributes:
-      name: Unique name, also the key of its example.
-      label: Position of its class in the data set's class names.
-      group: Videos of one group show the same scene or person and must stay on one side of a split.
-      subsets: For each published split, in order, 'train', 'test' or 'unused'.
-      num_frames: Frames of the video; 0 if it could not be prepared.
-      error: Why it could not be prepared, with its path; empty if it could.
-    """
-
-    name: str
-    label: int
-    group: str
-    subsets: tuple[str, ...]
-    num_frames: int = 0
-    error: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A video still to be prepared.
-
-    Attributes:
-      entry: Its line in the index.
-      prepare: Makes the prepared video or raises `VideoError`; must pickle, for the workers.
-    """
-
-    entry: VideoEntry
-    prepare: Callable[[], Clip]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +30,11 @@ class Outcome:
     Attributes:
       name: As in its `VideoEntry`.
       kept: 'native' (with the stream's own motion), 'reencoded' (with that of the canonical form)
-        or 'refused'.
-      reason: Why it was refused, with its path; else empty.
-      num_frames: Frames of the video; 0 if it was refused.
-      bytes: Size of its record; 0 if it was refused.
-      seconds: How long it took in its worker.
+        or 'refused' (rejected).
+      reason: Why it was rejected, with its path; else empty.
+      num_frames: Frames of the video; 0 if it was rejected.
+      bytes: Size of its record; 0 if it was rejected.
+      seconds: Wall-clock time in its worker.
     """
 
     name: str
@@ -83,58 +45,26 @@ class Outcome:
     seconds: float = 0.0
 
 
-@functools.lru_cache(maxsize=4)
-def example_features(spec: VideoSpec) -> tfds.features.FeaturesDict:
-    """Return the TFDS features of a record."""
-    return tfds.features.FeaturesDict(
-        {
-            "name": tfds.features.Text(),
-            "label": np.int64,
-            **record_features(spec),
-            "frames": tfds.features.Sequence(
-                tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
-            ),
-            "frame_indices": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-            "num_frames": np.int64,
-            "fps": np.float32,
-        }
-    )
-
-
 def make_record(source: Source, spec: VideoSpec) -> tuple[bytes, Outcome]:
-    """Prepare a video here and now.
+    """Prepare a video in this process.
 
     Args:
       source: The video.
       spec: The canonical form.
 
     Returns:
-      The serialised example, empty if the video was refused, and what became of it.
+      The serialized record, empty if the video was rejected, and what became of it.
     """
     start = time.monotonic()
     entry = source.entry
     try:
-        prepared = source.prepare()
+        clip = source.prepare()
     except VideoError as error:
-        return b"", Outcome(entry.name, REFUSED, str(error), seconds=_since(start))
-    values: dict[str, Any] = {
-        "name": entry.name,
-        "label": entry.label,
-        **record_values(prepared, spec),
-        "frames": prepared.frames,
-        "frame_indices": prepared.frame_indices,
-        "num_frames": prepared.num_frames,
-        "fps": prepared.fps,
-    }
-    features = example_features(spec)
-    example = ExampleSerializer(features.get_serialized_info()).get_tf_example(
-        features.encode_example(values)
-    )
-    # The same bytes in every process: protocol buffers order their maps by a seed of their own.
-    record = example.SerializeToString(deterministic=True)
-    kept = KEPT_NATIVE if prepared.source == "native" else KEPT_REENCODED
+        return b"", Outcome(entry.name, REJECTED, str(error), seconds=_since(start))
+    record = encode_record(entry.name, entry.label, clip, spec)
+    kept = KEPT_NATIVE if clip.source == "native" else KEPT_REENCODED
     outcome = Outcome(
-        entry.name, kept, num_frames=prepared.num_frames, bytes=len(record), seconds=_since(start)
+        entry.name, kept, num_frames=clip.num_frames, bytes=len(record), seconds=_since(start)
     )
     return record, outcome
 
@@ -151,11 +81,11 @@ def make_records(
 
     Yields:
       As `make_record`, in the order of the videos, with a bounded number of results in memory.
-      A video that crashes its process twice, or takes too long, is refused.
+      A video that crashes its process twice, or exceeds the time limit, is rejected.
 
     Raises:
-      RuntimeError: A process could not even start.
-      Exception: Anything but a `VideoError` that preparing a video raised.
+      RuntimeError: A process could not be started.
+      Exception: Any other error than a `VideoError` that preparing a video raised.
     """
     pool = WorkerPool(num_workers)
     threads = concurrent.futures.ThreadPoolExecutor(num_workers)
@@ -168,7 +98,7 @@ def make_records(
         while pending:
             yield pending.popleft().result()
     finally:
-        if pending:  # Stopped early: nobody waits for what is still running.
+        if pending:  # Stopped early: the results of the running videos are not needed.
             pool.kill()
         threads.shutdown(cancel_futures=True)
         pool.close()
@@ -176,7 +106,7 @@ def make_records(
 
 def num_cores() -> int:
     """Return the number of cores that this process may use."""
-    # Where the system can say so (Linux).
+    # Only Linux tells which cores a process is restricted to.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -195,12 +125,12 @@ def _make_isolated(pool: WorkerPool, source: Source, spec: VideoSpec) -> tuple[b
                     f"a process that prepares videos {error.reason}, unless it said why most "
                     "likely for want of memory; use fewer (config.dataset.num_workers)"
                 ) from error
-            # A process is used again, so a crash may be the work of the video before: once more,
-            # in a new one.
+            # A process serves many videos, so the crash may be due to an earlier one: the second
+            # attempt runs in a new process.
             if attempt == 2 or error.timed_out:
                 name = source.entry.name
                 reason = f"{name}: its process {error.reason}"
-                return b"", Outcome(name, REFUSED, reason, seconds=_since(start))
+                return b"", Outcome(name, REJECTED, reason, seconds=_since(start))
     raise AssertionError
 
 

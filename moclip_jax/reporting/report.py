@@ -72,7 +72,7 @@ def write_report(
     rows = json.loads((workdir / "evaluate" / "rows.json").read_text())
     class_names = dataset.class_names
     entries = {entry.name: entry for entry in dataset.index}
-    refused = np.array([entries[name].label for name in splits["refused_test"]], np.int64)
+    refused = np.array([entries[name].label for name in splits["rejected_test"]], np.int64)
     accuracy = {row: class_accuracy(scores[row], label, refused) for row in scores}
     counts = confusion_counts(label, scores["fusion"].argmax(axis=1), len(class_names))
     with figure_style():

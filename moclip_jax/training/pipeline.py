@@ -275,7 +275,7 @@ class Pipeline:
         evaluate(
             self._config,
             load_features(self._workdir / "features", "test", len(self._roles["test"])),
-            len(self._roles["refused_test"]),
+            len(self._roles["rejected_test"]),
             self._text,
             self._network,
             clip,

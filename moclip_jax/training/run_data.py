@@ -39,7 +39,7 @@ def open_dataset(config: ConfigDict, workdir: Path, *, only_open: bool = False) 
 
 
 def video_splits(config: ConfigDict, dataset: PreparedDataset) -> dict[str, list[str]]:
-    """Returns the names of the videos under `train`, `validation`, `test` and `refused_test`."""
+    """Returns the names of the videos under `train`, `validation`, `test` and `rejected_test`."""
     return dataset.splits(
         split=config.dataset.split,
         selection=config.selection.mode,

@@ -54,7 +54,7 @@ def test_names_are_no_markup_and_foreign_weights_are_not_called_ours(tmp_path):
         "top1": 0.5, "top5": 0.75, "num_examples": 4, "protocol": "one view", "gflops": 1.0,
         "trainable_params": 7,
     }  # fmt: skip
-    videos = {"train": 3, "validation": 4, "test": 4, "refused_test": 0}
+    videos = {"train": 3, "validation": 4, "test": 4, "rejected_test": 0}
     names = ["Shot\nPut", "# <b>Heading</b>", "```"]
     rows = dict.fromkeys(ROWS, row)
     write_model_card(config, names, videos, rows, {"jax": "1"}, tmp_path / "card.md")

@@ -105,11 +105,11 @@ def test_index_holds_every_video_and_why_some_cannot_be_used(dataset):
 def test_roles_of_the_published_splits(dataset):
     splits = dataset.splits(split=1, selection="last")
     assert (len(splits["train"]), splits["validation"], len(splits["test"])) == (14, [], 5)
-    assert splits["refused_test"] == ["Jump/v_Jump_g01_c01.avi"]
+    assert splits["rejected_test"] == ["Jump/v_Jump_g01_c01.avi"]
     assert all("_g01_" in name or "_g02_" in name for name in splits["test"])
     second = dataset.splits(split=2, selection="test")
     assert second["validation"] == second["test"]
-    assert (len(second["train"]), len(second["test"]), second["refused_test"]) == (13, 3, [])
+    assert (len(second["train"]), len(second["test"]), second["rejected_test"]) == (13, 3, [])
     assert not any("_g04_" in name for role in second.values() for name in role)
 
 
@@ -324,7 +324,7 @@ def test_a_prepared_data_set_is_opened_and_not_made_again(dataset, videos, data_
     def fail(*_):
         raise AssertionError("prepared again")
 
-    monkeypatch.setattr("moclip_jax.input_pipeline.datasets.base.make_records", fail)
+    monkeypatch.setattr("moclip_jax.input_pipeline.datasets.preparation.make_records", fail)
     again = prepare(videos, data_dir)
     assert again.index == dataset.index
     assert again.class_names == dataset.class_names

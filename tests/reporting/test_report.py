@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from moclip_jax.configs import testing
 from moclip_jax.input_pipeline.batches import PreparedDataset
-from moclip_jax.input_pipeline.datasets.base import VideoEntry
+from moclip_jax.input_pipeline.datasets.definition import VideoEntry
 from moclip_jax.input_pipeline.video.clip import VideoSpec
 from PIL import Image
 
@@ -172,7 +172,7 @@ def test_101_classes_and_names_that_look_like_markup_make_a_sound_page(finished_
         "train": [],
         "validation": [],
         "test": [entry.name for entry in index if not entry.error],
-        "refused_test": ["bad <b>.avi"],
+        "rejected_test": ["bad <b>.avi"],
     }
     page = Page(report.write_report(testing.get_config(), dataset, splits, tmp_path, num_clips=0))
     assert_self_contained(page)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from moclip_jax.input_pipeline.batches import PreparedDataset, prepare_dataset
-from moclip_jax.input_pipeline.datasets.base import PreparationConfig
+from moclip_jax.input_pipeline.datasets.definition import DatasetConfig
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES
 from moclip_jax.input_pipeline.datasets.split_lists import read_split_lists
 from moclip_jax.input_pipeline.datasets.ucf101 import LISTS_URL, VIDEOS_URL, Ucf101
@@ -99,13 +99,10 @@ def test_ucf101_is_downloaded_where_no_folder_is_given(ucf101_folders, tmp_path)
         shutil.copy(path, tmp_path / "videos" / "UCF101")
     shutil.copytree(lists, tmp_path / "lists" / "ucfTrainTestlist")
 
-    class Downloads:
-        def download_and_extract(self, url: str) -> str:
-            return str(tmp_path / {VIDEOS_URL: "videos", LISTS_URL: "lists"}[url])
+    def download(url: str) -> str:
+        return str(tmp_path / {VIDEOS_URL: "videos", LISTS_URL: "lists"}[url])
 
-    config = PreparationConfig(name="test", spec=SPEC)
-    builder = Ucf101(config=config, data_dir=str(tmp_path / "data"))
-    class_names, sources = builder.sources(Downloads())
+    class_names, sources = Ucf101(DatasetConfig(spec=SPEC)).sources(download)
     assert class_names == CLASSES
     assert len(sources) == len(CLASSES) * GROUPS
     assert sources[0].prepare().num_frames > 0

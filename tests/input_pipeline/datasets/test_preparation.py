@@ -20,14 +20,14 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from moclip_jax.input_pipeline.batches import PreparedDataset, prepare_dataset
 from moclip_jax.input_pipeline.datasets import prepared, shards
-from moclip_jax.input_pipeline.datasets.base import (
-    MANIFEST,
-    PreparationConfig,
-    PreparedVideoBuilder,
+from moclip_jax.input_pipeline.datasets.definition import (
+    DatasetConfig,
     Source,
+    VideoDataset,
     VideoEntry,
 )
-from moclip_jax.input_pipeline.datasets.prepared import BUILDERS
+from moclip_jax.input_pipeline.datasets.preparation import MANIFEST
+from moclip_jax.input_pipeline.datasets.registry import DATASETS
 from moclip_jax.input_pipeline.video.clip import VideoSpec
 from moclip_jax.input_pipeline.video.subprocess_pool import WorkerError
 
@@ -38,14 +38,14 @@ ROOT = pathlib.Path(__file__).parents[3]
 NUM_VIDEOS = 10
 
 
-class Generated(PreparedVideoBuilder, skip_registration=True):
+class Generated(VideoDataset):
     """Ten generated videos, half of them for testing; `options` says which misbehave."""
 
     name = "generated"
 
-    def sources(self, dl_manager):
-        del dl_manager
-        options = self.builder_config.options
+    def sources(self, download):
+        del download
+        options = self.config.options
         return ["even", "odd"], [
             Source(
                 VideoEntry(f"v{i}", i % 2, f"g{i}", ("train" if i < 5 else "test",)),
@@ -57,7 +57,7 @@ class Generated(PreparedVideoBuilder, skip_registration=True):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    monkeypatch.setattr(prepared, "BUILDERS", {**BUILDERS, "generated": Generated})
+    monkeypatch.setattr(prepared, "DATASETS", {**DATASETS, "generated": Generated})
     monkeypatch.setattr(shards, "VIDEOS_PER_SHARD", 3)
 
 
@@ -99,7 +99,7 @@ def test_the_manifest_says_what_became_of_every_video(tmp_path, capsys):
     assert all(line["num_frames"] == 3 and line["seconds"] > 0 for line in lines if line["bytes"])
     said = capsys.readouterr().out
     mean = sum(line["bytes"] for line in lines) / len(lines)
-    assert "10 videos (9 reencoded, 1 refused)" in said
+    assert "10 videos (9 reencoded, 1 rejected)" in said
     assert f"{mean / 1e3:.0f} kB each" in said
 
 
@@ -146,7 +146,7 @@ def test_what_one_or_two_workers_or_none_of_the_shards_before_write_is_the_same(
     assert one.index == two.index
 
 
-def test_a_run_that_fails_is_gone_on_from(tmp_path, capsys, monkeypatch):
+def test_a_run_that_fails_is_resumed(tmp_path, capsys, monkeypatch):
     # The mistake lies in the last shard, so that the others are finished.
     order = [s.entry.name for shard in shards.plan_shards(sources_of(tmp_path)) for s in shard]
     monkeypatch.setattr(Generated, "sources", with_bug(order[-1]))
@@ -155,27 +155,25 @@ def test_a_run_that_fails_is_gone_on_from(tmp_path, capsys, monkeypatch):
     before = prepared_so_far(tmp_path)
     assert len(before) >= NUM_VIDEOS - 3
     monkeypatch.undo()
-    monkeypatch.setattr(prepared, "BUILDERS", {**BUILDERS, "generated": Generated})
+    monkeypatch.setattr(prepared, "DATASETS", {**DATASETS, "generated": Generated})
     monkeypatch.setattr(shards, "VIDEOS_PER_SHARD", 3)
     dataset = prepare(tmp_path)
     after = prepared_so_far(tmp_path)[len(before) :]
     assert {f"v{i}" for i in after} == set(order[-3:])
-    assert "7 of 10 videos were prepared before; going on" in capsys.readouterr().out
+    assert "7 of 10 videos were prepared before; resumed" in capsys.readouterr().out
     assert contents(dataset) == contents(prepare(tmp_path, "other"))
     assert not list(tmp_path.glob("data/generated/*/*.preparing"))
 
 
 def sources_of(folder: pathlib.Path) -> list[Source]:
-    config = Generated(config="published", data_dir=str(folder / "none")).builder_config
-    config.options = {"folder": str(folder)}
-    return Generated.sources(type("", (), {"builder_config": config}), None)[1]
+    return Generated(DatasetConfig(options={"folder": str(folder)})).sources(None)[1]
 
 
 def with_bug(name: str):
     whole = Generated.sources
 
-    def sources(self, dl_manager):
-        class_names, found = whole(self, dl_manager)
+    def sources(self, download):
+        class_names, found = whole(self, download)
         return class_names, [
             Source(s.entry, functools.partial(make, 0, "bug", "")) if s.entry.name == name else s
             for s in found
@@ -188,9 +186,9 @@ _RUN = """
 import sys, pathlib
 from moclip_jax.input_pipeline.datasets import prepared
 from moclip_jax.input_pipeline.datasets import shards
-from tests.input_pipeline import test_preparation as t
+from tests.input_pipeline.datasets import test_preparation as t
 if __name__ == "__main__":
-    prepared.BUILDERS = {**prepared.BUILDERS, "generated": t.Generated}
+    prepared.DATASETS = {**prepared.DATASETS, "generated": t.Generated}
     shards.VIDEOS_PER_SHARD = 3
     t.prepare(pathlib.Path(sys.argv[1]), number=12, **{f"v{i}": "slow" for i in range(12)})
 """
@@ -228,7 +226,7 @@ def test_a_killed_run_keeps_its_shards_and_its_processes_end(tmp_path):
     again = start(tmp_path)
     said, _ = again.communicate(timeout=600)
     assert again.returncode == 0
-    assert re.search(r"(6|9) of 12 videos were prepared before; going on", said)
+    assert re.search(r"(6|9) of 12 videos were prepared before; resumed", said)
     # What was not in a finished shard is made again, and nothing else.
     assert len(prepared_so_far(tmp_path)) <= 12 + 3 + len(done) - 6
     dataset = prepare(tmp_path, number=12, **{f"v{i}": "slow" for i in range(12)})
@@ -281,11 +279,11 @@ def test_shards_of_other_videos_are_not_kept(tmp_path, capsys):
     list(folder.write(0, []))
     assert shards.ShardFolder(tmp_path / "work", ["a"]).outcomes(0) == []
     assert shards.ShardFolder(tmp_path / "work", ["b"]).outcomes(0) is None
-    assert "begun anew" in capsys.readouterr().out
+    assert "started again" in capsys.readouterr().out
 
 
 def test_a_long_preparation_is_estimated_before(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("moclip_jax.input_pipeline.datasets.base._LONG_RUN_SECONDS", 0.0)
+    monkeypatch.setattr("moclip_jax.input_pipeline.datasets.preparation_log._LONG_RUN_SECONDS", 0.0)
     dataset = prepare(tmp_path)
     said = capsys.readouterr().out
     estimate = re.search(
@@ -317,12 +315,9 @@ def test_a_process_that_cannot_start_is_no_fault_of_a_video(tmp_path, monkeypatc
         prepare(tmp_path)
 
 
-def test_what_cannot_be_asked_of_a_preparation_is_named(tmp_path):
-    builder = Generated(config=PreparationConfig(spec=SPEC), data_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="generated: cannot be prepared with num_shards"):
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
+def test_a_bucket_as_data_dir_is_named():
     with pytest.raises(ValueError, match=r"gs://b/data: videos are prepared in local or mounted"):
-        Generated(config=PreparationConfig(spec=SPEC), data_dir="gs://b/data")
+        prepare_dataset("generated", data_dir="gs://b/data", spec=SPEC)
 
 
 # Beam
@@ -338,26 +333,6 @@ def test_beam_gives_the_same_examples(tmp_path):
     assert with_beam.index == without.index
     kept = [[line["kept"] for line in manifest(d)] for d in (with_beam, without)]
     assert kept[0] == kept[1]
-
-
-def test_tfds_build_with_beam_gives_what_the_recipe_opens(tmp_path):
-    pytest.importorskip("apache_beam", reason="pip install -r requirements-beam.txt for this test")
-    options = {"num_train_groups": 1, "num_test_groups": 1, "num_frames": 3}
-    options |= {"height": 32, "width": 32}
-    config = {"spec": {"width": 32, "height": 32, "clip_frames": 1}, "options": options}
-    command = [sys.executable, "-m", "tensorflow_datasets.scripts.cli.main", "build"]
-    command += [
-        "--imports=moclip_jax.input_pipeline.datasets.prepared",
-        "moving_shapes",
-        f"--data_dir={tmp_path}",
-    ]
-    command += [f"--config={json.dumps(config)}", f"--beam_pipeline_options={_BEAM}"]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    dataset = prepare_dataset(
-        "moving_shapes", data_dir=tmp_path, spec=VideoSpec(**config["spec"]), options=options,
-        only_open=True,
-    )  # fmt: skip
-    assert len(list(tf.data.TFRecordDataset(dataset.records()))) == 72
 
 
 def test_without_beam_it_is_said_how_to_get_it(tmp_path, monkeypatch):
