@@ -22,9 +22,10 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from moclip_jax.runtime import distributed
+from moclip_jax.runtime import distributed, peers, signals
 from moclip_jax.runtime.compilation_cache import use_compilation_cache
 from moclip_jax.runtime.host_memory import keep_freed_memory
+from moclip_jax.runtime.launch import Launch, join
 
 STATUS_OK, STATUS_ERROR, STATUS_USAGE, STATUS_STOPPED = 0, 1, 2, 130
 STATUSES = (
@@ -33,8 +34,8 @@ STATUSES = (
 )
 # Of the commands that run the recipe, in addition.
 RECIPE_STATUSES = (
-    STATUSES + f"; {distributed.STATUS_TERMINATED} stopped by SIGTERM, after saving;\n"
-    f"{distributed.STATUS_PEER_LOST} another process of the run was lost"
+    STATUSES + f"; {signals.STATUS_TERMINATED} stopped by SIGTERM, after saving;\n"
+    f"{peers.STATUS_PEER_LOST} another process of the run was lost"
 )
 
 _WIDTH = 80
@@ -153,8 +154,8 @@ def _run(work: Callable[[], int | None], stopped: str, traceback: bool) -> tuple
         return work() or STATUS_OK, ""
     except KeyboardInterrupt:
         return STATUS_STOPPED, stopped
-    except distributed.StoppedError:
-        return distributed.STATUS_TERMINATED, stopped
+    except signals.StoppedError:
+        return signals.STATUS_TERMINATED, stopped
     except BrokenPipeError:
         # Whoever read our output has had enough (`| head`); nothing can be printed any more, also
         # not what Python still holds back.
@@ -163,7 +164,7 @@ def _run(work: Callable[[], int | None], stopped: str, traceback: bool) -> tuple
     except (ValueError, OSError, RuntimeError) as error:
         if traceback:
             raise
-        status, sentence = distributed.explain(error) or (STATUS_ERROR, _sentence(error))
+        status, sentence = peers.explain(error) or (STATUS_ERROR, _sentence(error))
         return status, f"error: {sentence}"
 
 
@@ -216,8 +217,8 @@ def start(work: Callable[[ConfigDict, Path], None], examples: Sequence[str] = ()
         def joined() -> None:
             # Training on a CPU frees and takes a gigabyte a step.
             keep_freed_memory()
-            distributed.on_sigterm()
-            distributed.join(launch)
+            signals.handle_sigterm()
+            join(launch)
             distributed.compare(config=config.to_dict())
             work(config, workdir)
 
@@ -225,11 +226,11 @@ def start(work: Callable[[ConfigDict, Path], None], examples: Sequence[str] = ()
             joined,
             stopped="stopped; the same command goes on from here",
             traceback=_TRACEBACK.value,
-            ended=distributed.leave,
+            ended=peers.leave,
         )
 
     status = run(parsed, traceback=True)
-    if status in (STATUS_STOPPED, distributed.STATUS_TERMINATED):
+    if status in (STATUS_STOPPED, signals.STATUS_TERMINATED):
         # A checkpoint may be half written in the background, under a name that nobody reads. Python
         # would wait for what writes it, and print its surprise at the end of the program.
         sys.stdout.flush()
@@ -242,9 +243,9 @@ class _UsageError(Exception):
     """A mistake on the command line."""
 
 
-def _launch() -> distributed.Launch:
+def _launch() -> Launch:
     try:
-        return distributed.Launch(
+        return Launch(
             str(_COORDINATOR.value),
             int(_NUM_PROCESSES.value or 0),
             -1 if _PROCESS_ID.value is None else int(_PROCESS_ID.value),

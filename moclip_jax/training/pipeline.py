@@ -19,7 +19,7 @@ from moclip_jax.models.clip import CLIP
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import load_clip
 from moclip_jax.reporting.report import TIME_FILE, write_report
-from moclip_jax.runtime import distributed
+from moclip_jax.runtime import distributed, signals
 from moclip_jax.runtime.device import computation_dtype
 from moclip_jax.runtime.files import exclusive_lock, write_json
 from moclip_jax.runtime.progress import say
@@ -120,7 +120,7 @@ class Pipeline:
             if done[stage]:
                 say(f"{stage}: done before, skipped ({self._workdir / stage})")
                 continue
-            distributed.stop_if_requested()
+            signals.stop_if_requested()
             say(f"{stage}: start")
             gone_on = (self._workdir / stage / "stage.json").exists()
             began = time.monotonic()

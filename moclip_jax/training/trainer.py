@@ -14,7 +14,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from moclip_jax.runtime import distributed
+from moclip_jax.runtime import signals
 from moclip_jax.runtime.device import compiler_options
 from moclip_jax.runtime.progress import Progress, say
 from moclip_jax.runtime.sharding import BATCH_AXES, replicate, shard_batch
@@ -221,7 +221,7 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
         progress = Progress(last_step, f"{task.name}: training", "steps", done_before=step)
         pace = StepTimer(directory, task.profile_steps)
         try:
-            with distributed.steps():
+            with signals.deferred_sigterm():
                 while step < last_step:
                     epoch, first = divmod(step, task.steps_per_epoch)
                     for item in pace.items(items(epoch, first)):
@@ -330,7 +330,7 @@ class _EpochSums:
     def stop_requested(self) -> bool:
         """Tells whether to stop, and the same on every process, as all have the same sums."""
         if jax.process_count() == 1:
-            return distributed.stop_requested()
+            return signals.stop_requested()
         return self._stops > 0
 
 
@@ -365,13 +365,13 @@ def _stop_flags(mesh: Mesh) -> Batch:
     """Rides in the all-reduce of a step, so that all processes stop after the same one."""
     if jax.process_count() == 1:
         return {}
-    return {"stop": np.full(len(mesh.local_devices), distributed.stop_requested(), np.float32)}
+    return {"stop": np.full(len(mesh.local_devices), signals.stop_requested(), np.float32)}
 
 
 def _stop(name: str, step: int, last_step: int, checkpoints: TrainingCheckpoints) -> NoReturn:
     checkpoints.close()
     say(f"{name}: saved at step {step} of {last_step}")
-    raise distributed.StoppedError
+    raise signals.StoppedError
 
 
 def _check_finite(name: str, step: int, means: dict[str, float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from moclip_jax.runtime import cli, distributed
+from moclip_jax.runtime import cli, signals
 from moclip_jax.runtime.progress import Progress
 
 REPOSITORY = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def test_a_mistake_on_the_command_line_is_a_sentence_and_status_2(
             "error: /x: no space left on device; make room, and the same command goes on from "
             "what is there\n",
         ),
-        (distributed.StoppedError(), 143, "stopped\n"),
+        (signals.StoppedError(), 143, "stopped\n"),
         (RuntimeError("a worker died"), 1, "error: a worker died\n"),
         (KeyboardInterrupt(), 130, "stopped\n"),
     ],

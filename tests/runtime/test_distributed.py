@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from moclip_jax.runtime import distributed, versions
-from moclip_jax.runtime.distributed import Launch, StoppedError
+from moclip_jax.runtime import distributed, peers, signals, versions
+from moclip_jax.runtime.launch import Launch, join
+from moclip_jax.runtime.signals import StoppedError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -24,9 +25,9 @@ def free_port() -> int:
 
 def start(code: str, *arguments: str) -> subprocess.Popen:
     """Starts Python code as a process of its own, as a command's main module would run it."""
-    code = f"from moclip_jax import command_line, processes\n{code}"
+    imports = "from moclip_jax.runtime import cli, distributed, launch, peers"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", f"{imports}\n{code}", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
         env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
     )  # fmt: skip
@@ -70,19 +71,16 @@ def test_flags_of_launching_are_checked_on_the_command_line():
 
 
 def test_a_coordinator_that_nobody_hosts_is_an_error_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(distributed, "_JOIN_TIMEOUT", 6)
+    monkeypatch.setattr(distributed, "JOIN_TIMEOUT", 6)
     began = time.monotonic()
     with pytest.raises(ConnectionError, match=r"the coordinator localhost:\d+ cannot be reached"):
-        distributed.join(Launch(f"localhost:{free_port()}", 2, 1))
+        join(Launch(f"localhost:{free_port()}", 2, 1))
     assert time.monotonic() - began < 30
 
 
 def test_outside_a_cluster_auto_is_an_error_that_says_what_to_use_instead():
     status, err = ended(
-        start(
-            "raise SystemExit(command_line.run(lambda: "
-            "processes.join(distributed.Launch(distributed='auto'))))"
-        )
+        start("raise SystemExit(cli.run(lambda: launch.join(launch.Launch(distributed='auto'))))")
     )
     assert status == 1
     assert "--distributed=auto: this process is not part of a cluster that JAX knows" in err
@@ -93,10 +91,10 @@ COMPARE = """
 import sys
 port, number, rate, of = sys.argv[1:]
 def work():
-    distributed.join(distributed.Launch(f"localhost:{port}", int(of), int(number)))
+    launch.join(launch.Launch(f"localhost:{port}", int(of), int(number)))
     distributed.compare(config={"motion": {"learning_rate": float(rate)}})
     assert distributed.run_on_main(lambda: [1, "two"]) == [1, "two"]
-raise SystemExit(command_line.run(work, ended=distributed.leave))
+raise SystemExit(cli.run(work, ended=peers.leave))
 """
 
 
@@ -110,7 +108,7 @@ def test_processes_that_agree_run_and_those_with_another_config_are_told_on_ever
     for number, process in enumerate(pair):
         status, err = ended(process)
         assert status == 1, err
-        assert "the processes of this run do not run the same:" in err
+        assert "the processes of this run differ:" in err
         assert (
             f"config.motion.learning_rate: 0.{number + 1} here, 0.{2 - number} on process "
             f"{1 - number} (" in err
@@ -142,9 +140,9 @@ import sys
 from pathlib import Path
 port, number, folder = sys.argv[1:]
 def work():
-    distributed.join(distributed.Launch(f"localhost:{port}", 2, int(number)))
+    launch.join(launch.Launch(f"localhost:{port}", 2, int(number)))
     distributed.check_shared(Path(folder))
-raise SystemExit(command_line.run(work, ended=distributed.leave))
+raise SystemExit(cli.run(work, ended=peers.leave))
 """
 
 
@@ -164,7 +162,7 @@ LOST = """
 import sys, time
 port, number, how = sys.argv[1:]
 def work():
-    distributed.join(distributed.Launch(f"localhost:{port}", 2, int(number)))
+    launch.join(launch.Launch(f"localhost:{port}", 2, int(number)))
     import os, signal, jax, numpy as np
     from jax.experimental import multihost_utils
     for step in range(600):
@@ -174,7 +172,7 @@ def work():
                 raise OSError(28, "No space left on device", "/full/disk")
             os.kill(os.getpid(), getattr(signal, how[1:]))
         time.sleep(0.1)
-raise SystemExit(command_line.run(work, ended=distributed.leave))
+raise SystemExit(cli.run(work, ended=peers.leave))
 """
 
 
@@ -191,33 +189,35 @@ def test_when_a_process_is_lost_the_other_ends_within_a_minute_with_a_sentence(l
     finally:
         pair[lost].kill()
     assert time.monotonic() - began < 75
-    assert status == distributed.STATUS_PEER_LOST, err
+    assert status == peers.STATUS_PEER_LOST, err
     last = err.splitlines()[-1]
     if how == "error":
         assert f"process {other} ends because process {lost} did: error: /full/disk" in last
     else:
         assert f"process {other} lost" in last
-        assert "lost the others: one of them" in last or "lost another one while" in last
+        assert (
+            "lost contact with the others: one of them" in last or "lost another one while" in last
+        )
     ended(pair[lost])
 
 
 def test_sigterm_raises_at_once_but_inside_steps_only_when_asked():
     before = signal.getsignal(signal.SIGTERM)
     try:
-        distributed.on_sigterm()
+        signals.handle_sigterm()
         with pytest.raises(StoppedError):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
-        distributed._Sigterm.asked = False
-        with distributed.steps():
+        signals._Sigterm.received = False
+        with signals.deferred_sigterm():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.05)
-            assert distributed.stop_requested()
+            assert signals.stop_requested()
         with pytest.raises(StoppedError) as error:
-            distributed.stop_if_requested()
-        assert error.value.code == distributed.STATUS_TERMINATED == 143
+            signals.stop_if_requested()
+        assert error.value.code == signals.STATUS_TERMINATED == 143
     finally:
-        distributed._Sigterm.asked = False
+        signals._Sigterm.received = False
         signal.signal(signal.SIGTERM, before)
 
 

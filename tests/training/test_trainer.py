@@ -15,7 +15,7 @@ from flax import nnx
 
 from moclip_jax.models.batch_norm import BatchNorm
 from moclip_jax.models.fusion import FusionConfig, FusionHead
-from moclip_jax.runtime import distributed
+from moclip_jax.runtime import signals
 from moclip_jax.runtime.sharding import make_mesh, replicate, shard_batch
 from moclip_jax.training import trainer
 
@@ -112,14 +112,14 @@ def test_after_sigterm_the_state_of_the_last_step_is_saved_and_the_run_goes_on_f
             yield batch
 
     before = signal.getsignal(signal.SIGTERM)
-    distributed.on_sigterm()
+    signals.handle_sigterm()
     try:
-        with pytest.raises(distributed.StoppedError):
+        with pytest.raises(signals.StoppedError):
             trainer.train_and_evaluate(
                 dataclasses.replace(task, batches=told_to_stop), tmp_path / "stopped", make_mesh()
             )
     finally:
-        distributed._Sigterm.asked = False
+        signals._Sigterm.received = False
         signal.signal(signal.SIGTERM, before)
     assert f"toy: saved at step {stop_at} of 16" in capsys.readouterr().out
     # On another number of devices it would be the same to 1e-5; here, to the bit.
