@@ -71,8 +71,8 @@ def _video(
 ) -> list[Growth]:
     import tensorflow as tf
     from moclip_jax.input_pipeline.batches import example_from_video, view_of_example
+    from moclip_jax.input_pipeline.graph_views import example_signature
     from moclip_jax.input_pipeline.video.clip import read_clip
-    from moclip_jax.input_pipeline.views import example_signature
 
     from benchmarks.clips import generated_video
     from moclip_jax.config import default_config, motion_views, video_spec

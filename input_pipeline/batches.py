@@ -7,15 +7,14 @@ import numpy as np
 import tensorflow as tf
 from moclip_jax.input_pipeline.datasets.definition import VideoEntry
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset, prepare_dataset
-from moclip_jax.input_pipeline.native_motion import native_features
-from moclip_jax.input_pipeline.views import (
-    MotionViews,
+from moclip_jax.input_pipeline.graph_views import (
     example_from_video,
     fold_in,
-    num_images,
     training_view,
     view_of_example,
 )
+from moclip_jax.input_pipeline.native_motion import native_features
+from moclip_jax.input_pipeline.views import MotionViews, num_images
 
 __all__ = [
     "MotionViews",

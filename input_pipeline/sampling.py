@@ -1,81 +1,103 @@
-"""Which frames of a video the motion network sees (TensorFlow ops).
+"""Which frames of a video the networks see (NumPy).
 
-The rules are those of TSN (Wang et al., 2016) as CoViAR applies them to motion vectors: frame 0
-never carries any, so it is never drawn. Rounding is half to even, as in NumPy and Python.
+The rules for motion are those of TSN (Wang et al., 2016) as CoViAR applies them to motion vectors:
+frame 0 never carries any, so it is never drawn. Rounding is half to even, as NumPy and Python do.
 """
 
-import tensorflow as tf
+import numpy as np
 
 
-def training_segments(num_frames: tf.Tensor, num_segments: int, seed: tf.Tensor) -> tf.Tensor:
-    """Draw one frame from each of `num_segments` equal parts of a video.
+def training_segments(num_frames: int, num_segments: int, uniform: np.ndarray) -> np.ndarray:
+    """Return one frame of each of `num_segments` equal parts of a video.
 
     With `size = (num_frames - 2) / num_segments`, part `s` runs from `begin = round(size * s)` to
     `end = round(size * (s + 1))`, at least `begin + 1`, and its frame is uniform in
     `[begin + 1, end]`.
 
     Args:
-      num_frames: int scalar, frames of the video.
+      num_frames: Frames of the video.
       num_segments: Number of parts.
-      seed: int `[2]`; the draw is a pure function of it.
+      uniform: float64 `[num_segments]`, uniform random numbers in [0, 1).
 
     Returns:
-      int32 `[num_segments]`, clipped to the video.
+      int64 `[num_segments]`, clipped to the video.
     """
-    num_frames = tf.cast(num_frames, tf.int32)
-    size = _divide(num_frames - 2, num_segments)
-    bounds = tf.cast(tf.round(size * tf.range(num_segments + 1, dtype=tf.float64)), tf.int32)
-    begin = bounds[:-1]
-    length = tf.maximum(bounds[1:] - begin, 1)
-    uniform = tf.random.stateless_uniform([num_segments], seed, dtype=tf.float64)
-    offset = tf.cast(tf.floor(uniform * tf.cast(length, tf.float64)), tf.int32)
-    return _clip(begin + 1 + tf.minimum(offset, length - 1), num_frames)
+    size = (num_frames - 2) / num_segments
+    bounds = np.rint(size * np.arange(num_segments + 1)).astype(np.int64)
+    length = np.maximum(np.diff(bounds), 1)
+    offset = np.minimum((uniform * length).astype(np.int64), length - 1)
+    return np.clip(bounds[:-1] + 1 + offset, 0, num_frames - 1)
 
 
-def test_segments(num_frames: tf.Tensor, num_segments: int) -> tf.Tensor:
+def test_segments(num_frames: int, num_segments: int) -> np.ndarray:
     """Return the middle frame of each of `num_segments` equal parts of a video.
 
     With `size = (num_frames - 1) / num_segments`, the frame of part `s` is
     `round(size * (s + 0.5)) + 1`.
 
     Args:
-      num_frames: int scalar, frames of the video.
+      num_frames: Frames of the video.
       num_segments: Number of parts.
 
     Returns:
-      int32 `[num_segments]`, clipped to the video.
+      int64 `[num_segments]`, clipped to the video.
     """
-    num_frames = tf.cast(num_frames, tf.int32)
-    size = _divide(num_frames - 1, num_segments)
-    centres = tf.round(size * (tf.range(num_segments, dtype=tf.float64) + 0.5))
-    return _clip(tf.cast(centres, tf.int32) + 1, num_frames)
+    size = (num_frames - 1) / num_segments
+    centres = np.rint(size * (np.arange(num_segments) + 0.5)).astype(np.int64)
+    return np.clip(centres + 1, 0, num_frames - 1)
 
 
 # pytest would take the name for a test wherever it is imported.
 test_segments.__test__ = False  # type: ignore[attr-defined]
 
 
-def frame_before_intra(indices: tf.Tensor, is_intra: tf.Tensor) -> tf.Tensor:
+def frame_before_intra(indices: np.ndarray, is_intra: np.ndarray) -> np.ndarray:
     """Replace an I-frame, which carries no motion vectors, by the frame before it.
 
     That is the last frame of the GOP before, whose accumulated field is the longest.
 
     Args:
-      indices: int32 `[S]`.
+      indices: int `[S]`.
       is_intra: bool `[n]`.
 
     Returns:
-      int32 `[S]`, clipped to the video.
+      int64 `[S]`, clipped to the video.
     """
-    before = indices - tf.cast(tf.gather(is_intra, indices), indices.dtype)
-    return tf.maximum(before, 0)
+    return np.maximum(indices - is_intra[indices], 0)
 
 
-def _divide(numerator: tf.Tensor, denominator: int) -> tf.Tensor:
-    # Not `/`: TensorFlow's graph optimiser turns a division by a constant into a multiplication by
-    # its inverse, and 7.5 into 7.4999..., which rounds to another frame.
-    return tf.math.divide_no_nan(tf.cast(numerator, tf.float64), denominator)
+def num_images(frames: str) -> int:
+    """Return how many RGB frames a choice of frames gives.
+
+    Raises:
+      ValueError: The choice is not 'middle', 'random' or 'uniform_<k>'.
+    """
+    if frames in ("middle", "random"):
+        return 1
+    kind, _, count = frames.partition("_")
+    if kind == "uniform" and count.isdigit() and int(count):
+        return int(count)
+    raise ValueError(f"frames is {frames!r}, must be 'middle', 'random' or 'uniform_<k>'")
 
 
-def _clip(indices: tf.Tensor, num_frames: tf.Tensor) -> tf.Tensor:
-    return tf.clip_by_value(indices, 0, num_frames - 1)
+def stored_frames(frames: str, frame_indices: np.ndarray, num_frames: int, draw: int) -> np.ndarray:
+    """Return which of the stored RGB frames are chosen.
+
+    Args:
+      frames: 'middle', 'random' or 'uniform_<k>', see `views.images`.
+      frame_indices: int `[stored]`, rising, the place of each stored frame in the video.
+      num_frames: Frames of the video.
+      draw: A random number, uniform in [0, 2**32).
+
+    Returns:
+      int64 `[k]`, positions in `frame_indices`.
+
+    Raises:
+      ValueError: As `num_images`.
+    """
+    count = num_images(frames)
+    if frames == "random":
+        return np.array([draw % len(frame_indices)])
+    centres = (np.arange(count) + 0.5) / count * num_frames
+    wanted = centres.astype(np.int64)
+    return np.abs(frame_indices[None] - wanted[:, None]).argmin(1)

@@ -1,17 +1,23 @@
-"""From one stored example to the views that the networks see (TensorFlow ops).
+"""What the networks see of a clip: motion fields and RGB frames (NumPy and Pillow).
 
-`predict` makes its pictures by these very functions, and its motion by `memory_views`, bit for bit
-alike.
+This is the definition, for training, evaluation and `predict` alike. It imports no TensorFlow.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
-import tensorflow as tf
-from moclip_jax.input_pipeline import accumulation, augment, sampling
-from moclip_jax.input_pipeline.native_motion import NATIVE_FEATURES, native_fields
-from moclip_jax.input_pipeline.video.clip import Clip, VideoSpec
+from moclip_jax.input_pipeline import sampling
+from moclip_jax.input_pipeline.images import clip_image
+from moclip_jax.input_pipeline.motion_fields import Crop, CropResizer, byte_fields, ten_crops
+from moclip_jax.input_pipeline.sampling import num_images
+from moclip_jax.input_pipeline.video.clip import Clip
+from moclip_jax.input_pipeline.video.spec import VideoSpec
+
+__all__ = ["MotionViews", "images", "num_images", "test_view", "training_view"]
+
+# Of a file that is no part of a data set, so that it always gets the same label. It is the number
+# that TensorFlow drew for it when exports were first made.
+_DRAW_OF_A_FILE = 2797976754
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +27,8 @@ class MotionViews:
     Attributes:
       num_segments: Frames of a view, one from each equal part of the video.
       image_size: Side in pixels of what the network sees.
-      resize_size: Side in pixels that a picture is resized to before a test crop.
-      scales: Shares of the picture's side that a training crop takes, each in (0, 1].
+      resize_size: Side in pixels that a field is resized to before a test crop.
+      scales: Shares of the field's side that a training crop takes, each in (0, 1].
       flip_probability: Probability of a training view's horizontal flip.
       crops: Test views of each frame: 1 (the middle) or 10 (corners and middle, each also flipped).
       bound: Motion in pixels of the canonical form that reaches the ends of the byte range.
@@ -58,216 +64,75 @@ class MotionViews:
             raise ValueError(f"MotionViews.bound is {self.bound}, must be above 0")
 
 
-def example_from_video(prepared: Clip) -> dict[str, tf.Tensor]:
-    """Turn a prepared video into the tensors that a stored example gives.
+def test_view(clip: Clip, views: MotionViews, spec: VideoSpec) -> np.ndarray:
+    """Return the test views of a clip's motion.
 
     Args:
-      prepared: From `read_clip` or `clip_from_frames`.
-
-    Returns:
-      `displacements` int16 `[n, gh, gw, 2]`, `is_intra` bool `[n]`, `num_frames` int64 scalar,
-      `frames` string `[k]` (JPEG), `frame_indices` int32 `[k]`; and, for motion that may be the
-      stream's own, `is_bidirectional` bool `[n]`, `future` bool `[n, gh, gw]`, and `height`,
-      `width` and `orientation`, int32 scalars. A window of a stream, whose motion begins before
-      it, has its `lead`, an int32 scalar.
-    """
-    native = {name: tf.constant(getattr(prepared, name)) for name in NATIVE_FEATURES}
-    lead = {"lead": tf.constant(prepared.lead)} if prepared.lead else {}
-    motion = {
-        "displacements": tf.constant(prepared.displacements),
-        "is_intra": tf.constant(prepared.is_intra),
-    }
-    return native | lead | motion | pictures_from_video(prepared)
-
-
-def pictures_from_video(prepared: Clip) -> dict[str, tf.Tensor]:
-    """Turn a prepared video into an example of its pictures alone.
-
-    Args:
-      prepared: From `read_clip` or `clip_from_frames`.
-
-    Returns:
-      `num_frames`, `frames` and `frame_indices` as `example_from_video`.
-    """
-    return {
-        "num_frames": tf.constant(prepared.num_frames, tf.int64),
-        "frames": tf.constant(prepared.frames),
-        "frame_indices": tf.constant(prepared.frame_indices),
-    }
-
-
-def example_signature(example: Mapping[str, tf.Tensor]) -> dict[str, tf.TensorSpec]:
-    """Describe examples of any length and size that hold what this one holds.
-
-    Args:
-      example: As `example_from_video` gives.
-
-    Returns:
-      For `tf.function(input_signature=...)`, so that it is traced once for all videos.
-    """
-    return {
-        name: tf.TensorSpec(
-            [None] * min(value.shape.rank, 3) + value.shape.as_list()[3:], value.dtype, name=name
-        )
-        for name, value in example.items()
-    }
-
-
-def training_view(
-    example: Mapping[str, tf.Tensor], views: MotionViews, spec: VideoSpec, seed: tf.Tensor
-) -> tf.Tensor:
-    """Draw one augmented view of a video's motion.
-
-    Args:
-      example: As `example_from_video` gives.
-      views: What to draw.
-      spec: The canonical form of the example.
-      seed: int `[2]`; the view is a pure function of it and the example.
-
-    Returns:
-      uint8 `[num_segments, image_size, image_size, 2]`.
-    """
-    seeds = tf.random.split(seed, 2)
-    indices = sampling.training_segments(example["num_frames"], views.num_segments, seeds[0])
-    indices = _carrying_motion(example, indices)
-    drawn = (views.image_size, views.scales, views.flip_probability, seeds[1])
-    if spec.source != "reencode":
-        return augment.random_crop_flip(_fields(example, indices, views, spec), *drawn)
-    motion, steps = accumulation.motion_to_frames(example, indices, spec, views.accumulated)
-    return accumulation.cropped_fields(
-        motion,
-        steps,
-        spec,
-        views.bound,
-        size=views.image_size,
-        sides=augment.crop_sides(views.image_size, views.scales),
-        crop=augment.random_crop(*drawn),
-    )
-
-
-def test_view(example: Mapping[str, tf.Tensor], views: MotionViews, spec: VideoSpec) -> tf.Tensor:
-    """Return the test views of a video's motion, always the same.
-
-    Args:
-      example: As `example_from_video` gives.
+      clip: From `read_clip`, `clip_from_frames`, a stream or a record.
       views: Segments and crops.
-      spec: The canonical form of the example.
+      spec: The canonical form of the clip.
 
     Returns:
-      uint8 `[crops, num_segments, image_size, image_size, 2]`.
+      uint8 `[crops, num_segments, image_size, image_size, 2]`, (x, y); no motion is 128.
     """
-    indices = sampling.test_segments(example["num_frames"], views.num_segments)
-    fields = _fields(example, _carrying_motion(example, indices), views, spec)
+    frames = sampling.test_segments(clip.num_frames, views.num_segments)
+    size, side = views.image_size, views.resize_size
     if views.crops == 10:
-        return augment.ten_crops(fields, views.resize_size, views.image_size)
-    return augment.center_crop(fields, views.resize_size, views.image_size)[None]
+        return ten_crops(_crops(clip, frames, views, spec, Crop(side, 0, 0, side)), size)
+    margin = (side - size) // 2
+    return _crops(clip, frames, views, spec, Crop(side, margin, margin, size))[None]
 
 
+# pytest would take the name for a test wherever it is imported.
 test_view.__test__ = False  # type: ignore[attr-defined]
 
 
-def view_of_example(
-    example: Mapping[str, tf.Tensor],
-    spec: VideoSpec,
-    *,
-    motion: MotionViews | None,
-    augmented_views: int = 0,
-    frames: str | None = None,
-    image_size: int = 224,
-    seed: tf.Tensor | None = None,
-) -> dict[str, tf.Tensor]:
-    """Return what the networks see of one video.
+def training_view(
+    clip: Clip, frames: np.ndarray, crop: Crop, views: MotionViews, spec: VideoSpec
+) -> np.ndarray:
+    """Return an augmented view of a clip's motion, whose random choices were made before.
 
     Args:
-      example: As `example_from_video` gives; without motion also as `pictures_from_video`.
-      spec: The canonical form of the example.
-      motion: Segments and crops; None for no motion.
-      augmented_views: Number of random training views; 0 for the test views.
-      frames: Which stored RGB frames: 'middle', 'random' (one) or 'uniform_<k>' (the `k` stored
-        frames next to the centres of `k` equal parts); None for none.
-      image_size: Side in pixels of the RGB frames.
-      seed: int `[2]` for the random views and frames; None where nothing is random.
+      clip: As `test_view`.
+      frames: int `[S]`, from `sampling.training_segments`.
+      crop: Of all segments.
+      views: How motion is scaled.
+      spec: The canonical form of the clip.
 
     Returns:
-      `motion` uint8 `[V, S, size, size, 2]` and `images` uint8 `[k, image_size, image_size, 3]`,
-      each if asked for.
+      uint8 `[S, crop.size, crop.size, 2]`, (x, y); no motion is 128, or 127 for the x of a flip.
+    """
+    return _crops(clip, frames, views, spec, crop)
+
+
+def images(clip: Clip, frames: str, image_size: int, draw: int = _DRAW_OF_A_FILE) -> np.ndarray:
+    """Return RGB frames of a clip as CLIP sees them.
+
+    Args:
+      clip: As `test_view`; only its RGB frames are looked at.
+      frames: Which of the stored frames: 'middle', 'random' (one) or 'uniform_<k>' (the `k` next to
+        the centres of `k` equal parts).
+      image_size: Side in pixels.
+      draw: A random number for 'random', uniform in [0, 2**32).
+
+    Returns:
+      uint8 `[k, image_size, image_size, 3]`.
 
     Raises:
-      ValueError: `frames` is unknown, or something random lacks a seed.
+      ValueError: `frames` is unknown.
     """
-    if seed is None and (frames == "random" or (motion is not None and augmented_views)):
-        raise ValueError("random views need a seed")
-    view = {}
-    if motion is not None and augmented_views:
-        # One after the other, to hold one view's intermediate values at a time.
-        view["motion"] = tf.map_fn(
-            lambda number: training_view(example, motion, spec, fold_in(seed, number + 1)),
-            tf.range(augmented_views),
-            fn_output_signature=tf.TensorSpec(
-                [motion.num_segments, motion.image_size, motion.image_size, 2], tf.uint8
-            ),
-        )
-    elif motion is not None:
-        view["motion"] = test_view(example, motion, spec)
-    if frames is not None:
-        positions = _frame_positions(example, frames, seed)
-        view["images"] = tf.stack(
-            [
-                augment.clip_image(example["frames"][positions[k]], image_size)
-                for k in range(positions.shape[0])
-            ]
-        )
-    return view
+    chosen = sampling.stored_frames(frames, clip.frame_indices, clip.num_frames, draw)
+    return np.stack([clip_image(clip.frames[position], image_size) for position in chosen])
 
 
-def fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
-    """Derive an independent int `[2]` seed from a seed and a number."""
-    return tf.random.fold_in(seed, number)
-
-
-def num_images(frames: str) -> int:
-    """Return how many RGB frames a choice of frames gives.
-
-    Raises:
-      ValueError: The choice is not 'middle', 'random' or 'uniform_<k>'.
-    """
-    if frames in ("middle", "random"):
-        return 1
-    kind, _, count = frames.partition("_")
-    if kind == "uniform" and count.isdigit() and int(count):
-        return int(count)
-    raise ValueError(f"frames is {frames!r}, must be 'middle', 'random' or 'uniform_<k>'")
-
-
-def _frame_positions(
-    example: Mapping[str, tf.Tensor], frames: str, seed: tf.Tensor | None
-) -> tf.Tensor:
-    """Return int32 `[k]`, positions in the stored frames."""
-    count = num_images(frames)
-    stored = example["frame_indices"]
-    num_frames = tf.cast(example["num_frames"], tf.int32)
-    if frames == "random":
-        return tf.random.stateless_uniform([1], fold_in(seed, 0), 0, tf.size(stored), tf.int32)
-    if frames == "middle":
-        wanted = num_frames[None] // 2
-    else:
-        centres = (np.arange(count) + 0.5) / count
-        wanted = tf.cast(centres * tf.cast(num_frames, tf.float64), tf.int32)
-    distance = tf.abs(stored[None, :] - wanted[:, None])
-    return tf.ensure_shape(tf.argmin(distance, 1, tf.int32), [count])
-
-
-def _fields(
-    example: Mapping[str, tf.Tensor], indices: tf.Tensor, views: MotionViews, spec: VideoSpec
-) -> tf.Tensor:
-    """Return uint8 `[S, height, width, 2]`."""
-    if spec.source == "reencode":
-        motion, steps = accumulation.motion_to_frames(example, indices, spec, views.accumulated)
-        return accumulation.fields(motion, steps, spec, views.bound)
-    return native_fields(example, indices, spec, views.bound, views.accumulated)
-
-
-def _carrying_motion(example: Mapping[str, tf.Tensor], indices: tf.Tensor) -> tf.Tensor:
-    if "lead" in example:
-        indices += example["lead"]
-    return sampling.frame_before_intra(indices, example["is_intra"])
+def _crops(
+    clip: Clip, frames: np.ndarray, views: MotionViews, spec: VideoSpec, crop: Crop
+) -> np.ndarray:
+    """Return uint8 `[len(frames), crop.size, crop.size, 2]`."""
+    frames = sampling.frame_before_intra(frames + clip.lead, clip.is_intra)
+    motion = clip.motion
+    resize = CropResizer(*motion.shown_size, crop)
+    result = np.empty((len(frames), crop.size, crop.size, 2), np.uint8)
+    for rows, field in byte_fields(motion, frames, spec, views.bound, views.accumulated):
+        result[rows] = resize(field)
+    return result

@@ -116,8 +116,8 @@ def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, 
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
 
+    from moclip_jax.input_pipeline.graph_views import example_from_video, view_of_example
     from moclip_jax.input_pipeline.video.clip import clip_from_frames
-    from moclip_jax.input_pipeline.views import example_from_video, view_of_example
 
     from moclip_jax.training.features import appearance_features, motion_features
 

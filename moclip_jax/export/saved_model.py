@@ -16,9 +16,7 @@ from jax import export as jax_export
 from orbax.export import ExportManager, JaxModule, ServingConfig
 
 from moclip_jax.export.exporter import Recognizer, export_folder, load_export
-from moclip_jax.input_pipeline.batches import example_from_video
-from moclip_jax.input_pipeline.video.clip import clip_from_frames
-from moclip_jax.input_pipeline.views import example_signature, num_images
+from moclip_jax.input_pipeline.views import num_images
 from moclip_jax.models.depthwise import depthwise_implementation
 from moclip_jax.runtime.cli import CommandParser, run
 from moclip_jax.training.features import appearance_features, motion_features
@@ -74,14 +72,11 @@ def export_stablehlo(recognizer: Recognizer, directory: Path) -> None:
 
 
 def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
-    """Writes a TensorFlow SavedModel with two signatures.
+    """Writes a TensorFlow SavedModel with the signature `serving_default`.
 
-    `serving_default` takes what the networks see, `motion` and `images` (uint8, any number of
-    videos), as `export_stablehlo`'s program does. `video` takes one prepared video, as
-    `moclip_jax.input_pipeline.batches.example_from_video` gives it, and holds all that comes
-    after: choosing frames, accumulating, scaling, resizing, decoding the JPEG frames. Both give
-    `logits` and `probabilities`, float32 `[videos, classes]`. Reading a codec's motion vectors is
-    what TensorFlow cannot do.
+    It takes what the networks see, `motion` and `images` (uint8, any number of videos), as
+    `export_stablehlo`'s program does, and gives `logits` and `probabilities`, float32
+    `[videos, classes]`. What comes before is done by `moclip_jax.input_pipeline.views`.
 
     Args:
       recognizer: the trained model.
@@ -96,10 +91,6 @@ def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
         jax2tf_kwargs={"native_serialization_platforms": PLATFORMS},
     )
 
-    def preprocess(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        view = recognizer.view(example)
-        return {name: view[name][None] for name in shapes}
-
     _make_anew(directory)
     ExportManager(
         module,
@@ -112,11 +103,6 @@ def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
                         for name, shape in shapes.items()
                     }
                 ],
-            ),
-            ServingConfig(
-                "video",
-                input_signature=[_video_signature(recognizer)],
-                tf_preprocessor=preprocess,
             ),
         ],
     ).save(str(directory))
@@ -150,12 +136,6 @@ def _function(recognizer: Recognizer) -> tuple[Parameters, Recognize]:
         return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
 
     return parameters, recognize
-
-
-def _video_signature(recognizer: Recognizer) -> dict[str, tf.TensorSpec]:
-    """Describes a prepared video of any length (and, of native motion, any size)."""
-    frames = np.zeros((2, 32, 32, 3), np.uint8)
-    return example_signature(example_from_video(clip_from_frames(frames, recognizer.video, 25.0)))
 
 
 def _make_anew(directory: Path) -> None:

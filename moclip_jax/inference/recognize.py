@@ -11,12 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorflow as tf
 from flax import nnx
 
 from moclip_jax.export.exporter import Recognizer
 from moclip_jax.inference.zero_shot import class_embeddings, class_phrase
-from moclip_jax.input_pipeline.memory_views import test_view_in_memory
 from moclip_jax.input_pipeline.video.clip import (
     Clip,
     VideoError,
@@ -25,7 +23,7 @@ from moclip_jax.input_pipeline.video.clip import (
     read_clip,
 )
 from moclip_jax.input_pipeline.video.decode import check_video
-from moclip_jax.input_pipeline.views import example_signature, pictures_from_video
+from moclip_jax.input_pipeline.views import images, test_view
 from moclip_jax.runtime.device import compiler_options
 from moclip_jax.training.features import appearance_features, motion_features
 
@@ -69,7 +67,6 @@ class Classifier:
         self.labels = tuple(words) or recognizer.class_names
         self.trained_as: tuple[str, ...] = ()
         self._recognizer = recognizer
-        self._image_function: Callable[..., tf.Tensor] | None = None
         self.network, self.clip = recognizer.frozen
         self._motion = _compiled(
             self.network, lambda network, fields: motion_features(network, fields).mean(axis=1)
@@ -95,20 +92,12 @@ class Classifier:
     def view(self, video: Clip) -> dict[str, np.ndarray]:
         """Returns what the networks see: `motion` and `images`, each a batch of one."""
         recognizer = self._recognizer
-        motion = test_view_in_memory(video, recognizer.views, recognizer.video)
+        motion = test_view(video, recognizer.views, recognizer.video)
         return {"motion": motion[None], "images": self._images(video)}
 
     def _images(self, video: Clip) -> np.ndarray:
-        example = pictures_from_video(video)
-        if self._image_function is None:
-            # Compiled, which is eight times faster than one operation after another, and once for
-            # videos of any length.
-            self._image_function = tf.function(
-                self._recognizer.images,
-                input_signature=[example_signature(example)],
-                autograph=False,
-            )
-        return np.asarray(self._image_function(example))[None]
+        recognizer = self._recognizer
+        return images(video, recognizer.frame, recognizer.clip.config.vision.image_size)[None]
 
     def probabilities(self, view: dict[str, np.ndarray]) -> np.ndarray:
         """Returns float64 `[labels]` that sum to 1, for what `view` gave."""

@@ -8,11 +8,9 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from moclip_jax.input_pipeline.video.clip import clip_from_frames
 
 from moclip_jax.export.exporter import Recognizer, load_export
 from moclip_jax.export.saved_model import export_saved_model, export_stablehlo, input_shapes, main
-from tests.input_pipeline.video_fixtures import drifting_frames
 
 STABLEHLO = """
 import json, sys, jax, numpy, safetensors.numpy
@@ -27,13 +25,9 @@ assert not {"moclip_jax", "input_pipeline", "flax"} & set(sys.modules)
 """
 SAVED_MODEL = """
 import sys, safetensors.numpy, tensorflow as tf
-folder, given, answer, signature = sys.argv[1:]
+folder, given, answer = sys.argv[1:]
 arrays = {k: tf.constant(v) for k, v in safetensors.numpy.load_file(given).items()}
-if signature == "video":
-    count = int(arrays.pop("count"))
-    arrays["frames"] = tf.constant([bytes(arrays.pop(f"frame{i}").numpy()) for i in range(count)])
-    arrays["is_intra"] = tf.cast(arrays["is_intra"], tf.bool)
-outputs = tf.saved_model.load(folder).signatures[signature](**arrays)
+outputs = tf.saved_model.load(folder).signatures["serving_default"](**arrays)
 safetensors.numpy.save_file({k: v.numpy() for k, v in outputs.items()}, answer)
 assert not {"moclip_jax", "input_pipeline", "flax"} & set(sys.modules)
 """
@@ -44,12 +38,12 @@ def recognizer(finished_run: Path) -> Recognizer:
     return load_export(finished_run / "export")
 
 
-def run_elsewhere(program: str, folder: Path, given: dict, tmp_path: Path, *arguments: str) -> dict:
+def run_elsewhere(program: str, folder: Path, given: dict, tmp_path: Path) -> dict:
     """Runs a program in a process of its own, away from this tree."""
     question, answer = tmp_path / "given.safetensors", tmp_path / "answer.safetensors"
     safetensors.numpy.save_file(given, question)
     done = subprocess.run(
-        [sys.executable, "-c", program, str(folder), str(question), str(answer), *arguments],
+        [sys.executable, "-c", program, str(folder), str(question), str(answer)],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -94,37 +88,12 @@ def test_stablehlo_gives_the_same_logits_for_any_number_of_videos(recognizer, tm
         check(outputs, expected_logits(recognizer, inputs))
 
 
-def test_saved_model_gives_the_same_logits_from_views_and_from_a_video(recognizer, tmp_path):
+def test_saved_model_gives_the_same_logits(recognizer, tmp_path):
     folder = tmp_path / "saved_model"
     export_saved_model(recognizer, folder)
     inputs = some_inputs(recognizer, 2)
-    outputs = run_elsewhere(SAVED_MODEL, folder, inputs, tmp_path, "serving_default")
+    outputs = run_elsewhere(SAVED_MODEL, folder, inputs, tmp_path)
     check(outputs, expected_logits(recognizer, inputs))
-
-    from moclip_jax.input_pipeline.batches import example_from_video, view_of_example
-
-    spec = recognizer.video
-    video = clip_from_frames(drifting_frames(30, 96, 128, step=(2, 1)), spec, 25)
-    example = example_from_video(video)
-    view = view_of_example(
-        example,
-        spec,
-        motion=recognizer.views,
-        frames=recognizer.frame,
-        image_size=recognizer.clip.config.vision.image_size,
-    )
-    expected = expected_logits(
-        recognizer, {name: value.numpy()[None] for name, value in view.items()}
-    )
-    # The file of the question holds numbers only.
-    given = {
-        name: np.array(value.numpy(), order="C")
-        for name, value in example.items()
-        if name != "frames"
-    }
-    given |= {f"frame{i}": np.frombuffer(jpeg, np.uint8) for i, jpeg in enumerate(video.frames)}
-    given["count"] = np.array(len(video.frames))
-    check(run_elsewhere(SAVED_MODEL, folder, given, tmp_path, "video"), expected)
 
 
 def test_the_command_writes_both(finished_run, tmp_path, capsys):

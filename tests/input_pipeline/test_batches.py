@@ -5,7 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from moclip_jax.input_pipeline import augment, sampling
+from moclip_jax.input_pipeline import augment
+from moclip_jax.input_pipeline import graph_sampling as sampling
 from moclip_jax.input_pipeline.batches import (
     MotionViews,
     PreparedDataset,

@@ -5,11 +5,15 @@ import pathlib
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from moclip_jax.input_pipeline import augment, memory_views
-from moclip_jax.input_pipeline.batches import MotionViews, example_from_video, view_of_example
-from moclip_jax.input_pipeline.memory_views import test_view_in_memory
-from moclip_jax.input_pipeline.video.clip import Clip, VideoSpec, read_clip
+from moclip_jax.input_pipeline import augment
+from moclip_jax.input_pipeline.batches import example_from_video, view_of_example
+from moclip_jax.input_pipeline.motion_fields import Crop, CropResizer, ten_crops
+from moclip_jax.input_pipeline.video.clip import (
+    Clip,
+    VideoSpec,
+    read_clip,
+)
+from moclip_jax.input_pipeline.views import MotionViews, test_view
 
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
@@ -49,7 +53,7 @@ def test_the_test_view_of_a_file_is_the_same_in_memory_and_in_a_graph(
     for video in (prepared, window, part):
         expected = in_a_graph(video, views, SPEC)
         moves.append((expected != 128).any())
-        view = test_view_in_memory(video, views, SPEC)
+        view = test_view(video, views, SPEC)
         assert view.dtype == np.uint8
         np.testing.assert_array_equal(view, expected)
     # The middle of the turned window is at rest.
@@ -65,14 +69,14 @@ def test_the_canonical_form_too_whatever_its_size(height, width, crops, tmp_path
     views = dataclasses.replace(VIEWS, crops=crops)
     expected = in_a_graph(prepared, views, spec)
     assert (expected != 128).any()
-    np.testing.assert_array_equal(test_view_in_memory(prepared, views, spec), expected)
+    np.testing.assert_array_equal(test_view(prepared, views, spec), expected)
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 340), (240, 320), (1080, 1920), (100, 77)])
 def test_random_bytes_of_real_sizes_are_resized_as_tensorflow_does(height, width):
     field = np.random.default_rng(0).integers(0, 256, (height, width, 2), np.uint8)
-    middle = memory_views._Resizer(height, width, 256, 16, 224)(field)
+    middle = CropResizer(height, width, Crop(256, 16, 16, 224))(field)
     np.testing.assert_array_equal(middle, augment.center_crop(field[None], 256, 224)[0])
-    whole = memory_views._Resizer(height, width, 256, 0, 256)(field)
-    crops = augment.crop_ten(tf.constant(whole[None]), 224)
+    whole = CropResizer(height, width, Crop(256, 0, 0, 256))(field)
+    crops = ten_crops(whole[None], 224)
     np.testing.assert_array_equal(crops, augment.ten_crops(field[None], 256, 224))

@@ -15,7 +15,7 @@ from moclip_jax.input_pipeline.batches import (
     view_batches,
     view_of_example,
 )
-from moclip_jax.input_pipeline.memory_views import fields_in_memory
+from moclip_jax.input_pipeline.motion_fields import byte_fields
 from moclip_jax.input_pipeline.native_motion import native_fields
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.motion_vectors import BlockMotion
@@ -56,7 +56,7 @@ def in_memory(motion: BlockMotion, indices: np.ndarray, *arguments, **options) -
     """All fields at once; each is copied, as the next takes its place."""
     fields = {
         row: field.copy()
-        for rows, field in fields_in_memory(motion, indices, *arguments, **options)
+        for rows, field in byte_fields(motion, indices, *arguments, **options)
         for row in rows
     }
     return np.stack([fields[row] for row in range(len(indices))])

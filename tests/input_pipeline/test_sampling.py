@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 import tensorflow as tf
-from moclip_jax.input_pipeline import sampling
+from moclip_jax.input_pipeline import graph_sampling as sampling
 
 
 def training_bounds(num_frames: int, num_segments: int, s: int) -> tuple[int, int]:

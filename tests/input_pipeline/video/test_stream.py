@@ -8,12 +8,13 @@ import time
 
 import numpy as np
 import pytest
+from moclip_jax.input_pipeline.graph_views import example_from_video, view_of_example
 from moclip_jax.input_pipeline.video import stream
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, frame_jpeg, read_clip
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import FrameBlocks, NoVectorsError
 from moclip_jax.input_pipeline.video.stream import WindowCutter, read_stream
-from moclip_jax.input_pipeline.views import MotionViews, example_from_video, view_of_example
+from moclip_jax.input_pipeline.views import MotionViews
 
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
