@@ -116,20 +116,16 @@ def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, 
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
 
-    from moclip_jax.input_pipeline.graph_views import example_from_video, view_of_example
+    from moclip_jax.input_pipeline import views
     from moclip_jax.input_pipeline.video.clip import clip_from_frames
 
     from moclip_jax.training.features import appearance_features, motion_features
 
     recognizer = load_export(finished_run / "export")
-    view = view_of_example(
-        example_from_video(clip_from_frames(frames, recognizer.video, 25.0)),
-        recognizer.video,
-        motion=recognizer.views,
-        frames=recognizer.frame,
-        image_size=recognizer.clip.config.vision.image_size,
-    )
-    fields, images = (np.asarray(view[name])[None] for name in ("motion", "images"))
+    clip = clip_from_frames(frames, recognizer.video, 25.0)
+    fields = views.test_view(clip, recognizer.views, recognizer.video)[None]
+    size = recognizer.clip.config.vision.image_size
+    images = views.images(clip, recognizer.frame, size)[None]
     logits = recognizer.head(
         motion_features(recognizer.network, fields).mean(axis=1),
         appearance_features(recognizer.clip, images),
