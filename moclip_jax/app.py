@@ -31,7 +31,7 @@ from moclip_jax.export.exporter import Recognizer, export_folder, load_export
 from moclip_jax.inference.video_reader import VideoReader
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError
-from moclip_jax.input_pipeline.video.files import VIDEO_SUFFIXES
+from moclip_jax.input_pipeline.video.files import videos_under
 from moclip_jax.reporting.motion_figures import field_to_rgb
 from moclip_jax.runtime.cli import CommandParser, run
 
@@ -126,12 +126,9 @@ def example_videos(class_names: Sequence[str], given: str, folder: Path) -> list
       ValueError: the given folder holds no video.
     """
     if given:
-        paths = sorted(p for p in Path(given).expanduser().iterdir() if p.is_file())
-        videos = [str(p) for p in paths if p.suffix.lower() in VIDEO_SUFFIXES]
+        videos, _ = videos_under(Path(given).expanduser())
         if not videos:
-            raise ValueError(
-                f"--examples={given} holds no file ending in {' '.join(sorted(VIDEO_SUFFIXES))}"
-            )
+            raise ValueError(f"--examples={given} holds no video")
         return videos
     drawn = {f"{shape} {motion}" for shape in SHAPES for motion in MOTIONS}
     if not drawn.issuperset(class_names):

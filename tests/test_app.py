@@ -372,7 +372,7 @@ def test_examples_are_the_files_of_a_folder_or_drawn_for_the_embedded_set(tmp_pa
     assert app.example_videos(["x"], str(tmp_path), tmp_path) == [str(tmp_path / "b.MP4")]
     assert app.example_videos(["x"], "", tmp_path) == []
     (tmp_path / "b.MP4").unlink()
-    with pytest.raises(ValueError, match="holds no file"):
+    with pytest.raises(ValueError, match="holds no video"):
         app.example_videos(["x"], str(tmp_path), tmp_path)
 
 

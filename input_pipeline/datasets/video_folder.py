@@ -17,7 +17,7 @@ from moclip_jax.input_pipeline.datasets.definition import (
 )
 from moclip_jax.input_pipeline.datasets.split_lists import ListedVideo, has_lists, read_split_lists
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
-from moclip_jax.input_pipeline.video.files import VIDEO_SUFFIXES
+from moclip_jax.input_pipeline.video.files import describe_skipped, videos_under
 
 _GROUP = re.compile(r"_(g\d+)_")
 
@@ -136,11 +136,10 @@ def _split_by_seed(
     for class_folder in sorted(folder.iterdir()):
         if not class_folder.is_dir() or class_folder.name.startswith("."):
             continue
-        videos = sorted(
-            path
-            for path in class_folder.rglob("*")
-            if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
-        )
+        paths, skipped = videos_under(class_folder)
+        videos = [pathlib.Path(path) for path in paths]
+        for line in describe_skipped(skipped):
+            warn(f"{class_folder}: {line}")
         if not videos:
             warn(f"{class_folder}: no video in it, so it is no class")
             continue

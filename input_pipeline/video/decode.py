@@ -22,7 +22,10 @@ av.logging.set_level(None)
 # What FFmpeg can open as "video" although it is text, a picture or a list of other files.
 _NOT_VIDEO_FORMATS = frozenset(
     {"tty", "image2", "concat", "hls", "dash", "imf", "webm_dash_manifest", "bin", "idf", "xbin"}
+    | {"ico", "adf"}
 )
+# Brands of HEIF files (HEIC, AVIF), which FFmpeg demuxes like MP4.
+_IMAGE_BRANDS = frozenset({"avif", "avis", "heic", "heix", "heim", "heis", "mif1", "msf1"})
 # Containers whose header states how long the video is, so that a cut file can be told from a whole
 # one. FFmpeg estimates the duration of the others, and an estimate must not refuse a good file.
 _DECLARING_FORMATS = ("mov", "matroska", "flv")
@@ -94,7 +97,8 @@ def open_video(
     """Open a file's first video stream for one-thread decoding.
 
     One thread, because frame-threaded decoding does not export the same motion vectors in every
-    frame. Where a file has several video streams it is the first that is not a cover picture.
+    frame. Where a file has several video streams it is the first that is not a cover picture, nor
+    a single frame if another is not.
 
     Args:
       path: A local video file.
@@ -104,8 +108,9 @@ def open_video(
       The open container and the stream.
 
     Raises:
-      VideoError: The file is absent, empty, not a video, has no video stream, or its size or its
-        picture's size is beyond the limits.
+      VideoError: The file is absent, empty, not a video, a still image (also HEIC, AVIF, ICO and
+        GIF of one frame), has no video stream, or its size or its picture's size is beyond the
+        limits.
     """
     name = os.fspath(path)
     if not os.path.exists(name):
@@ -136,7 +141,10 @@ def open_video(
         streams = [s for s in container.streams.video if not _is_cover_picture(s)]
         if not streams:
             raise VideoError(name, "has no video stream")
-        stream = streams[0]
+        # The first stream of an animated AVIF is a still image.
+        stream = next((s for s in streams if s.frames != 1), streams[0])
+        if stream.frames == 1 and _is_image_file(container):
+            raise VideoError(name, "a still image, not a video")
         if stream.codec_context is None:
             raise VideoError(name, "its video codec is unknown to FFmpeg")
         _check_size(name, stream.codec_context.width, stream.codec_context.height, limits)
@@ -364,6 +372,14 @@ def _declared_end(
     if container.duration is not None and len(container.streams) == 1:
         return Fraction(container.duration, av.time_base)
     return None
+
+
+def _is_image_file(container: av.container.InputContainer) -> bool:
+    """Return whether a file is of a format for images, which may hold several."""
+    brands = container.metadata.get("major_brand", "")
+    brands += container.metadata.get("compatible_brands", "")
+    parts = {brands[i : i + 4] for i in range(0, len(brands), 4)}
+    return container.format.name == "gif" or bool(parts & _IMAGE_BRANDS)
 
 
 def _is_cover_picture(stream: av.VideoStream) -> bool:
