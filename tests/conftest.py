@@ -1,18 +1,29 @@
 """Settings that every test runs under; they must stand before the first import of JAX."""
 
+import fcntl
 import os
 import signal
+from importlib.metadata import version
+from pathlib import Path
+
+from moclip_jax.runtime.compilation_cache import processor_kind
+
+REPOSITORY = Path(__file__).parents[1]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
-# What one test compiled must not help or harm another, in this run or the next.
+# All tests, their workers and the programs they start share one folder of compiled programs. JAX
+# finds a program by its text, options and devices, so the folder changes how long a test takes and
+# not what it computes. The user's own folder is left alone.
 os.environ["MOCLIP_JAX_CACHE"] = ""
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    REPOSITORY / "build" / "test_cache" / f"jax-{version('jaxlib')}-{processor_kind()}"
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # A test that reached for the hub would pass or fail with the network; none may.
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-from pathlib import Path
 
 import jax
 import pytest
@@ -24,12 +35,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A workdir in which `configs/testing.py` ran to its end; not to be changed."""
     from moclip_jax.configs import testing
 
     from moclip_jax.training import pipeline
 
-    workdir = tmp_path_factory.mktemp("finished")
-    pipeline.run(testing.get_config(), workdir)
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        # The folder above is that of all pytest-xdist's workers: the first makes the run.
+        folder = folder.parent
+    workdir = folder / "finished"
+    with (folder / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (workdir / "report.html").exists():
+            pipeline.run(testing.get_config(), workdir)
     return workdir

@@ -16,6 +16,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ _REMEDIES = {
 }
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "file of settings, such as configs/demo.py", lock_config=True
+    "config", None, "shipped config, such as demo, or a file of settings", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "folder for everything that is made; the same command goes on in it"
@@ -287,13 +288,7 @@ def _flags_help(name: str, docstring: str, examples: Sequence[str]) -> str:
 
 
 def _parse_flags(argv: list[str]) -> ConfigDict:
-    file = _config_file(argv[1:])
-    if file and not file.is_file():
-        others = sorted(path.as_posix() for path in file.parent.glob("[a-z]*.py"))
-        raise _UsageError(
-            f"--config={file}: no such file"
-            + (f"; there are {', '.join(others)}" if others else "")
-        )
+    argv, file = _with_config_file(argv)
     try:
         rest = flags.FLAGS(argv)[1:]
         if rest:
@@ -322,11 +317,35 @@ def _parse_flags(argv: list[str]) -> ConfigDict:
         ) from error
 
 
-def _config_file(arguments: Sequence[str]) -> Path | None:
-    for position, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            value = value if equals else "".join(arguments[position + 1 : position + 2])
-            # What follows a colon is an argument to the file's get_config.
-            return Path(value.partition(":")[0])
-    return None
+def _with_config_file(argv: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Return the command line with the file that --config names, and the file.
+
+    The value is a path, or the name of a config in `moclip_jax.configs`; what follows a colon is an
+    argument of the file's `get_config`.
+    """
+    argv = list(argv)
+    for position, argument in enumerate(argv[1:], start=1):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config") and (equals or position + 1 < len(argv)):
+            name, colon, option = (value if equals else argv[position + 1]).partition(":")
+            file = _config_file(name)
+            value = f"{file}{colon}{option}"
+            argv[position : position + (1 if equals else 2)] = [f"{flag}={value}"]
+            return argv, file
+    return argv, None
+
+
+def _config_file(name: str) -> Path:
+    folder = Path(str(resources.files("moclip_jax.configs")))
+    shipped = {path.stem: path for path in sorted(folder.glob("[a-z]*.py"))}
+    file = Path(name)
+    if file.is_file():
+        return file
+    if name in shipped:
+        return shipped[name]
+    if file.suffix == ".py" and (others := sorted(file.parent.glob("[a-z]*.py"))):
+        there = ", ".join(path.as_posix() for path in others)
+        raise _UsageError(f"--config={name}: no such file; there are {there}")
+    raise _UsageError(
+        f"--config={name}: neither a file nor a shipped config; shipped are {', '.join(shipped)}"
+    )
