@@ -67,6 +67,6 @@ def _help() -> str:
     return (
         "usage: moclip-jax COMMAND [OPTION ...]\n\ncommands:\n"
         + "\n".join(lines)
-        + "\n\nmoclip-jax COMMAND --help explains a command; python -m MODULE runs it as well, "
-        "such as\npython -m moclip_jax.predict. moclip-jax --version prints the version."
+        + "\n\nmoclip-jax COMMAND --help explains a command; moclip-jax --version prints "
+        "the\nversion. The modules run as well, such as python -m moclip_jax.predict."
     )
