@@ -2,13 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 PARITY := .venv-parity
+BEAM := .venv-beam
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 # No command here looks for a screen or reaches for the hub.
 export MPLBACKEND := Agg
 export HF_HUB_OFFLINE := 1
 
-.PHONY: venv demo test slow parity lint format bench browser docs clean
+# Processes that share the tests.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest
+SHARED_PYTEST := $(PYTEST) -n $(WORKERS) --dist worksteal
+
+.PHONY: venv demo test test-fast slow reliability parity beam lint format bench browser docs clean
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -29,16 +35,36 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m moclip_jax.visualize --workdir=$(DEMO) --out=$(DEMO)/pictures
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(SHARED_PYTEST)
+
+# Without the tests that take a finished run or start commands.
+test-fast: $(VENV)/.installed-dev
+	$(SHARED_PYTEST) -m 'not slow and not run'
 
 slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
-# Reads .venv's packages through a path file, so that only torch and its company are installed twice.
+# Two processes, SIGTERM and three kills, from the slow tests.
+reliability: $(VENV)/.installed-dev
+	MOCLIP_KILLS=3 $(PYTEST) -m ci --durations=0
+
+# An environment of its own that finds .venv's packages too, the editable install included.
+define SHARE_PACKAGES
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+	  > $$($(1)/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth
+endef
+
+$(BEAM)/.installed: $(VENV)/.installed-dev requirements-beam.txt
+	$(call SHARE_PACKAGES,$(BEAM))
+	$(BEAM)/bin/pip install --quiet --disable-pip-version-check -r requirements-beam.txt
+	touch $@
+
+beam: $(BEAM)/.installed
+	$(BEAM)/bin/python -m pytest -k beam tests/input_pipeline/datasets
+
 $(PARITY)/.installed: $(VENV)/.installed-dev requirements-parity.txt
-	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
-	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
-	  > $$($(PARITY)/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth
+	$(call SHARE_PACKAGES,$(PARITY))
 	$(PARITY)/bin/pip install --quiet --disable-pip-version-check -r requirements-parity.txt
 	$(PARITY)/bin/pip install --quiet --disable-pip-version-check --no-deps \
 	  open_clip_torch==3.3.0 timm==1.0.31 torchvision==0.28.0 'motion-vector-extractor==2.0.*'
@@ -51,10 +77,14 @@ $(PARITY)/.installed: $(VENV)/.installed-dev requirements-parity.txt
 parity: $(PARITY)/.installed
 	$(PARITY)/bin/python -m pytest -rA --show-capture=stdout tests/parity
 
+# mypy reads the packages under the names of an install.
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	rm -rf build/types
+	mkdir -p build/types/moclip_jax
+	ln -s $(CURDIR)/moclip_jax/* $(CURDIR)/configs $(CURDIR)/input_pipeline build/types/moclip_jax
+	MYPYPATH=build/types $(BIN)/mypy -p moclip_jax
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -78,4 +108,4 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/build_api.py build/api
 
 clean:
-	rm -rf runs
+	rm -rf runs build

@@ -54,7 +54,8 @@ def _run_until(workdir: Path, line: str, delay: float) -> int:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        # Killed while it writes a compiled program, it would leave half of one to all tests.
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"},
         start_new_session=True,
     )
     assert process.stdout is not None
