@@ -8,8 +8,6 @@ from pathlib import Path
 
 from moclip_jax.runtime.compilation_cache import processor_kind
 
-REPOSITORY = Path(__file__).parents[1]
-
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -19,7 +17,10 @@ os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 # not what it computes. The user's own folder is left alone.
 os.environ["MOCLIP_JAX_CACHE"] = ""
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
-    REPOSITORY / "build" / "test_cache" / f"jax-{version('jaxlib')}-{processor_kind()}"
+    Path(__file__).parents[1]
+    / "build"
+    / "test_cache"
+    / f"jaxlib-{version('jaxlib')}-{processor_kind()}"
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # A test that reached for the hub would pass or fail with the network; none may.
