@@ -1,4 +1,4 @@
-"""What a user should know of their own videos before a training run is spent on them."""
+"""Check a user's own videos for copies and unbalanced classes, and warn before training."""
 
 import collections
 import hashlib
@@ -10,20 +10,20 @@ from moclip_jax.input_pipeline.datasets.definition import VideoEntry
 
 from moclip_jax.runtime.progress import say
 
-# A class with this many times the training videos of another is worth a word.
+# Classes are unbalanced if one has this many times the training videos of another.
 _UNBALANCED = 4
 _CHUNK = 1 << 20
 
 
 def warn(sentence: str) -> None:
-    """Say what is odd about the data; the run goes on."""
+    """Log a warning about the data; the run continues."""
     say(f"warning: {sentence}")
 
 
 def copies(paths: Iterable[pathlib.Path]) -> list[list[pathlib.Path]]:
     """Return the files that have the same content, in groups of two or more.
 
-    Only files of one size are read, and empty ones are none of anything's copies.
+    Only files of equal size are read. Empty files are not counted as copies.
     """
     by_size = collections.defaultdict(list)
     for path in paths:

@@ -130,11 +130,13 @@ class VideoDataset(abc.ABC):
         """
 
 
-def source_digest(*folders: str) -> str:
+def source_digest(*folders: str, hidden: bool = False) -> str:
     """Return a digest of the names and sizes of all files in some folders.
 
     Args:
       *folders: Local folders; '' for none.
+      hidden: Whether hidden files count, and those in hidden folders. They are no part of a data
+        set, and come and go with file browsers and editors.
 
     Returns:
       A hexadecimal digest; '' if any of the folders does not exist (any more).
@@ -145,8 +147,10 @@ def source_digest(*folders: str) -> str:
             return ""
         paths = sorted(p for p in pathlib.Path(folder).rglob("*") if p.is_file()) if folder else []
         for path in paths:
-            line = f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n"
-            digest.update(line.encode(errors="surrogateescape"))
+            name = path.relative_to(folder)
+            if hidden or not any(part.startswith(".") for part in name.parts):
+                line = f"{name.as_posix()} {path.stat().st_size}\n"
+                digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

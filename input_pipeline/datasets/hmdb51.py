@@ -11,6 +11,11 @@ import re
 from collections.abc import Callable, Sequence
 
 from moclip_jax.input_pipeline.datasets.definition import Source, VideoDataset, VideoEntry
+from moclip_jax.input_pipeline.datasets.split_lists import (
+    normal_path,
+    read_lines,
+    split_number,
+)
 from moclip_jax.input_pipeline.datasets.video_folder import existing_folder
 from moclip_jax.input_pipeline.video.clip import read_clip
 
@@ -66,13 +71,11 @@ class Hmdb51(VideoDataset):
 
 def _read_list(path: pathlib.Path) -> dict[str, str]:
     subsets = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        file, _, subset = line.strip().rpartition(" ")
-        if subset not in _SUBSETS or not file:
+    for number, line in read_lines(path):
+        file, subset = split_number(line)
+        if subset not in _SUBSETS:
             raise ValueError(f"{path}:{number}: must be 'file.avi 0|1|2', is {line!r}")
-        subsets[file.strip()] = _SUBSETS[subset]
+        subsets[normal_path(file, f"{path}:{number}")] = _SUBSETS[subset]
     return subsets
 
 

@@ -1,4 +1,4 @@
-"""The embedded data set: rendered clips of moving shapes, through the real MPEG-4 encoder."""
+"""The embedded data set `moving_shapes`: rendered clips, encoded as MPEG-4 like any video."""
 
 import dataclasses
 import functools
@@ -15,8 +15,8 @@ from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_cl
 from moclip_jax.input_pipeline.video.clip import Clip, VideoSpec, clip_from_frames
 
 FPS = 12.0
-# Seeds of groups are taken from here on, so that no group is one of those that the tiny CLIP was
-# trained on, and no two data sets of up to this many groups share one.
+# First group seed. The tiny CLIP was trained on groups of lower seeds, and two data sets of up to
+# this many groups share none.
 _GROUPS_PER_SEED = 1_000_000
 
 
@@ -29,8 +29,8 @@ class MovingShapesOptions:
       num_test_groups: Groups of the test subset; none is shared.
       clips_per_group: Clips of each class in each group.
       num_frames: Frames of a clip.
-      height: Height of the pictures in pixels; must be the spec's.
-      width: Width of the pictures in pixels; must be the spec's.
+      height: Height of the frames in pixels; must be the spec's.
+      width: Width of the frames in pixels; must be the spec's.
       seed: Another seed gives other groups.
     """
 

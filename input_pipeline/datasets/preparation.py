@@ -177,7 +177,9 @@ def _retry(dataset: VideoDataset, folder: pathlib.Path, how: Preparation) -> Non
         entries[name] = _with_outcome(entries[name], outcome)
     metadata["videos"] = [dataclasses.asdict(entry) for entry in entries.values()]
     metadata["limits"] = dataclasses.asdict(_highest(_tried_limits(metadata), limits))
-    manifest = [Outcome(**json.loads(line)) for line in (folder / MANIFEST).open()]
+    metadata["source_digest"] = source_digest(dataset.config.videos, dataset.config.lists)
+    lines = (folder / MANIFEST).read_text().splitlines()
+    manifest = [Outcome(**json.loads(line)) for line in lines]
     _write_manifest(folder / MANIFEST, (outcomes.get(old.name, old) for old in manifest))
     # `metadata.json` comes last: until it is replaced, the index does not know of the new records,
     # and a run that was killed here retries under the same number.

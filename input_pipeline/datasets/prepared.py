@@ -173,10 +173,11 @@ def prepare_dataset(
             f"the prepared videos are not at {folder}; they were deleted or moved: put them back, "
             "or start the run in another --workdir"
         )
-    before = tfds.builder_from_directory(folder).info.metadata["source_digest"]
-    now = source_digest(config.videos, config.lists)
+    metadata = tfds.builder_from_directory(folder).info.metadata
+    # Hidden files counted as long as the limits were not stored by themselves.
+    now = source_digest(config.videos, config.lists, hidden="limits" not in metadata)
     # Folders may be gone once the data set is prepared, but must not hold other files unnoticed.
-    if now and now != before:
+    if now and now != metadata["source_digest"]:
         raise ValueError(
             f"the files in {videos!r} or {lists!r} have changed since they were prepared; delete "
             f"{folder} to prepare them again, or restore them"

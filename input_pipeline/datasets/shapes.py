@@ -1,13 +1,13 @@
-"""Pictures of the embedded data set `moving_shapes`, drawn with numpy; no video code here.
+"""Draw the clips of the embedded data set `moving_shapes` with NumPy; no video code here.
 
 A class is a shape and a motion, such as "star spinning". A round textured tile that bears the shape
 moves over a textured background, with a slow camera drift, small static distractors and noise.
 Three properties make the data set a test of fusion:
 
-* The state at the middle frame (place, size, angle, colours, noise) is drawn before the motion is
-  known, and extrapolated both ways. So the middle frame is the very same picture for all motions.
-* What moves is the tile, and the tile is round for all shapes. So the motion outlines a disc,
-  whatever the shape on it.
+* The state at the middle frame (place, size, angle, colours, noise) is drawn independently of the
+  motion and extrapolated both ways, so that the middle frame is the same image for all motions.
+* What moves is the tile, which is round for all shapes, so that the motion outlines a disc whatever
+  the shape on it.
 * Every motion is its own mirror image, so a horizontal flip keeps the label true.
 
 Groups are (background, palette) pairs, so a group never shares either with another group.
@@ -32,7 +32,7 @@ COLORS = {
     "pink": (240, 130, 190),
 }
 
-# Fractions of the shorter side of the picture.
+# Fractions of the shorter side of the frame.
 _TILE_RADIUS = (0.20, 0.24)
 _TRAVEL = (0.40, 0.46)  # over the whole clip
 _DRIFT = 0.05  # of the camera over the whole clip, at most
@@ -50,8 +50,8 @@ class Appearance:
     """What a caption can say of a clip beside its shape and motion.
 
     Attributes:
-        color: a key of `COLORS`, the colour of the shape.
-        size: "small" or "large", the size at the middle frame.
+      color: A key of `COLORS`, the colour of the shape.
+      size: "small" or "large", the size at the middle frame.
     """
 
     color: str
@@ -60,7 +60,7 @@ class Appearance:
 
 @dataclass(frozen=True)
 class _State:
-    """The clip at its middle frame; lengths as fractions of the picture's shorter side."""
+    """The clip at its middle frame; lengths as fractions of the frame's shorter side."""
 
     color: str
     tile_grey: float
@@ -76,7 +76,7 @@ class _State:
 
 
 def appearance(*, group_seed: int, clip_seed: int) -> Appearance:
-    """Returns the colour and the size word of the clip that has these seeds."""
+    """Return the colour and the size word of the clip that has these seeds."""
     state = _draw_state(group_seed, clip_seed)
     small = state.radius < sum(_TILE_RADIUS) / 2
     return Appearance(color=state.color, size="small" if small else "large")
@@ -92,25 +92,25 @@ def render_clip(
     height: int,
     width: int,
 ) -> np.ndarray:
-    """Draws one clip.
+    """Draw one clip.
 
     The distance travelled, the turn and the zoom are those of the whole clip, so the shape stays
-    inside the picture for any number of frames (24 frames of 128 x 128: 2.1 to 2.5 pixels a frame).
+    inside the frame for any number of frames (24 frames of 128 x 128: 2.1 to 2.5 pixels a frame).
 
     Args:
-        shape: one of `SHAPES`.
-        motion: one of `MOTIONS`; "sliding" is sideways and "spinning" turns, in a random direction.
-        group_seed: chooses the background and the palette.
-        clip_seed: chooses everything else, within the group.
-        num_frames: length of the clip; the middle frame is `num_frames // 2`.
-        height: of the picture, in pixels, at least 32.
-        width: of the picture, in pixels, at least 32.
+      shape: One of `SHAPES`.
+      motion: One of `MOTIONS`; "sliding" is sideways and "spinning" turns, in a random direction.
+      group_seed: Chooses the background and the palette.
+      clip_seed: Chooses everything else, within the group.
+      num_frames: Length of the clip; the middle frame is `num_frames // 2`.
+      height: Of the frame, in pixels, at least 32.
+      width: Of the frame, in pixels, at least 32.
 
     Returns:
-        uint8 [num_frames, height, width, 3], RGB.
+      uint8 [num_frames, height, width, 3], RGB.
 
     Raises:
-        ValueError: for an unknown shape or motion, no frame, or a picture that is too small.
+      ValueError: For an unknown shape or motion, no frame, or a frame that is too small.
     """
     if shape not in SHAPES:
         raise ValueError(f"shape is {shape!r}; choose one of {', '.join(SHAPES)}")
@@ -119,10 +119,10 @@ def render_clip(
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; a clip needs at least 1")
     if min(height, width) < 32:
-        raise ValueError(f"the picture is {width}x{height}; shapes need at least 32x32 pixels")
+        raise ValueError(f"the frame is {width}x{height}; shapes need at least 32x32 pixels")
 
     state = _draw_state(group_seed, clip_seed)
-    # A stream of its own, so that drawing the motion cannot disturb the state.
+    # A random stream of its own, so that drawing the motion does not change the state.
     rng = _rng("motion", group_seed, clip_seed)
     direction = rng.choice((-1.0, 1.0))
     turn = rng.uniform(*_TURN)
@@ -131,7 +131,7 @@ def render_clip(
     noise_shifts[middle] = 0
 
     unit = min(height, width)
-    # Room for the worst motion, so that the place says nothing about which motion it is.
+    # Room for the largest motion, so that the place does not reveal which motion it is.
     reach = max(state.radius + state.travel / 2, state.radius * state.zoom)
     room = np.maximum(np.array((width, height)) / 2 - reach * unit - 1, 0)
     center = np.array((width, height)) / 2 + state.offset * room
@@ -158,30 +158,30 @@ def render_clip(
             radius *= state.zoom ** (2 * progress)
         else:
             radius *= state.zoom ** (-2 * progress)
-        picture = _film(background, state.drift * unit * progress, height, width)
-        _paint(picture, sprite, x, y, radius, angle)
-        picture += np.roll(noise, noise_shifts[t], axis=(0, 1))
-        frames[t] = np.clip(picture + 0.5, 0, 255)
+        frame = _film(background, state.drift * unit * progress, height, width)
+        _paint(frame, sprite, x, y, radius, angle)
+        frame += np.roll(noise, noise_shifts[t], axis=(0, 1))
+        frames[t] = np.clip(frame + 0.5, 0, 255)
     return frames
 
 
 def render_still(
     shape: str, *, group_seed: int, clip_seed: int, height: int, width: int
 ) -> np.ndarray:
-    """Draws the middle frame of the clips with these seeds; it is the same for all motions.
+    """Draw the middle frame of the clips with these seeds; it is the same for all motions.
 
     Args:
-        shape: one of `SHAPES`.
-        group_seed: as in `render_clip`.
-        clip_seed: as in `render_clip`.
-        height: of the picture, in pixels, at least 32.
-        width: of the picture, in pixels, at least 32.
+      shape: One of `SHAPES`.
+      group_seed: As in `render_clip`.
+      clip_seed: As in `render_clip`.
+      height: Of the frame, in pixels, at least 32.
+      width: Of the frame, in pixels, at least 32.
 
     Returns:
-        uint8 [height, width, 3], RGB.
+      uint8 [height, width, 3], RGB.
 
     Raises:
-        ValueError: for an unknown shape or a picture that is too small.
+      ValueError: For an unknown shape or a frame that is too small.
     """
     clip = render_clip(
         shape,
@@ -202,7 +202,7 @@ def _rng(stream: str, *seeds: int) -> np.random.Generator:
 
 
 def _palette(group_seed: int) -> tuple[list[str], np.ndarray]:
-    """Returns the names of the group's shape colours and its two background colours [2, 3]."""
+    """Return the names of the group's shape colours and its two background colours [2, 3]."""
     rng = _rng("palette", group_seed)
     names = rng.permutation(list(COLORS))
     tint = np.array(COLORS[names[0]], np.float32)
@@ -234,13 +234,13 @@ def _draw_state(group_seed: int, clip_seed: int) -> _State:
 
 
 def _noise_field(rng: np.random.Generator, height: int, width: int, cells: int) -> np.ndarray:
-    """Returns smooth value noise float32 [height, width] in -1..1."""
+    """Return smooth value noise float32 [height, width] in -1..1."""
     grid = rng.uniform(-1, 1, size=(cells + 1, cells + 1)).astype(np.float32)
     return _interpolate(_interpolate(grid, height, cells).T, width, cells).T
 
 
 def _interpolate(rows: np.ndarray, size: int, cells: int) -> np.ndarray:
-    """Interpolates [cells + 1, n] smoothly to [size, n]; no BLAS, whose threads would fight."""
+    """Interpolate [cells + 1, n] smoothly to [size, n], without BLAS and its threads."""
     position = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
     low = np.minimum(position.astype(np.int32), cells - 1)
     fraction = (position - low)[:, None]
@@ -252,7 +252,7 @@ def _interpolate(rows: np.ndarray, size: int, cells: int) -> np.ndarray:
 def _background(
     state: _State, group_seed: int, clip_seed: int, height: int, width: int
 ) -> np.ndarray:
-    """Returns the clip's part of the group's background, with a border for the camera drift.
+    """Return the clip's part of the group's background, with a border for the camera drift.
 
     float32 [height + 2 b, width + 2 b, 3]; the middle frame sees it without the border.
     """
@@ -280,7 +280,7 @@ def _border(height: int, width: int) -> int:
 
 
 def _film(background: np.ndarray, shift: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Returns the picture float32 [height, width, 3] with the camera moved by `shift` (x, y)."""
+    """Return the frame, float32 [height, width, 3], with the camera moved by `shift` (x, y)."""
     border = _border(height, width)
     left, top = np.floor(shift).astype(int)
     fx, fy = (shift - np.floor(shift)).astype(np.float32)
@@ -294,7 +294,7 @@ def _film(background: np.ndarray, shift: np.ndarray, height: int, width: int) ->
 
 
 def _paint_distractor(canvas: np.ndarray, distractor: np.ndarray) -> None:
-    """Paints a bar, a corner or a crescent in grey on the canvas, in place."""
+    """Paint a bar, a corner or a crescent in grey on the canvas, in place."""
     form, x, y, size, angle, grey = distractor
     height, width, _ = canvas.shape
     radius = (0.03 + 0.025 * size) * min(height, width)
@@ -313,7 +313,7 @@ def _paint_distractor(canvas: np.ndarray, distractor: np.ndarray) -> None:
 def _tile_coordinates(
     height: int, width: int, x: float, y: float, radius: float, angle: float
 ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """Returns the box of pixels around a tile, and their float32 coordinates on it (-1..1)."""
+    """Return the box of pixels around a tile, and their float32 coordinates on it (-1..1)."""
     left, right = max(int(x - radius) - 1, 0), min(int(x + radius) + 2, width)
     top, bottom = max(int(y - radius) - 1, 0), min(int(y + radius) + 2, height)
     dx = (np.arange(left, right, dtype=np.float32) + np.float32(0.5 - x))[None, :]
@@ -323,10 +323,10 @@ def _tile_coordinates(
 
 
 def _paint(
-    picture: np.ndarray, sprite: np.ndarray, x: float, y: float, radius: float, angle: float
+    frame: np.ndarray, sprite: np.ndarray, x: float, y: float, radius: float, angle: float
 ) -> None:
-    """Blends the sprite into the picture at (x, y), in place, with bilinear sampling."""
-    height, width, _ = picture.shape
+    """Blend the sprite into the frame at (x, y), in place, with bilinear sampling."""
+    height, width, _ = frame.shape
     box, u, v = _tile_coordinates(height, width, x, y, radius, angle)
     column = np.clip((u + 1) * (_SPRITE / 2) - 0.5, 0, _SPRITE - 1.001)
     row = np.clip((v + 1) * (_SPRITE / 2) - 0.5, 0, _SPRITE - 1.001)
@@ -338,11 +338,11 @@ def _paint(
     lower = flat[corner + _SPRITE] + fx * (flat[corner + _SPRITE + 1] - flat[corner + _SPRITE])
     color = upper + fy * (lower - upper)
     cover = np.clip((1 - np.hypot(u, v)) * np.float32(radius) + 0.5, 0, 1)[..., None]
-    picture[box] += cover * (color - picture[box])
+    frame[box] += cover * (color - frame[box])
 
 
 def _sprite(shape: str, state: _State) -> np.ndarray:
-    """Returns the tile with the shape on it, float32 [_SPRITE, _SPRITE, 3]."""
+    """Return the tile with the shape on it, float32 [_SPRITE, _SPRITE, 3]."""
     mask = _shape_mask(shape)[..., None]
     color = np.array(COLORS[state.color], np.float32)
     tile = np.float32(state.tile_grey)
@@ -351,7 +351,7 @@ def _sprite(shape: str, state: _State) -> np.ndarray:
 
 
 def _polygon(shape: str) -> np.ndarray:
-    """Returns the corners [n, 2] of a shape that has any, in tile coordinates."""
+    """Return the corners [n, 2] of a shape that has any, in tile coordinates."""
     if shape == "cross":
         arm, tip = 0.24, 0.82
         quarter = np.array([(arm, tip), (arm, arm), (tip, arm)])
@@ -371,7 +371,7 @@ def _polygon(shape: str) -> np.ndarray:
 
 @functools.cache
 def _shape_mask(shape: str) -> np.ndarray:
-    """Returns how much of each sprite pixel the shape covers, float32 [_SPRITE, _SPRITE] 0..1."""
+    """Return how much of each sprite pixel the shape covers, float32 [_SPRITE, _SPRITE] 0..1."""
     fine = 4
     axis = (np.arange(_SPRITE * fine) + 0.5) / (_SPRITE * fine) * 2 - 1
     x, y = axis[None, :], axis[:, None]

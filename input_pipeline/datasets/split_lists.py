@@ -1,13 +1,17 @@
 """Read published splits in the format of UCF101's lists.
 
 `classInd.txt` holds a line `number Class` for each class, numbers from 1; `trainlist0N.txt` a line
-`Class/file.avi number` and `testlist0N.txt` a line `Class/file.avi` for each video of split N.
+`Class/file.avi number` and `testlist0N.txt` a line `Class/file.avi` for each video of split N. The
+number may also follow a tab or a comma, and a path may begin with `./`.
 """
 
 import dataclasses
 import pathlib
+import posixpath
 import re
 
+_NUMBER_AND_NAME = re.compile(r"(\d+)[\s,]+(.+)")
+_NAME_AND_NUMBER = re.compile(r"(.*[^\s,])[\s,]+(\d+)")
 _LIST = re.compile(r"(train|test)list(\d\d)\.txt")
 
 
@@ -16,7 +20,7 @@ class ListedVideo:
     """One line of a list.
 
     Attributes:
-      path: Path as listed, 'Class/file.avi'.
+      path: Path below the folder of the videos, 'Class/file.avi'.
       label: Position of the class, from 0.
       where: The list and line, for messages.
     """
@@ -97,11 +101,11 @@ def read_classes(path: pathlib.Path) -> tuple[str, ...]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; it must name the classes, a line '1 Class' each")
     names: list[str] = []
-    for number, line in _lines(path):
-        words = line.split(maxsplit=1)
-        if len(words) != 2 or words[0] != str(len(names) + 1):
+    for number, line in read_lines(path):
+        match = _NUMBER_AND_NAME.fullmatch(line)
+        if match is None or match[1] != str(len(names) + 1):
             raise ValueError(f"{path}:{number}: must be '{len(names) + 1} Class', is {line!r}")
-        names.append(words[1])
+        names.append(match[2])
     if not names:
         raise ValueError(f"{path}: names no class")
     return tuple(names)
@@ -111,11 +115,10 @@ def _read_list(
     path: pathlib.Path, labels: dict[str, int], num_classes: int
 ) -> tuple[ListedVideo, ...]:
     videos = []
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         where = f"{path}:{number}"
-        listed, _, last = line.rpartition(" ")
-        if not (listed and last.isdigit()):
-            listed, last = line, ""
+        listed, last = split_number(line)
+        listed = normal_path(listed, where)
         class_name, slash, _ = listed.partition("/")
         if not slash:
             raise ValueError(f"{where}: must be 'Class/file', is {line!r}")
@@ -133,7 +136,33 @@ def _read_list(
     return tuple(videos)
 
 
-def _lines(path: pathlib.Path) -> list[tuple[int, str]]:
+def split_number(line: str) -> tuple[str, str]:
+    """Split a line into a name and the number after a space, tab or comma; '' if there is none."""
+    match = _NAME_AND_NUMBER.fullmatch(line)
+    return (match[1], match[2]) if match else (line, "")
+
+
+def normal_path(listed: str, where: str) -> str:
+    """Return a listed path without './'.
+
+    Raises:
+      ValueError: It does not lie below the folder of the videos; the message begins with `where`.
+    """
+    path = posixpath.normpath(listed)
+    if path.startswith(("/", "../")):
+        raise ValueError(
+            f"{where}: paths are taken from the folder of the videos; write 'Class/file', not "
+            f"{listed!r}"
+        )
+    return path
+
+
+def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
+    """Return the lines of a text file that are not blank, stripped, with their numbers from 1.
+
+    Raises:
+      ValueError: The file is not UTF-8 text.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

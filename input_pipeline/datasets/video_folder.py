@@ -16,8 +16,10 @@ from moclip_jax.input_pipeline.datasets.definition import (
     read_options,
 )
 from moclip_jax.input_pipeline.datasets.split_lists import ListedVideo, has_lists, read_split_lists
-from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
+from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.files import describe_skipped, videos_under
+
+from moclip_jax.runtime.progress import say
 
 _GROUP = re.compile(r"_(g\d+)_")
 
@@ -133,13 +135,18 @@ def _split_by_seed(
     sources = []
     class_names: list[str] = []
     rng = np.random.default_rng(options.seed)
+    skipped: list[VideoError] = []
     for class_folder in sorted(folder.iterdir()):
-        if not class_folder.is_dir() or class_folder.name.startswith("."):
+        if class_folder.name.startswith("."):
+            skipped.append(VideoError(class_folder, "hidden"))
             continue
-        paths, skipped = videos_under(class_folder)
-        videos = [pathlib.Path(path) for path in paths]
-        for line in describe_skipped(skipped):
-            warn(f"{class_folder}: {line}")
+        if not class_folder.is_dir():
+            skipped.append(VideoError(class_folder, "not in the folder of a class"))
+            continue
+        found, left_out = videos_under(class_folder)
+        skipped += left_out
+        # The order of paths as objects, which the seeded split has always had.
+        videos = sorted(map(pathlib.Path, found))
         if not videos:
             warn(f"{class_folder}: no video in it, so it is no class")
             continue
@@ -147,7 +154,7 @@ def _split_by_seed(
         members: dict[str, list[pathlib.Path]] = {}
         for path in videos:
             members.setdefault(groups[path], []).append(path)
-        # Whole groups, until the share is reached; one at least is left to train on.
+        # Whole groups are taken until the share is reached; at least one is left for training.
         wanted = max(round(options.test_fraction * len(videos)), 1)
         test: set[pathlib.Path] = set()
         for number in rng.permutation(len(members))[:-1]:
@@ -160,6 +167,8 @@ def _split_by_seed(
                 _source(path, name, len(class_names), (subset,), spec, group=groups[path])
             )
         class_names.append(class_folder.name)
+    for line in describe_skipped(skipped):
+        say(line)
     if len(class_names) < 2:
         raise ValueError(f"{folder}: needs a folder with videos for each class, at least two")
     if all(source.entry.subsets == ("train",) for source in sources):

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from moclip_jax.config import STAGES, check_config, fusion_config, stages_of
 from moclip_jax.export.exporter import export_model
 from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
+from moclip_jax.input_pipeline.datasets.definition import LIMITS_IN_DIGEST
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.motion_network import MotionNetwork
@@ -315,8 +316,14 @@ def stage_settings(config: ConfigDict) -> dict[str, dict[str, Any]]:
     motion = result_settings(config.motion)
     features = {k: v for k, v in sections["features"].items() if k != "batch_size"}
     own = {
-        "prepare": {"dataset": dataset, "video": sections["video"], "source": motion["source"]},
+        # Limits decide which videos there are to train on, and change no video that is prepared.
+        "prepare": {
+            "dataset": dataset,
+            "video": sections["video"] | LIMITS_IN_DIGEST,
+            "source": motion["source"],
+        },
         "motion": {
+            "video": sections["video"],
             "seed": config.seed,
             "split": config.dataset.split,
             "selection": sections["selection"],

@@ -148,6 +148,8 @@ def test_a_stage_depends_on_its_own_settings_and_those_before_it():
 
     stages = list(STAGES)
     assert changed_stages("video.qscale", 2) == stages
+    # Another limit keeps the prepared videos, but there may be more or fewer to train on.
+    assert changed_stages("video.max_frames", 20_000) == stages[1:]
     assert changed_stages("motion.source", "auto") == stages
     assert changed_stages("motion.learning_rate", 0.1) == stages[1:]
     assert changed_stages("clip.frame", "random") == stages[2:]

@@ -4,15 +4,19 @@ import pathlib
 import shutil
 
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 from moclip_jax.input_pipeline.batches import PreparedDataset, prepare_dataset
 from moclip_jax.input_pipeline.datasets.definition import DatasetConfig
+from moclip_jax.input_pipeline.datasets.registry import DATASETS
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES
 from moclip_jax.input_pipeline.datasets.split_lists import read_split_lists
 from moclip_jax.input_pipeline.datasets.ucf101 import LISTS_URL, VIDEOS_URL, Ucf101
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
+from moclip_jax.input_pipeline.video.files import find_videos
 
+from moclip_jax import config
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 from tests.ucf101_fixture import CLASSES, GROUPS, write_ucf101
 
@@ -26,6 +30,10 @@ def examples(dataset: PreparedDataset) -> dict[str, dict[str, np.ndarray]]:
     records = tf.data.TFRecordDataset(dataset.records())
     parsed = [dataset.parse(record, features) for record in records]
     return {e["name"].numpy().decode(): {k: v.numpy() for k, v in e.items()} for e in parsed}
+
+
+def test_the_checks_of_the_configuration_know_the_same_data_sets():
+    assert set(config.DATASETS) == set(DATASETS)
 
 
 def prepare(name: str, data_dir: pathlib.Path, spec: VideoSpec = SPEC, **options):
@@ -145,6 +153,22 @@ def test_lists_are_read_with_spaces_and_windows_line_ends(tmp_path):
     assert [(v.path, v.label) for v in split["test"]] == [("Run/c.avi", 0), ("Jump high/d.avi", 1)]
 
 
+def test_lists_are_read_with_tabs_commas_and_leading_dots(tmp_path):
+    plain = read_split_lists(write_lists(tmp_path))
+    (tmp_path / "other").mkdir()
+    other = write_lists(
+        tmp_path / "other",
+        classInd="1\tRun\n2, Jump high\n",
+        trainlist01="./Run/a.avi\t1\nJump high/b c.avi, 2\n",
+        testlist01="Run//c.avi\n./Jump high/./d.avi,2\n",
+    )
+    read = read_split_lists(other)
+    assert read.class_names == plain.class_names
+    for subset in ("train", "test"):
+        expected = [(video.path, video.label) for video in plain.splits[0][subset]]
+        assert [(video.path, video.label) for video in read.splits[0][subset]] == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -160,6 +184,13 @@ def test_lists_are_read_with_spaces_and_windows_line_ends(tmp_path):
         ({"trainlist01": "Run/a.avi 2\n"}, r"trainlist01\.txt:1: class 'Run' is number 1"),
         ({"testlist01": "c.avi\n"}, r"testlist01\.txt:1: must be 'Class/file'"),
         ({"testlist01": "Run/a.avi\n"}, r"testlist01\.txt:1: Run/a\.avi is already listed"),
+        ({"testlist01": "./Run/a.avi\n"}, r"testlist01\.txt:1: Run/a\.avi is already listed"),
+        ({"trainlist01": "Run/a.avi,2\n"}, r"trainlist01\.txt:1: class 'Run' is number 1"),
+        (
+            {"testlist01": "Run/c.avi\n/data/Run/d.avi\n"},
+            r"testlist01\.txt:2: paths are taken from the folder of the videos; write 'Class/file'",
+        ),
+        ({"testlist01": "../Run/d.avi\n"}, r"testlist01\.txt:1: paths are taken from the folder"),
     ],
 )
 def test_mistakes_in_lists_are_named_by_file_and_line(tmp_path, changes, message):
@@ -221,6 +252,48 @@ def test_folder_with_lists_follows_them(class_folders, tmp_path):
         ("jump/clip0.avi", 1, ("train",)),
         ("run/clip1.mp4", 0, ("test",)),
     ]
+
+
+def test_class_folders_are_read_by_the_rule_of_predict(tmp_path, capsys):
+    videos = tmp_path / "videos"
+    for label, name in enumerate(("jump", "run")):
+        (videos / name).mkdir(parents=True)
+        for number in range(2):
+            write_video(
+                videos / name / f"{number}.avi", drifting_frames(4, seed=2 * label + number)
+            )
+    jump = videos / "jump"
+    # Used: videos whose suffix says nothing, or is a less common one.
+    write_video(jump / "2.mp4", drifting_frames(4, seed=7), codec="libx264")
+    (jump / "2.mp4").rename(jump / "no_suffix")
+    write_video(jump / "3.mp4", drifting_frames(4, seed=8), codec="libx264")
+    (jump / "3.mp4").rename(jump / "3.f4v")
+    # Left out: hidden ones, folders that are called like videos, images, files beside the classes.
+    for folder in (jump / ".ipynb_checkpoints", videos / ".trash", jump / "folder.mp4"):
+        folder.mkdir()
+    shutil.copy(jump / "0.avi", jump / ".ipynb_checkpoints" / "0.avi")
+    shutil.copy(jump / "0.avi", videos / ".trash" / "0.avi")
+    still = PIL.Image.new("RGB", (32, 32))
+    for suffix in ("ico", "gif", "png"):
+        still.save(jump / f"still.{suffix}")
+    shutil.copy(jump / "0.avi", videos / "beside.avi")
+    dataset = prepare("video_folder", tmp_path / "data", videos=str(videos))
+    assert [entry.name for entry in dataset.index] == [
+        "jump/0.avi", "jump/1.avi", "jump/3.f4v", "jump/no_suffix", "run/0.avi", "run/1.avi",
+    ]  # fmt: skip
+    assert not any(entry.error for entry in dataset.index)
+    # `predict` and the page take what this function finds.
+    assert sorted(find_videos([str(jump)])) == [
+        str(videos / entry.name) for entry in dataset.index if entry.name.startswith("jump/")
+    ]
+    said = capsys.readouterr().out
+    left_out = (jump / ".ipynb_checkpoints", videos / ".trash", videos / "beside.avi")
+    for path in (*left_out, *(jump / f"still.{suffix}" for suffix in ("ico", "gif", "png"))):
+        assert str(path) in said
+    assert "skipped 1 (not in the folder of a class)" in said
+    # A hidden file that appears later is no change of the data set.
+    (jump / ".DS_Store").write_bytes(b"new")
+    assert prepare("video_folder", tmp_path / "data", videos=str(videos)).index == dataset.index
 
 
 @pytest.mark.parametrize(
