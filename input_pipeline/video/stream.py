@@ -1,7 +1,7 @@
-"""Windows of a stream that is still growing: a camera, a network address, a pipe, a file.
+"""Read windows of a stream that may still grow: a camera, a network address, a pipe, a file.
 
-Every window is a prepared video, and holds the frames before it that its motion is accumulated
-through. Only those are kept, so memory does not grow with the stream.
+Every window is a clip that also holds the frames before it which its motion is accumulated through.
+Only those are kept, so memory does not grow with the stream.
 """
 
 import bisect
@@ -27,24 +27,28 @@ from moclip_jax.input_pipeline.video.motion_vectors import (
 from moclip_jax.input_pipeline.video.orientation import Uprighter
 from moclip_jax.input_pipeline.video.reencode import CanonicalStream
 
-# A stream without I-frames (some only refresh their pictures bit by bit) must not fill the memory.
-_LONGEST_LEAD = 600
-# Time stamps that jump by more than this, or back, belong to another recording.
-_LARGEST_GAP_S = 10.0
+# A stream without I-frames (some refresh their frames bit by bit) must not fill the memory.
+_MAX_LEAD = 600
+# Time stamps that jump by more than this forwards or backwards belong to another recording.
+_MAX_GAP_S, _MAX_STEP_BACK_S = 10.0, 1.0
+# Frames whose time stamps do not rise follow one another at this distance.
+_MIN_STEP_S = 1e-3
 # Times are compared to the microsecond: a frame at 1.2 s belongs to a window from 3 * 0.4 s on.
 _DIGITS = 6
-# Packets that cannot be decoded, one after the other, before the connection is given up.
-_MOST_DAMAGED = 100
+# Packets in a row that cannot be decoded before the connection is given up.
+_MAX_DAMAGED_PACKETS = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """A piece of a stream.
+    """A part of a stream.
 
     Attributes:
-      start_s: Its beginning in seconds since the first frame of the connection.
-      end_s: Its end; frames at this very time belong to the next.
-      video: Its frames, at least one, and in `lead` those that their motion needs.
+      start_s: Start in seconds since the first frame of the recording.
+      end_s: End in the same seconds; a frame at this very time is not in the window. In the last
+        window of a recording it may be earlier than `length_s` after the start: it is the end of
+        the last frame.
+      video: The window's frames, at least one, and in `lead` those that their motion needs.
     """
 
     start_s: float
@@ -55,53 +59,61 @@ class Window:
 class WindowCutter:
     """Cuts the frames of one recording into windows.
 
-    Pictures are wanted at the middles of `spec.clip_frames` equal parts of a window, and at its own
-    middle: each time the frame that is shown then.
+    RGB frames are kept at the centers of `spec.clip_frames` equal parts of a window, and at its own
+    center: each time the frame that is shown then.
     """
 
     def __init__(self, spec: VideoSpec, length_s: float, hop_s: float, source: str):
         """Start a recording.
 
         Args:
-          spec: The form of videos.
+          spec: The canonical form of clips.
           length_s: Length of a window in seconds.
-          hop_s: Seconds from the beginning of one to that of the next.
-          source: Where its motion comes from, 'native' or 'reencode'.
+          hop_s: Seconds from the start of one window to that of the next.
+          source: Where the motion comes from, 'native' or 'reencode'.
         """
         self._spec, self._source = spec, source
         self._length, self._hop = float(length_s), float(hop_s)
         parts = (np.arange(spec.clip_frames) + 0.5) / spec.clip_frames
         self._wanted = np.unique(np.append(parts, 0.5)) * length_s
         self._first: float | None = None
-        self._next = 0  # number of the next window to be given
-        # Of each frame since the I-frame before that window: time, motion.
+        self._next = 0  # Number of the next window.
+        # Time and motion of each frame since the I-frame before that window.
         self._times: collections.deque[float] = collections.deque()
         self._blocks: collections.deque[FrameBlocks] = collections.deque()
-        # The frame before the present one, and its JPEG once that was made.
+        # The newest frame, its JPEG once that was encoded, and the end of the frame.
         self._shown: tuple[float, av.VideoFrame] | None = None
         self._jpeg: bytes | None = None
+        self._shown_until = 0.0
         self._jpegs: dict[int, list[tuple[float, bytes]]] = {}
 
-    def add_picture(self, time_s: float, picture: av.VideoFrame) -> None:
-        """Take a frame's picture, before its motion.
+    def add_picture(self, time_s: float, picture: av.VideoFrame, duration_s: float = 0.0) -> None:
+        """Take a frame's RGB, before its motion.
 
         Args:
           time_s: Its time stamp in seconds; rises from frame to frame.
           picture: The frame, upright.
+          duration_s: Seconds that it is shown, if no other frame follows.
         """
         if self._first is None:
             self._first = time_s
         time = _rounded(time_s - self._first)
-        if self._shown is not None:
-            shown = self._shown[0]
-            # Windows that were open while it was shown.
-            number = max(self._next, int((shown - self._length) // self._hop))
-            while number * self._hop <= time:
-                at = np.round(self._wanted + number * self._hop, _DIGITS)
-                if ((at >= shown) & (at < time)).any():
-                    self._keep(number)
-                number += 1
+        self._keep_wanted(time)
         self._shown, self._jpeg = (time, picture), None
+        self._shown_until = _rounded(time + duration_s)
+
+    def _keep_wanted(self, until: float) -> None:
+        """Keep the newest frame for the windows that want it, given when the next one is shown."""
+        if self._shown is None:
+            return
+        shown = self._shown[0]
+        # Windows that were open while it was shown.
+        number = max(self._next, int((shown - self._length) // self._hop))
+        while number * self._hop <= until:
+            at = np.round(self._wanted + number * self._hop, _DIGITS)
+            if ((at >= shown) & (at < until)).any():
+                self._keep(number)
+            number += 1
 
     def _keep(self, number: int) -> None:
         assert self._shown is not None
@@ -125,28 +137,43 @@ class WindowCutter:
         if blocks.picture_type == "B":
             return  # Whatever it is the end of also needs the next reference.
         while self._end(self._next) <= time:
-            yield from self._cut()
+            yield from self._cut(self._end(self._next))
 
     def end(self) -> Iterator[Window]:
-        """Yield the only window of a recording that was shorter than one."""
-        if not self._next and self._shown is not None and self._times:
-            if not self._jpegs:
-                self._keep(0)
-            yield from self._cut()
+        """Yield the last windows, so that every frame was in one (but for gaps between windows).
+
+        The last one ends with the last frame, and is shorter than the others if it ends early.
+        """
+        if self._shown is None:
+            return
+        last, until = self._shown[0], max(self._shown_until, self._shown[0] + _MIN_STEP_S)
+        self._keep_wanted(until)
+        # Only frames after the end of the window before are in no window yet.
+        while self._start(self._next) <= last and (
+            not self._next or self._end(self._next - 1) <= last
+        ):
+            # The frames may have ended before the times of the RGB frames that the window wants.
+            if not self._jpegs.get(self._next):
+                self._keep(self._next)
+            yield from self._cut(min(self._end(self._next), _rounded(until)))
+
+    def _start(self, number: int) -> float:
+        return _rounded(number * self._hop)
 
     def _end(self, number: int) -> float:
         return _rounded(number * self._hop + self._length)
 
-    def _cut(self) -> Iterator[Window]:
+    def _cut(self, end: float) -> Iterator[Window]:
+        """Yield the next window, unless no frame is in it."""
         number = self._next
         self._next += 1
-        start, end = _rounded(number * self._hop), self._end(number)
+        start = self._start(number)
         times = list(self._times)
         lead, stop = bisect.bisect_left(times, start), bisect.bisect_left(times, end)
         jpegs = self._jpegs.pop(number, [])
         if stop > lead and jpegs:
             motion = join_blocks(list(self._blocks))
-            # A picture may have been shown since before the window.
+            # The first RGB frame may have been shown since before the window.
             indices = [bisect.bisect_left(times, time, lead, stop) - lead for time, _ in jpegs]
             video = Clip(
                 **vars(motion),
@@ -165,7 +192,7 @@ class WindowCutter:
         kinds = [blocks.picture_type for blocks in self._blocks]
         needed = bisect.bisect_right(list(self._times), _rounded(self._next * self._hop))
         begin = max((i for i in range(min(needed, len(kinds))) if kinds[i] == "I"), default=0)
-        begin = max(begin, needed - _LONGEST_LEAD)
+        begin = max(begin, needed - _MAX_LEAD)
         for _ in range(begin):
             self._times.popleft()
             self._blocks.popleft()
@@ -182,40 +209,42 @@ def read_stream(
 ) -> Iterator[Window]:
     """Read a stream from one connection to its end.
 
-    A local file is followed while it grows; of one that stops, the last frame may be missing,
-    because some formats end a frame by the next one. The time stamps are the stream's; where there
-    are none, frames are taken to come at the rate that the stream declares.
+    A local file is followed while it grows. Every frame that FFmpeg decodes is in a window, in
+    exactly one if `hop_s` equals `length_s`; the last window is shorter if the stream ends in it.
+    The times are the stream's time stamps; where there are none, the declared frame rate gives
+    them. Time stamps that jump (by 10 s, or back by 1 s) start a new recording, whose times start
+    at 0.
 
     Args:
       address: A file, a FIFO, '-' for standard input, a device (/dev/video0), or an address such as
         rtsp://, http://, udp://.
-      spec: The form of videos; motion comes from where `spec.source` says. Of its limits only
-        `max_pixels` means anything for a stream without an end.
+      spec: The canonical form of clips; `spec.source` says where the motion comes from. Of its
+        limits only `max_pixels` applies to a stream, which may have no end.
       length_s: Length of a window in seconds.
-      hop_s: Seconds from the beginning of one to that of the next.
-      timeout_s: Seconds to wait for data: at the beginning and in between. A file that has not
-        grown for so long is at its end.
-      container_format: FFmpeg's name of the format, where it cannot be told (devices: guessed).
+      hop_s: Seconds from the start of one window to that of the next.
+      timeout_s: Seconds to wait for data: at the start and in between. A file that has not grown
+        for so long is at its end.
+      container_format: FFmpeg's name of the format, where it cannot be detected (devices: guessed).
 
     Yields:
       The windows, each as soon as it is complete.
 
     Raises:
-      VideoError: It cannot be opened, gives no data for too long, holds no video, or no motion of
-        the kind that `spec.source` wants; the message names the address and the reason.
+      VideoError: It cannot be opened, times out, holds no video, or no motion of the kind that
+        `spec.source` asks for; the message names the address and the reason.
     """
-    with _open_live(address, spec, timeout_s, container_format) as (container, stream):
+    with _open_stream(address, spec, timeout_s, container_format) as (container, stream):
         native = _native_wanted(address, spec, stream.codec_context.name)
         recording: _Recording | None = None
-        clock = _FrameClock(float(stream.guessed_rate or 25))
+        clock = _FrameClock(stream)
         try:
             for frame in _frames(address, container, stream):
-                time, goes_on = clock.time(frame)
-                if recording is None or not goes_on or not recording.continues(frame):
+                time, continuous = clock.time(frame)
+                if recording is None or not continuous or not recording.continues(frame):
                     if recording is not None:
                         yield from recording.end()
                     recording = _Recording(spec, length_s, hop_s, native)
-                yield from recording.add(time, frame)
+                yield from recording.add(time, frame, clock.duration(frame))
         except av.FFmpegError as error:
             raise VideoError(address, f"broke off ({short_reason(error)})") from error
         except ValueError as error:
@@ -230,7 +259,7 @@ def read_stream(
 def _frames(
     address: str, container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[av.VideoFrame]:
-    """Decode to the end; a few packets that cannot be decoded are left out."""
+    """Decode to the end; a few packets that cannot be decoded are skipped."""
     damaged = 0
     packets = container.demux(stream)
     while True:
@@ -239,7 +268,7 @@ def _frames(
         except EOFError:
             packet = None
         except av.FFmpegError as error:
-            # A file that stopped growing is at its end; an address that fell silent is not.
+            # A timeout is the end of a file, but an error of an address.
             if not (_is_growing_file(address) and _is_timeout(error)):
                 raise
             packet = None
@@ -250,16 +279,16 @@ def _frames(
             frames = stream.codec_context.decode(packet)
             damaged = 0
         except av.FFmpegError:
-            # Streams lose packets; decoding goes on with the next that makes sense.
+            # Streams lose packets; decoding resumes with the next intact one.
             damaged += 1
-            if damaged > _MOST_DAMAGED:
+            if damaged > _MAX_DAMAGED_PACKETS:
                 raise
             continue
         yield from frames
 
 
 class _Recording:
-    """Frames of one size and one clock, on their way into windows."""
+    """Brings frames of one size and one clock into windows."""
 
     def __init__(self, spec: VideoSpec, length_s: float, hop_s: float, native: bool):
         source = "native" if native else "reencode"
@@ -270,13 +299,13 @@ class _Recording:
         self._waiting: collections.deque[float] = collections.deque()
 
     def continues(self, frame: av.VideoFrame) -> bool:
-        """Say whether a frame can follow: another size cannot, in the stream's own motion."""
+        """Return whether a frame can follow: another size cannot, in the stream's own motion."""
         return self._canonical is not None or self._size in (None, (frame.height, frame.width))
 
-    def add(self, time: float, frame: av.VideoFrame) -> Iterator[Window]:
+    def add(self, time: float, frame: av.VideoFrame, duration: float) -> Iterator[Window]:
         self._size = frame.height, frame.width
         picture = self._upright(frame)
-        self._cutter.add_picture(time, picture)
+        self._cutter.add_picture(time, picture, duration)
         if self._canonical is None:
             yield from self._cutter.add_motion(time, frame_blocks(frame))
             return
@@ -292,23 +321,33 @@ class _Recording:
 
 
 class _FrameClock:
-    """Times of frames in seconds, and whether they follow one another."""
+    """Gives the times of frames in seconds, and tells whether they follow one another."""
 
-    def __init__(self, rate: float):
-        self._rate = rate
+    def __init__(self, stream: av.VideoStream):
+        self._time_base = float(stream.time_base or 0)
+        self._declared_step = self._step = 1 / float(stream.guessed_rate or 25)
         self._last: float | None = None
 
     def time(self, frame: av.VideoFrame) -> tuple[float, bool]:
+        """Return a frame's time, which rises, and whether the frame continues the recording."""
         last = self._last
-        if frame.time is None:
-            self._last = 0.0 if last is None else last + 1 / self._rate
-            return self._last, True
-        self._last = frame.time
-        return frame.time, last is None or 0 < frame.time - last < _LARGEST_GAP_S
+        following = 0.0 if last is None else last + self._declared_step
+        # Not `frame.time`, which is NaN for the frames that the decoder gives at the end.
+        time = following if frame.pts is None else frame.pts * self._time_base
+        continuous = last is None or -_MAX_STEP_BACK_S < time - last < _MAX_GAP_S
+        if last is not None and continuous:
+            time = max(time, last + _MIN_STEP_S)
+            self._step = time - last
+        self._last = time
+        return time, continuous
+
+    def duration(self, frame: av.VideoFrame) -> float:
+        """Return how long a frame is shown: as it declares, or as long as the frame before."""
+        return (frame.duration or 0) * self._time_base or self._step
 
 
 @contextlib.contextmanager
-def _open_live(
+def _open_stream(
     address: str, spec: VideoSpec, timeout_s: float, container_format: str | None
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     options = {"max_pixels": str(spec.max_pixels)}

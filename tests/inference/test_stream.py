@@ -73,7 +73,10 @@ def test_an_address_is_read_to_its_end(server, clip):
     address, answers = server
     answers.append((clip.read_bytes(), True))
     found, waits = lines(address)
-    assert [line["start_s"] for line in found] == [0, 0.4, 0.8, 1.2, 1.6, 2.0]
+    assert [line["start_s"] for line in found] == [0, 0.4, 0.8, 1.2, 1.6, 2.0, 2.4]
+    # 80 frames are 3.2 s: the last window ends with them.
+    last = found.pop()
+    assert (last["end_s"], last["num_frames"]) == (pytest.approx(3.2), 20)
     assert all(line["end_s"] - line["start_s"] == pytest.approx(1) for line in found)
     assert {line["connection"] for line in found} == {1}
     assert all(line["predictions"] == [{"label": "25"}] for line in found)
@@ -89,7 +92,7 @@ def test_a_lost_connection_is_made_again(server, clip):
     assert 0 < lost < 4
     assert "broke off (" in found[lost]["reconnect"]
     assert found[lost]["wait_s"] == 1 and waits == [1]
-    assert [line["connection"] for line in found] == [1] * (lost + 1) + [2] * 6
+    assert [line["connection"] for line in found] == [1] * (lost + 1) + [2] * 7
     assert found[lost + 1]["start_s"] == 0
 
 
@@ -106,7 +109,7 @@ def test_an_endless_stream_is_taken_up_again(server, clip):
     answers.extend([(clip.read_bytes(), True)] * 2)
     found, _ = lines(address, "--endless", "--retries=1")
     assert max(line["connection"] for line in found) == 3
-    assert sum("predictions" in line for line in found) == 12
+    assert sum("predictions" in line for line in found) == 14
 
 
 def test_a_file_that_is_none_is_not_tried_again(tmp_path):
@@ -130,7 +133,7 @@ def test_predict_labels_a_stream(finished_run, clip, capsys):
     flags = ["--window=1", "--hop=1", "--timeout=0.5", "--topk=2"]
     assert predict.main(["--workdir", str(finished_run), f"--stream={clip}", *flags]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["start_s"] for line in found] == [0, 1, 2]
+    assert [line["start_s"] for line in found] == [0, 1, 2, 3]
     for line in found:
         assert line["stream"] == str(clip)
         assert line["time"].endswith("+00:00")
@@ -171,4 +174,4 @@ def test_standard_input(clip):
     done = subprocess.run(
         [sys.executable, "-c", code], input=clip.read_bytes(), capture_output=True, check=True
     )
-    assert done.stdout.decode().split() == ["0.0", "25", "1.0", "25", "2.0", "25"]
+    assert done.stdout.decode().split() == ["0.0", "25", "1.0", "25", "2.0", "25", "3.0", "5"]

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 
+import av
 import numpy as np
 import pytest
 from moclip_jax.input_pipeline.graph_views import example_from_video, view_of_example
@@ -50,8 +51,15 @@ def test_windows_have_the_motion_and_pictures_of_the_file(
     fields = whole.motion.accumulate()
     pictures = [frame_jpeg(frame, spec) for frame in decode_frames(path)]
     windows = windows_of(path, spec)
-    # Windows of 25 frames at 0, 10, 20, ...; the last that is complete ends at 75.
-    assert len(windows) == 6
+    # Windows of 25 frames at 0, 10, 20, ...; the last one starts at 60 and ends with the file.
+    assert len(windows) == 7
+    last = windows.pop()
+    assert (last.start_s, last.end_s) == pytest.approx((2.4, 83 / RATE))
+    assert last.video.num_frames == 23
+    inside = np.arange(23) + last.video.lead
+    np.testing.assert_array_equal(last.video.motion.accumulate(inside), fields[60:])
+    assert last.video.frame_indices.tolist() == [6, 12, 18]
+    assert last.video.frames == [pictures[60 + index] for index in last.video.frame_indices]
     for number, window in enumerate(windows):
         first = 10 * number
         video = window.video
@@ -62,6 +70,64 @@ def test_windows_have_the_motion_and_pictures_of_the_file(
         # Parts of half a second: their middles and that of the window.
         assert video.frame_indices.tolist() == [6, 12, 18]
         assert video.frames == [pictures[first + index] for index in video.frame_indices]
+
+
+UNEVEN = np.cumsum(np.random.default_rng(1).integers(5, 120, 83))
+
+
+@pytest.mark.parametrize("length_s", [0.5, 0.83, 1.0, 10.0])
+@pytest.mark.parametrize(
+    ("name", "codec", "options", "write"),
+    [
+        ("a.ts", "libx264", H264, {}),
+        ("a.mp4", "libx264", H264, {}),
+        ("a.mpg", "mpeg2video", {"bf": "2", "g": "9"}, {}),
+        ("a.avi", "mpeg4", {"bf": "2", "g": "9"}, {}),
+        ("a.flv", "libx264", H264, {}),
+        ("a.h264", "libx264", H264, {}),
+        ("fragmented.mp4", "libx264", H264, {
+            "container_options": {"movflags": "frag_keyframe+empty_moov"}}),
+        ("uneven.mkv", "libx264", H264, {"times_ms": UNEVEN}),
+        ("negative.mkv", "mpeg4", {"g": "9"}, {
+            "times_ms": UNEVEN - 2000, "container_options": {"avoid_negative_ts": "disabled"}}),
+        ("a.webm", "libvpx-vp9", {"deadline": "realtime"}, {}),
+    ],
+)  # fmt: skip
+def test_every_frame_is_in_exactly_one_window_at_its_own_time(
+    tmp_path, name, codec, options, write, length_s
+):
+    """Against the time stamps of the packets, sorted, and the motion of the whole file."""
+    frames = drifting_frames(83, step=(1, 0))
+    path = write_video(tmp_path / name, frames, codec=codec, options=options, rate=RATE, **write)
+    with av.open(str(path)) as container:
+        stamps = [p.pts for p in container.demux(video=0) if p.size]
+        time_base = float(container.streams.video[0].time_base)
+    if None in stamps:  # Raw H.264 has no time stamps.
+        stamps, time_base = list(range(83)), 1 / RATE
+    times = (np.sort(stamps) - min(stamps)) * time_base
+    assert len(times) == 83 and (np.diff(times) > 0).all()
+    if name.startswith("negative"):
+        assert min(stamps) < 0
+    spec = dataclasses.replace(SPEC, source="auto")
+    fields = read_clip(path, spec).motion.accumulate()
+    windows = windows_of(path, spec, length_s, length_s)
+    seen = 0
+    for window in windows:
+        inside = (times > window.start_s - 1e-5) & (times < window.end_s - 1e-5)
+        expected = np.flatnonzero(inside)
+        assert expected[0] == seen and window.video.num_frames == len(expected)
+        at = np.arange(len(expected)) + window.video.lead
+        np.testing.assert_array_equal(window.video.motion.accumulate(at), fields[expected])
+        assert window.start_s == pytest.approx(length_s * round(window.start_s / length_s))
+        seen += len(expected)
+    assert seen == 83
+    for window in windows[:-1]:
+        assert window.end_s == pytest.approx(window.start_s + length_s)
+    last = windows[-1]
+    assert times[-1] < last.end_s <= last.start_s + length_s + 1e-6
+    if "uneven" not in name and "negative" not in name:
+        end = min(times[-1] + 1 / RATE, last.start_s + length_s)
+        assert last.end_s == pytest.approx(end, abs=2e-3)
 
 
 def test_what_the_networks_see_of_a_window_is_what_they_see_of_its_frames(tmp_path):
@@ -130,15 +196,13 @@ def blocks(kind="P"):
 
 
 def picture():
-    import av
-
     return av.VideoFrame.from_ndarray(drifting_frames(1)[0], format="rgb24")
 
 
 @pytest.mark.parametrize(("length_s", "hop_s"), [(1.0, 0.4), (1.0, 1.0), (0.4, 3.0), (2.0, 0.1)])
 @pytest.mark.parametrize("gop", [12, 10_000])
 def test_memory_does_not_grow_with_the_stream(monkeypatch, length_s, hop_s, gop):
-    monkeypatch.setattr(stream, "_LONGEST_LEAD", 30)
+    monkeypatch.setattr(stream, "_MAX_LEAD", 30)
     cutter = WindowCutter(SPEC, length_s, hop_s, "native")
     shown = picture()
     most, windows = 0, 0
