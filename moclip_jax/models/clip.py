@@ -18,7 +18,7 @@ from moclip_jax.models.clip_config import (
     CLIPVisionConfig,
 )
 
-# Mean and standard deviation of RGB in 0..1 over CLIP's own training pictures.
+# Mean and standard deviation of RGB in 0..1 over CLIP's own training images.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -30,7 +30,7 @@ _ACTIVATIONS = {
 
 
 def normalize_images(images: jax.Array | np.ndarray) -> jax.Array:
-    """Scales pictures for `CLIP.encode_image`.
+    """Scales images for `CLIP.encode_image`.
 
     Args:
         images: uint8 [..., 3], RGB.
@@ -39,10 +39,10 @@ def normalize_images(images: jax.Array | np.ndarray) -> jax.Array:
         float32 [..., 3], (x / 255 - mean) / std.
 
     Raises:
-        ValueError: if the pictures are not uint8, as floats may be scaled already.
+        ValueError: if the images are not uint8, as floats may be scaled already.
     """
     if images.dtype != jnp.uint8:
-        raise ValueError(f"normalize_images takes uint8 pictures, not {images.dtype}")
+        raise ValueError(f"normalize_images takes uint8 images, not {images.dtype}")
     shape = (1,) * (images.ndim - 1) + (3,)
     mean = jnp.array(IMAGE_MEAN, jnp.float32).reshape(shape)
     std = jnp.array(IMAGE_STD, jnp.float32).reshape(shape)
@@ -141,7 +141,7 @@ class Encoder(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """Pictures in, embeddings out."""
+    """Images in, embeddings out."""
 
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs):
         vision = config.vision
@@ -231,7 +231,7 @@ class CLIP(nnx.Module):
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
     def encode_image(self, images: jax.Array) -> jax.Array:
-        """Embeds pictures.
+        """Embeds images.
 
         Args:
             images: float32 [N, image_size, image_size, 3], as `normalize_images` returns them.
@@ -240,7 +240,7 @@ class CLIP(nnx.Module):
             float32 [N, projection_dim], not L2-normalised.
 
         Raises:
-            ValueError: if the pictures have another size.
+            ValueError: if the images have another size.
         """
         return self.vision(images)
 

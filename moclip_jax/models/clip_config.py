@@ -18,7 +18,7 @@ class CLIPVisionConfig:
     """Sizes of the image tower.
 
     Attributes:
-        image_size: side of the square pictures, in pixels.
+        image_size: side of the square images, in pixels.
         patch_size: side of a patch, in pixels; divides `image_size`.
         hidden_size: width of the transformer.
         num_layers: number of transformer blocks.

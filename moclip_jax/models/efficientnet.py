@@ -16,7 +16,7 @@ from flax import nnx
 from jax import lax
 
 from moclip_jax.models.batch_norm import BatchNorm
-from moclip_jax.models.depthwise import depthwise_conv, in_blocks
+from moclip_jax.models.depthwise import depthwise_conv, map_in_chunks
 from moclip_jax.models.initializers import Initializer, normal, symmetric_uniform
 
 # Per stage of B0: expansion of the inner channels, output channels, blocks, kernel size, stride of
@@ -30,8 +30,8 @@ _STAGES = (
     (6, 192, 4, 5, 2),
     (6, 320, 1, 3, 1),
 )
-# Stages whose maps are large, and pictures that go through them together in inference.
-_FIRST_STAGES, _FEW_PICTURES = 3, 5
+# Stages whose maps are large, and images that go through them together in inference.
+_FIRST_STAGES, _IMAGES_PER_CHUNK = 3, 5
 _STEM_CHANNELS = 32
 _HEAD_CHANNELS = 1280
 _SQUEEZE_RATIO = 0.25
@@ -71,7 +71,7 @@ class EfficientNetConfig:
     Attributes:
         width_multiplier: scales every number of channels (rounded to a multiple of 8).
         depth_multiplier: scales the number of blocks of every stage (rounded up).
-        in_channels: 3 for pictures, 2 for motion fields.
+        in_channels: 3 for images, 2 for motion fields.
         num_classes: outputs of the classifier.
         dtype: of the computation; parameters and statistics are always float32. On a CPU bfloat16
             is for the products of the 1 x 1 convolutions alone, nearly all of the work: the rest
@@ -335,7 +335,7 @@ class EfficientNet(nnx.Module):
             float32 [N, num_features].
 
         Raises:
-            ValueError: x is not a batch of pictures with `in_channels` channels, or is of an
+            ValueError: x is not a batch of images with `in_channels` channels, or is of an
                 integer dtype.
         """
         if x.ndim != 4 or x.shape[3] != self.config.in_channels:
@@ -348,7 +348,7 @@ class EfficientNet(nnx.Module):
         if train:
             x = self._first_maps(x, train=True)
         else:
-            x = in_blocks(self._first_maps, x, _FEW_PICTURES)
+            x = map_in_chunks(self._first_maps, x, _IMAGES_PER_CHUNK)
         x = _through(self.blocks[_FIRST_STAGES:], x, train=train)
         return _spatial_mean(self.head_norm(self.head(x), train=train, silu=True))
 

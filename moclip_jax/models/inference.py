@@ -1,7 +1,8 @@
-"""Frozen networks in the forms that run fastest; they give the same numbers but for rounding.
+"""Inference graphs of frozen networks: the values of `EfficientNet` and `CLIP` up to rounding.
 
-A network that is trained, saved or split over devices is as `EfficientNet` and `CLIP` define it.
-One that only runs can be put differently, once, before its program is compiled.
+Training, checkpoints and sharding use the networks as `efficientnet.py` and `clip.py` define them.
+For inference, BatchNorm is folded into the convolutions, and CLIP's layers get arrays and matmul
+layouts of their own; the conversion happens once, before the program is compiled.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ from moclip_jax.models.motion_network import MotionNetwork
 
 
 class FoldedNorm(nnx.Module):
-    """What is left of a BatchNorm whose scale lies in the kernel of the convolution before it."""
+    """The bias of a BatchNorm whose scale is folded into the convolution before it."""
 
     def __init__(self, bias: np.ndarray):
         self.bias = nnx.Param(jnp.asarray(bias))
@@ -31,29 +32,29 @@ class FoldedNorm(nnx.Module):
             ValueError: `train`, as there are no statistics to update.
         """
         if train:
-            raise ValueError("a frozen network has no statistics to train with")
+            raise ValueError("an inference graph has no statistics to train with")
         # In float32, as a BatchNorm computes: the SiLU cancels where x is far below zero.
         y = x.astype(jnp.float32) + self.bias[...].reshape((1,) * (x.ndim - 1) + (-1,))
         return (activations.silu(y) if silu else y).astype(x.dtype)
 
 
 def motion_network_for_inference(
-    network: MotionNetwork, products: jax.typing.DTypeLike | None = None
+    network: MotionNetwork, matmul_dtype: jax.typing.DTypeLike | None = None
 ) -> MotionNetwork:
-    """Returns the network with every BatchNorm folded into the convolution before it.
+    """Fold every BatchNorm of a motion network into the convolution before it.
 
-    That is: `x_norm` of a module into its `x`, where this is a convolution of `efficientnet`. The
-    BatchNorm of the input has none before it and stays.
+    `x_norm` of a module is folded into its `x` where that is a convolution of `efficientnet.py`.
+    The BatchNorm of the input has no convolution before it and stays.
 
     Args:
-        network: trained; its own arrays stay as they are.
-        products: on a CPU, what `EfficientNetConfig.dtype` is to be; None, or on another device:
-            what it is. The network's `config` goes on naming its own.
+        network: a trained network; its arrays are not changed.
+        matmul_dtype: matmul dtype on a CPU; None, or another device, keeps that of the config. The
+            network's `config` keeps its own.
     """
     frozen = _same_arrays(network)
     for _, owner in list(nnx.iter_modules(frozen)):
-        if products is not None and jax.default_backend() == "cpu":
-            _set_products(owner, products)
+        if matmul_dtype is not None and jax.default_backend() == "cpu":
+            _set_matmul_dtype(owner, matmul_dtype)
         for name, norm in list(vars(owner).items()):
             conv = getattr(owner, name.removesuffix("_norm"), None)
             if isinstance(norm, BatchNorm) and isinstance(conv, _CONVOLUTIONS):
@@ -61,12 +62,12 @@ def motion_network_for_inference(
     return frozen
 
 
-def _set_products(module: nnx.Module, products: jax.typing.DTypeLike) -> None:
-    """Sets the dtype of what an `EfficientNet` computes in its `config.dtype`."""
+def _set_matmul_dtype(module: nnx.Module, matmul_dtype: jax.typing.DTypeLike) -> None:
+    """Set the matmul dtype of an `EfficientNet`'s pointwise convolutions and gates."""
     if isinstance(module, PointwiseConv):
-        module.dtype = products
+        module.dtype = matmul_dtype
     elif isinstance(module, SqueezeExcite):
-        module.reduce.dtype = module.expand.dtype = products
+        module.reduce.dtype = module.expand.dtype = matmul_dtype
 
 
 # All without a bias, and with the output's channels last in their kernel.
@@ -74,7 +75,7 @@ _CONVOLUTIONS = (Conv, PointwiseConv, DepthwiseConv)
 
 
 def _fold(conv: Conv | PointwiseConv | DepthwiseConv, norm: BatchNorm) -> FoldedNorm:
-    """Changes the kernel; returns what is left of the BatchNorm."""
+    """Scale the kernel in place and return the bias."""
     # In numpy, so that no shape needs a compilation.
     scale, bias, mean, var, kernel = (
         np.asarray(variable[...])
@@ -89,10 +90,10 @@ class TransposedLinear(nnx.Module):
     """A linear layer with its kernel as [out, in].
 
     XLA's CPU backend multiplies by that a third faster where there are few rows, as for the 50
-    tokens of one picture: it rearranges every kernel at every call, and this one takes less of it.
+    tokens of one image: it rearranges every kernel at every call, and this one takes less of it.
 
     Attributes:
-        kernel: [out, in] of the dtype that products are computed in; sums are float32.
+        kernel: [out, in] in the matmul dtype; sums are float32.
         bias: float32 [out], or None.
     """
 
@@ -134,27 +135,29 @@ class SeparateLayers(Encoder):
         return blocks[-1].first_token(x)
 
 
-def clip_for_inference(clip: CLIP, products: jax.typing.DTypeLike, *, devices: int = 1) -> CLIP:
-    """Returns a CLIP for pictures alone, without the texts' tower.
+def clip_for_inference(clip: CLIP, matmul_dtype: jax.typing.DTypeLike, *, devices: int = 1) -> CLIP:
+    """Returns a CLIP for images alone, without the texts' tower.
 
     Args:
         clip: its own arrays stay as they are.
-        products: see `image_tower_for_inference`.
-        devices: that work on a picture or a batch together; one CPU takes the tower's own form.
+        matmul_dtype: see `image_tower_for_inference`.
+        devices: that work on a image or a batch together; one CPU takes the tower's own form.
     """
     frozen = _same_arrays(clip)
     del frozen.text
     if jax.default_backend() == "cpu" and devices == 1:
-        frozen.vision = image_tower_for_inference(clip.vision, products)
+        frozen.vision = image_tower_for_inference(clip.vision, matmul_dtype)
     return frozen
 
 
-def image_tower_for_inference(tower: VisionTower, products: jax.typing.DTypeLike) -> VisionTower:
+def image_tower_for_inference(
+    tower: VisionTower, matmul_dtype: jax.typing.DTypeLike
+) -> VisionTower:
     """Returns an image tower in the form that is fastest on one CPU.
 
     Args:
         tower: its own arrays stay as they are.
-        products: dtype of the products of its linear layers: float32, or bfloat16 where the
+        matmul_dtype: of its linear layers: float32, or bfloat16 where the
             processor has an instruction for it. Whatever it is, sums, and all that is not a
             product, are float32: XLA's CPU backend computes nothing else fast.
     """
@@ -162,7 +165,7 @@ def image_tower_for_inference(tower: VisionTower, products: jax.typing.DTypeLike
     frozen_graphs = []
 
     def transform(state: nnx.State) -> nnx.State:
-        frozen_graph, frozen_state = nnx.split(_separated(nnx.merge(graph, state), products))
+        frozen_graph, frozen_state = nnx.split(_separated(nnx.merge(graph, state), matmul_dtype))
         frozen_graphs.append(frozen_graph)
         return frozen_state
 
@@ -171,7 +174,7 @@ def image_tower_for_inference(tower: VisionTower, products: jax.typing.DTypeLike
     return nnx.merge(frozen_graphs[0], frozen_state)
 
 
-def _separated(tower: VisionTower, products: jax.typing.DTypeLike) -> VisionTower:
+def _separated(tower: VisionTower, matmul_dtype: jax.typing.DTypeLike) -> VisionTower:
     graph, stacked = nnx.split(tower.encoder.layers)
     blocks = [
         nnx.merge(graph, jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked))
@@ -184,7 +187,7 @@ def _separated(tower: VisionTower, products: jax.typing.DTypeLike) -> VisionTowe
             module.dtype = jnp.float32
         for name, part in list(vars(module).items()):
             if isinstance(part, nnx.Linear):
-                setattr(module, name, TransposedLinear(part, products))
+                setattr(module, name, TransposedLinear(part, matmul_dtype))
     return tower
 
 

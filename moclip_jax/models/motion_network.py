@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moclip_jax.models.batch_norm import BatchNorm
-from moclip_jax.models.depthwise import in_blocks
+from moclip_jax.models.depthwise import map_in_chunks
 from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
 
 # Fields of a block in inference: memory does not grow with more of them, and products do not gain.
-_MOST_FIELDS = 32
+_FIELDS_PER_CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class MotionNetwork(nnx.Module):
         if train:
             features = self._features_of_fields(flat, train=True)
         else:
-            features = in_blocks(self._features_of_fields, flat, _MOST_FIELDS)
+            features = map_in_chunks(self._features_of_fields, flat, _FIELDS_PER_CHUNK)
         return features.reshape(batch, segments, -1)
 
     def _features_of_fields(self, fields: jax.Array, *, train: bool = False) -> jax.Array:
