@@ -35,6 +35,33 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Files whose tests run the whole program or start several processes.
+_RUN_FILES = {
+    "test_ablate_and_splits",
+    "test_app",
+    "test_cli",
+    "test_compilation_cache",
+    "test_distributed",
+    "test_extending",
+    "test_hmdb51_run",
+    "test_import_published",
+    "test_install",
+    "test_main",
+    "test_notebook",
+    "test_preparation",
+    "test_saved_model",
+    "test_ucf101_run",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `run` what `make test-fast` leaves out."""
+    for item in items:
+        if item.path.stem in _RUN_FILES or "finished_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.run)
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A workdir in which `configs/testing.py` ran to its end; not to be changed."""
