@@ -18,8 +18,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 from moclip_jax.configs import demo  # noqa: E402
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip  # noqa: E402
+from moclip_jax.input_pipeline.video.accumulate import accumulate  # noqa: E402
 from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames  # noqa: E402
-from moclip_jax.input_pipeline.video.motion_vectors import accumulate  # noqa: E402
 
 from moclip_jax.reporting.motion_figures import field_to_rgb  # noqa: E402
 from moclip_jax.reporting.run_figures import ROW_TITLES, confusion_counts  # noqa: E402

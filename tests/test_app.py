@@ -20,8 +20,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from moclip_jax.input_pipeline.video import subprocess_pool
+from moclip_jax.input_pipeline.video.accumulate import accumulate
 from moclip_jax.input_pipeline.video.clip import VideoError
-from moclip_jax.input_pipeline.video.motion_vectors import accumulate
 
 from moclip_jax import app
 from moclip_jax.export.exporter import load_export

@@ -6,39 +6,39 @@ its decoder, which exports the motion vectors; or the stream's own vectors are r
 (`VideoSpec.source`). A few chosen frames also become JPEG.
 """
 
+import array
 import dataclasses
-import io
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
-from moclip_jax.input_pipeline.video.decode import (
-    CheckedVideo,
-    VideoError,
-    check_video,
-    decode_frames,
-)
+from moclip_jax.input_pipeline.video.block_motion import BlockMotion
+from moclip_jax.input_pipeline.video.decode import CheckedVideo, check_video, decode_frames
+from moclip_jax.input_pipeline.video.limits import VideoError
 from moclip_jax.input_pipeline.video.motion_vectors import (
     CODECS_WITH_VECTORS,
     EXPORT_VECTORS,
     VECTORS_ONLY,
-    BlockMotion,
     BlockMotionReader,
     NoVectorsError,
 )
-from moclip_jax.input_pipeline.video.orientation import Uprighter
+from moclip_jax.input_pipeline.video.orientation import Uprighter, shown_aspect
 from moclip_jax.input_pipeline.video.reencode import CanonicalEncoder, CanonicalStream
+from moclip_jax.input_pipeline.video.rgb_frames import FrameKeeper, frame_jpeg, frame_positions
 from moclip_jax.input_pipeline.video.seek import UncertainOrderError, decode_needed
 from moclip_jax.input_pipeline.video.spec import VideoSpec
-from PIL import Image
+from moclip_jax.input_pipeline.video.times import frame_times
 
 __all__ = [
     "Clip",
     "VideoError",
     "VideoSpec",
     "clip_from_frames",
+    "frame_jpeg",
+    "frame_positions",
     "read_clip",
     "reencode",
 ]
@@ -58,22 +58,26 @@ class Clip:
       displacements: int16 `[n, gh, gw, 2]`, (x, y) of `src - dst` in pixels of the coded picture,
         on its 8-pixel grid: `gh = ceil(height / 8)`, `gw = ceil(width / 8)`.
       is_intra: bool `[n]`, True where the coded frame is an I-frame.
-      frames: JPEG bytes of `k` RGB frames in the source's own aspect ratio, as they are shown.
+      frames: JPEG bytes of `k` RGB frames as they are shown: upright, in square pixels.
       frame_indices: int32 `[k]`, strictly increasing, the position of each of `frames`.
       num_frames: Number of frames `n`.
-      fps: Frames a second as the source declares; 0 where it does not.
+      fps: Frames a second on average, by `times`; of a single frame what the source declares, 0
+        where it does not.
       source: Where the motion comes from: 'reencode' (the coded picture is the canonical one) or
         'native' (it is the stream's own).
       height: Height of the coded picture in pixels.
       width: Width of the coded picture in pixels.
       orientation: How the coded picture is turned to be shown, 0 to 7, see
-        `moclip_jax.input_pipeline.video.orientation`; 0 for canonical pictures, which are turned
-        before encoding.
+        `orientation.py`; 0 for canonical frames, which are turned before encoding.
       is_bidirectional: bool `[n]`, True for B-frames; canonical streams have none.
       future: bool `[n, gh, gw]`, True where a B-frame's displacement points to the next I- or
         P-frame.
+      times: float64 `[num_frames]`, when each frame is shown, in seconds since the first.
       lead: Frames of the motion before the first of `num_frames`, and not counted there: a window
         of a stream needs those since its I-frame, and maybe one after its end. 0 for a file.
+      kept: int `[m]`, frames whose motion was read, where `displacements` and `future` hold no
+        others (see `read_clip`); None for all.
+      num_corrupt: Frames that the decoder marked as damaged.
     """
 
     displacements: np.ndarray
@@ -88,13 +92,33 @@ class Clip:
     orientation: int
     is_bidirectional: np.ndarray
     future: np.ndarray
+    times: np.ndarray
     lead: int = 0
+    kept: np.ndarray | None = None
+    num_corrupt: int = 0
 
     @property
     def motion(self) -> BlockMotion:
         """The motion, which can accumulate itself."""
         names = [field.name for field in dataclasses.fields(BlockMotion)]
         return BlockMotion(**{name: getattr(self, name) for name in names})
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last, which is shown for `1 / fps`."""
+        return float(self.times[-1]) + (1 / self.fps if self.fps else 0.0)
+
+    def frame_at(self, seconds: float) -> int:
+        """Return the position of the frame that is shown so long after the first."""
+        # To the microsecond, so that a frame at 1.2 s is shown at 3 * 0.4 s.
+        return max(int(np.searchsorted(self.times, seconds + 1e-6, "right")) - 1, 0)
+
+    @property
+    def warning(self) -> str:
+        """What is wrong with the video although it could be read, in a sentence, or ''."""
+        if not self.num_corrupt:
+            return ""
+        return f"{self.num_corrupt} of its {self.num_frames} frames are damaged"
 
     def with_frames(self, chosen: np.ndarray) -> "Clip":
         """Return the video with some of its RGB frames: bool `[k]`."""
@@ -119,15 +143,21 @@ class Clip:
         if self.is_bidirectional[end - 1]:
             # The last B-frames also need the I- or P-frame shown after them.
             stop += int(np.argmax(np.append(~self.is_bidirectional[end:], True))) + 1
-        kept = self.with_frames(chosen)
+        first, last, kept = begin, stop, self.kept
+        if kept is not None:
+            first, last = np.searchsorted(kept, (begin, stop)).tolist()
+            kept = kept[first:last] - begin
+        shown = self.with_frames(chosen)
         return dataclasses.replace(
-            kept,
-            displacements=self.displacements[begin:stop],
+            shown,
+            displacements=self.displacements[first:last],
             is_intra=self.is_intra[begin:stop],
             is_bidirectional=self.is_bidirectional[begin:stop],
-            future=self.future[begin:stop],
-            frame_indices=np.clip(kept.frame_indices - begin, 0, end - begin - 1).astype(np.int32),
+            future=self.future[first:last],
+            frame_indices=np.clip(shown.frame_indices - begin, 0, end - begin - 1).astype(np.int32),
             num_frames=end - begin,
+            times=self.times[begin:end] - self.times[begin],
+            kept=kept,
         )
 
     def group_starts(self) -> np.ndarray:
@@ -152,25 +182,32 @@ def reencode(path: str | os.PathLike, spec: VideoSpec) -> Iterator[bytes]:
     """
     upright = Uprighter()
     encoder = CanonicalEncoder(spec)
-    for picture in decode_frames(path, limits=spec.limits):
-        yield from map(bytes, encoder.encode(_turned(path, upright, picture)))
+    for frame in decode_frames(path, limits=spec.limits):
+        yield from map(bytes, encoder.encode(_upright(path, upright, frame)))
     yield from map(bytes, encoder.end())
 
 
-def read_clip(path: str | os.PathLike, spec: VideoSpec) -> Clip:
+def read_clip(
+    path: str | os.PathLike,
+    spec: VideoSpec,
+    wanted: Callable[[int], Iterable[int]] | None = None,
+) -> Clip:
     """Bring a video file to the form that the pipeline stores.
 
     Args:
       path: A local video file of any format and codec that FFmpeg reads.
       spec: The canonical form.
+      wanted: From the number of frames to those whose motion will be asked for; the frame before
+        each of them is there too, because it stands for an I-frame, which has none. Memory then
+        does not grow with the length of the video. None for all frames.
 
     Returns:
-      The prepared video.
+      The video; with `wanted`, it is `Clip.kept` that says whose motion is there.
 
     Raises:
-      VideoError: The file is absent, empty, not a video, without a video stream, cut, damaged, or
-        beyond the limits of `spec`; or its motion is to be the stream's own and it has none. The
-        message names the file and the reason.
+      VideoError: The file is absent, empty, not a video, without a video stream, cut, damaged,
+        encrypted, or beyond the limits of `spec`; or its motion is to be the stream's own and it
+        has none. The message names the file and the reason.
     """
     checked = check_video(path, spec.limits)
     native = spec.source == "native" or (
@@ -179,43 +216,50 @@ def read_clip(path: str | os.PathLike, spec: VideoSpec) -> Clip:
     try:
         if native:
             try:
-                return _read("native", path, spec, checked)
+                return _read("native", path, spec, checked, wanted)
             except NoVectorsError:
                 if spec.source == "native":
                     raise
-        return _read("reencode", path, spec, checked)
+        return _read("reencode", path, spec, checked, wanted)
     except av.FFmpegError as error:
-        # Decoding names its own errors; what is left is a picture that cannot be converted.
+        # Decoding names its own errors; what is left is a frame that cannot be converted.
         raise VideoError(path, f"its pictures cannot be converted ({error})") from error
 
 
-def _read(source: str, path: str | os.PathLike, spec: VideoSpec, checked: CheckedVideo) -> Clip:
+def _read(
+    source: str,
+    path: str | os.PathLike,
+    spec: VideoSpec,
+    checked: CheckedVideo,
+    wanted: Callable[[int], Iterable[int]] | None,
+) -> Clip:
     num_frames = checked.num_packets
     while True:
-        reader, keeper = BlockMotionReader(path), _FrameKeeper(num_frames, spec)
+        chosen = None
+        if wanted is not None:
+            chosen = {max(0, frame - before) for frame in wanted(num_frames) for before in (0, 1)}
+        reading = _Reading(path, spec, checked, num_frames, BlockMotionReader(path, chosen))
         if source == "reencode":
-            _reencode(path, decode_frames(path, None, spec.limits), spec, reader, keeper)
+            _reencode(reading.frames(), reading)
         else:
-            _read_native(path, spec, reader, keeper, num_frames == checked.num_packets)
-        motion = reader.result()
-        if reader.num_frames == num_frames or num_frames != checked.num_packets:
+            _read_native(reading, num_frames == checked.num_packets)
+        motion = reading.motion.result()
+        if reading.motion.num_frames == num_frames or num_frames != checked.num_packets:
             break
         # Some good streams give more or fewer frames than packets (two fields a frame, hidden or
         # repeated frames), so the wrong RGB frames were picked; now the number is known.
-        num_frames = reader.num_frames
+        num_frames = reading.motion.num_frames
     if source == "native" and motion.is_intra.all() and len(motion.is_intra) > 1:
         raise NoVectorsError(
             path,
             "all its frames are I-frames, which carry no motion; use the canonical form "
             "(VideoSpec.source='reencode' or 'auto')",
         )
-    return _prepared(source, motion, keeper, reader.num_frames, checked.fps)
+    return _clip(source, motion, reading)
 
 
 def clip_from_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> Clip:
-    """Bring generated pictures to the form that the pipeline stores, by the same encoder.
-
-    Pictures have no stream of their own: whatever `spec.source` is, they are encoded.
+    """Bring generated frames to the form that the pipeline stores, always by the encoder.
 
     Args:
       frames: uint8 `[n, h, w, 3]` RGB.
@@ -232,146 +276,124 @@ def clip_from_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> Clip:
         raise ValueError(
             f"frames are {frames.dtype} {list(frames.shape)}, must be uint8 [n, h, w, 3], n > 0"
         )
-    pictures = (
+    images = (
         av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames
     )
-    name = "generated pictures"
-    reader, keeper = BlockMotionReader(name), _FrameKeeper(len(frames), spec)
-    _reencode(name, pictures, spec, reader, keeper)
-    return _prepared("reencode", reader.result(), keeper, len(frames), float(fps))
+    checked = CheckedVideo(len(frames), float(fps))
+    name = "generated frames"
+    reading = _Reading(name, spec, checked, len(frames), BlockMotionReader(name))
+    _reencode(images, reading)
+    return _clip("reencode", reading.motion.result(), reading)
 
 
-def frame_positions(num_frames: int, clip_frames: int) -> np.ndarray:
-    """Return which frames are stored: the centres of `clip_frames` equal parts, and the middle.
+class _Reading:
+    """One pass over the frames of a video, and what is gathered on the way.
 
-    Args:
-      num_frames: Frames of the video, at least 1.
-      clip_frames: Number of parts, at least 1.
-
-    Returns:
-      int32 `[k]`, strictly increasing, `k <= clip_frames + 1`.
+    Attributes:
+      path: The file.
+      spec: The canonical form.
+      checked: What its container says.
+      motion: Gathers motion.
+      rgb: Gathers RGB frames.
+      stamps: Time stamps of the frames, NaN where there is none.
+      time_base: Their unit in seconds.
+      num_corrupt: Frames that the decoder marked as damaged.
     """
-    centres = ((np.arange(clip_frames) + 0.5) / clip_frames * num_frames).astype(np.int32)
-    return np.unique(np.append(centres, np.int32(num_frames // 2)))
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        spec: VideoSpec,
+        checked: CheckedVideo,
+        num_frames: int,
+        motion: BlockMotionReader,
+    ):
+        self.path, self.spec, self.checked = path, spec, checked
+        self.motion, self.rgb = motion, FrameKeeper(num_frames, spec)
+        self.stamps = array.array("d")
+        self.time_base: Fraction | None = None
+        self.num_corrupt = 0
+        self._upright = Uprighter()
+
+    def frames(self, options: dict[str, str] | None = None) -> Iterator[av.VideoFrame]:
+        """Decode the file."""
+        for frame in decode_frames(self.path, options, self.spec.limits):
+            self.stamps.append(math.nan if frame.pts is None else frame.pts)
+            self.time_base = frame.time_base
+            self.num_corrupt += frame.is_corrupt
+            yield frame
+
+    def upright(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """Turn a frame as it is shown."""
+        return _upright(self.path, self._upright, frame)
+
+    def keep_rgb(self, index: int, frame: av.VideoFrame) -> None:
+        """Store a decoded frame if it is one of the RGB frames that are wanted."""
+        if self.rgb.lacks(index):
+            shown = self.upright(frame)
+            self.rgb.keep(index, shown, shown_aspect(frame, self.checked.pixel_aspect))
 
 
-class _FrameKeeper:
-    """Keeps a few frames of a video as JPEG."""
-
-    def __init__(self, num_frames: int, spec: VideoSpec):
-        self.wanted = frame_positions(num_frames, spec.clip_frames).tolist()
-        self._spec = spec
-        self._to_rgb = VideoReformatter()
-        self.jpegs: dict[int, bytes] = {}
-
-    def lacks(self, index: int) -> bool:
-        return index in self.wanted and index not in self.jpegs
-
-    def keep(self, index: int, picture: av.VideoFrame) -> None:
-        self.jpegs[index] = frame_jpeg(picture, self._spec, self._to_rgb)
-
-
-def _prepared(
-    source: str, motion: BlockMotion, keeper: _FrameKeeper, num_frames: int, fps: float
-) -> Clip:
+def _clip(source: str, motion: BlockMotion, reading: _Reading) -> Clip:
+    num_frames, rate = reading.motion.num_frames, reading.checked.fps
+    stamps = reading.stamps or [math.nan] * num_frames
+    times, fps = frame_times(stamps, reading.time_base, rate)
     return Clip(
         **{field.name: getattr(motion, field.name) for field in dataclasses.fields(motion)},
         source=source,
-        frames=list(keeper.jpegs.values()),
-        frame_indices=np.array(list(keeper.jpegs), np.int32),
+        frames=list(reading.rgb.jpegs.values()),
+        frame_indices=np.array(list(reading.rgb.jpegs), np.int32),
         num_frames=num_frames,
         fps=fps,
+        times=times,
+        num_corrupt=reading.num_corrupt,
     )
 
 
-def _read_native(
-    path: str | os.PathLike,
-    spec: VideoSpec,
-    reader: BlockMotionReader,
-    keeper: _FrameKeeper,
-    may_seek: bool,
-) -> None:
+def _read_native(reading: _Reading, may_seek: bool) -> None:
     """Take the stream's own motion vectors."""
-    upright = Uprighter()
     options = EXPORT_VECTORS
-    if may_seek and _keep_pictures(path, spec, keeper, upright):
+    if may_seek and _seek_rgb_frames(reading):
         options = VECTORS_ONLY
-    for index, picture in enumerate(decode_frames(path, options, spec.limits)):
-        reader.add(picture)
-        if reader.num_bytes > _LARGEST_MOTION:
+    for index, frame in enumerate(reading.frames(options)):
+        reading.motion.add(frame)
+        if reading.motion.num_bytes > _LARGEST_MOTION:
             raise VideoError(
-                path,
+                reading.path,
                 f"its own motion takes more than {_LARGEST_MOTION} bytes from frame {index} on; "
                 "cut it, or use the canonical form (VideoSpec.source='reencode')",
             )
-        if keeper.lacks(index):
-            keeper.keep(index, _turned(path, upright, picture))
+        reading.keep_rgb(index, frame)
 
 
-def _keep_pictures(
-    path: str | os.PathLike, spec: VideoSpec, keeper: _FrameKeeper, upright: Uprighter
-) -> bool:
-    """Decode the pictures alone, if their GOPs are few; say whether all are there."""
+def _seek_rgb_frames(reading: _Reading) -> bool:
+    """Decode the RGB frames alone, if their GOPs are few; return whether all are there."""
+    path, limits = reading.path, reading.spec.limits
     try:
-        needed = decode_needed(path, keeper.wanted, None, spec.limits, most=_FEW_FRAMES)
-        for index, picture in needed:
-            if keeper.lacks(index):
-                keeper.keep(index, _turned(path, upright, picture))
+        for index, frame in decode_needed(path, reading.rgb.wanted, None, limits, most=_FEW_FRAMES):
+            reading.keep_rgb(index, frame)
     except (UncertainOrderError, VideoError):
         # Damage is found again, and told, when everything is decoded.
-        keeper.jpegs.clear()
+        reading.rgb.jpegs.clear()
         return False
     return True
 
 
-def _reencode(
-    path: str | os.PathLike,
-    pictures: Iterable[av.VideoFrame],
-    spec: VideoSpec,
-    reader: BlockMotionReader,
-    keeper: _FrameKeeper,
-) -> None:
-    """Re-encode the pictures and take the motion vectors of that."""
-    upright = Uprighter()
-    canonical = CanonicalStream(spec)
-    for index, picture in enumerate(pictures):
-        picture = _turned(path, upright, picture)
-        if keeper.lacks(index):
-            keeper.keep(index, picture)
-        for frame in canonical.add(picture):
-            reader.add(frame)
-    for frame in canonical.end():
-        reader.add(frame)
+def _reencode(frames: Iterable[av.VideoFrame], reading: _Reading) -> None:
+    """Re-encode frames and take the motion vectors of that."""
+    canonical = CanonicalStream(reading.spec)
+    for index, frame in enumerate(frames):
+        reading.keep_rgb(index, frame)
+        for encoded in canonical.add(reading.upright(frame)):
+            reading.motion.add(encoded)
+    for encoded in canonical.end():
+        reading.motion.add(encoded)
 
 
-def _turned(path: str | os.PathLike, upright: Uprighter, picture: av.VideoFrame) -> av.VideoFrame:
+def _upright(path: str | os.PathLike, upright: Uprighter, frame: av.VideoFrame) -> av.VideoFrame:
     try:
-        return upright(picture)
+        return upright(frame)
     except ValueError as error:
         if isinstance(error, av.FFmpegError):
             raise
         raise VideoError(path, str(error)) from error
-
-
-def frame_jpeg(
-    picture: av.VideoFrame, spec: VideoSpec, to_rgb: VideoReformatter | None = None
-) -> bytes:
-    """Return a decoded picture as it is stored.
-
-    Args:
-      picture: Of any pixel format, upright.
-      spec: Size and quality.
-      to_rgb: A converter to use again for pictures of one size.
-
-    Returns:
-      An RGB JPEG.
-    """
-    rgb = (to_rgb or VideoReformatter()).reformat(picture, format="rgb24", threads=1)
-    image = Image.fromarray(rgb.to_ndarray())
-    scale = spec.frame_size / min(image.size)
-    if scale < 1:
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=spec.jpeg_quality)
-    return buffer.getvalue()

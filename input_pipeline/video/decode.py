@@ -3,70 +3,50 @@
 Everything that can be wrong with a file becomes a `VideoError` that names the file and the reason.
 """
 
+import array
+import collections
 import contextlib
 import dataclasses
 import os
-import re
-import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import av
 import av.container
 import av.logging
+import numpy as np
+from av.sidedata.sidedata import SideData, SideDataContainer
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import PictureType
+from moclip_jax.input_pipeline.video.limits import (
+    NO_LIMITS,
+    Clock,
+    Limits,
+    VideoError,
+    check_count,
+    check_size,
+    decoder_limits,
+)
+from moclip_jax.input_pipeline.video.times import (
+    declared_end,
+    lacks_presentation_times,
+    note_decoding_times,
+)
 
 # FFmpeg's own messages name neither the file nor what they mean for it; `VideoError` does.
 av.logging.set_level(None)
 
-# What FFmpeg can open as "video" although it is text, a picture or a list of other files.
+# What FFmpeg can open as "video" although it is text, a still image or a list of other files.
 _NOT_VIDEO_FORMATS = frozenset(
     {"tty", "image2", "concat", "hls", "dash", "imf", "webm_dash_manifest", "bin", "idf", "xbin"}
     | {"ico", "adf"}
 )
 # Brands of HEIF files (HEIC, AVIF), which FFmpeg demuxes like MP4.
 _IMAGE_BRANDS = frozenset({"avif", "avis", "heic", "heix", "heim", "heis", "mif1", "msf1"})
-# Containers whose header states how long the video is, so that a cut file can be told from a whole
-# one. FFmpeg estimates the duration of the others, and an estimate must not refuse a good file.
-_DECLARING_FORMATS = ("mov", "matroska", "flv")
+# Pixels that are stretched more than this are no format, but damage.
+_LARGEST_PIXEL_ASPECT = 16
 
 _PICTURE_TYPES = {PictureType.I: "I", PictureType.P: "P", PictureType.B: "B"}
-
-
-class VideoError(ValueError):
-    """A video file that cannot be used; the message names the file and the reason."""
-
-    def __init__(self, path: str | os.PathLike, reason: str):
-        self.path = os.fspath(path)
-        self.reason = reason
-        super().__init__(f"{self.path}: {reason}")
-
-    def __reduce__(self):
-        # Exceptions pickle by their message alone, which is not how this one is made; it has to
-        # travel back from worker processes.
-        return type(self), (self.path, self.reason)
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a file may cost; more is a `VideoError`. None stands for no limit.
-
-    Attributes:
-      max_bytes: Size of the file.
-      max_frames: Frames of the video.
-      max_pixels: Width times height of the picture.
-      max_seconds: Seconds that one pass over the file may take, the caller's own work on the
-        frames included. Looked at between two packets: a single picture that never ends needs
-        `moclip_jax.input_pipeline.video.subprocess_pool`.
-    """
-
-    max_bytes: int | None = None
-    max_frames: int | None = None
-    max_pixels: int | None = None
-    max_seconds: float | None = None
-
-
-NO_LIMITS = Limits()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +56,51 @@ class CheckedVideo:
     Attributes:
       num_packets: Packets that the container does not mark as hidden, at least 1. For nearly every
         file this is the number of frames; the decoder has the last word.
-      fps: Average frames a second, 0 where the container does not say.
+      fps: Average frames a second by the packets' time stamps, `(n - 1) / (last - first)`; what the
+        container declares where that is unknown (a single packet), and 0 where it does not.
       codec: FFmpeg's name of the decoder.
+      pixel_aspect: Width of a pixel over its height, as it is to be shown.
     """
 
     num_packets: int
     fps: float
     codec: str = ""
+    pixel_aspect: Fraction = Fraction(1)
 
 
 def picture_type(frame: av.VideoFrame) -> str:
     """Return 'I', 'P', 'B', or '?' for any other type FFmpeg knows."""
     return _PICTURE_TYPES.get(PictureType(frame.pict_type), "?")
+
+
+def frame_side_data(frame: av.VideoFrame, name: str) -> SideData | None:
+    """Return one kind of a frame's side data.
+
+    Not by `frame.side_data`: the frame keeps what that gives, which keeps the frame, so that its
+    pixels stay in memory until Python's garbage collector comes by. A hundred frames pile up, and
+    each new one is written to fresh memory, which takes longer than reading its vectors.
+
+    Args:
+      frame: From the decoder.
+      name: FFmpeg's name, for example 'MOTION_VECTORS'.
+
+    Returns:
+      A buffer in the frame's memory, which it keeps; None if the frame has none of this kind.
+    """
+    try:
+        container = SideDataContainer(frame)  # type: ignore[call-arg]
+    except ValueError:
+        # FFmpeg knows more types (EXIF, views of spatial video) than PyAV has names for.
+        SideDataType._missing_ = classmethod(_unnamed_type)  # type: ignore[assignment]
+        container = SideDataContainer(frame)  # type: ignore[call-arg]
+    return container.get(name)
+
+
+def _unnamed_type(types: type[SideDataType], value: object) -> SideDataType:
+    """Return a member of PyAV's enumeration for a type that it does not list."""
+    unnamed = object.__new__(types)
+    unnamed._name_, unnamed._value_ = f"UNNAMED_{value}", value
+    return unnamed
 
 
 @contextlib.contextmanager
@@ -123,13 +136,13 @@ def open_video(
     if limits.max_bytes is not None and size > limits.max_bytes:
         raise VideoError(name, f"has {size} bytes, more than max_bytes={limits.max_bytes}")
     # FFmpeg decodes a little while it opens a file; a huge picture must not be allocated there.
-    options = _decoder_limits(limits)
+    options = decoder_limits(limits)
     try:
         # The `file:` protocol, because FFmpeg would take a name such as "a:b.avi" for an address.
         container = av.open(f"file:{name}", metadata_errors="replace", options=options)
     except PermissionError as error:
         raise VideoError(name, "no permission to read it") from error
-    except (av.FFmpegError, OSError, EOFError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise VideoError(
             name,
             f"not a video that FFmpeg can open, or cut before its header ({short_reason(error)})",
@@ -147,7 +160,7 @@ def open_video(
             raise VideoError(name, "a still image, not a video")
         if stream.codec_context is None:
             raise VideoError(name, "its video codec is unknown to FFmpeg")
-        _check_size(name, stream.codec_context.width, stream.codec_context.height, limits)
+        check_size(name, stream.codec_context.width, stream.codec_context.height, limits)
         stream.codec_context.thread_count = 1
         yield container, stream
 
@@ -155,10 +168,10 @@ def open_video(
 def check_video(path: str | os.PathLike, limits: Limits = NO_LIMITS) -> CheckedVideo:
     """Read a file through without decoding, and check that it is whole.
 
-    A file counts as cut when FFmpeg marks a packet as incomplete, or when the packets end more than
-    one and a half frames before the end its header declares (AVI, MP4/MOV, Matroska/WebM, FLV).
-    Streams without such a declaration (MPEG-TS, MPEG-PS, raw) can be cut between two packets
-    without anybody being able to tell.
+    A file counts as cut when FFmpeg marks a packet as incomplete, or when the packets end before
+    the end its header declares (AVI, MP4/MOV, Matroska/WebM, FLV) by more than one and a half times
+    the longest time between two of them. Streams without such a declaration (MPEG-TS, MPEG-PS, raw)
+    can be cut between two packets without anybody being able to tell.
 
     Args:
       path: A local video file.
@@ -171,35 +184,61 @@ def check_video(path: str | os.PathLike, limits: Limits = NO_LIMITS) -> CheckedV
       VideoError: As `open_video`, or the file is cut, damaged, without packets, or beyond the
         limits.
     """
-    count = shown = 0
-    first: int | None = None
+    count = 0
     last_end: int | None = None
+    starts = array.array("q")  # Of the packets that are shown.
     with open_video(path, limits) as (container, stream):
-        rate, codec = stream.average_rate, stream.codec_context.name
+        rate, codec, time_base = stream.average_rate, stream.codec_context.name, stream.time_base
+        without_times = lacks_presentation_times(container, stream)
+        shown, last_dts, runs_backwards = 0, None, False
         for packet in demux(path, container, stream, limits):
             count += 1
+            if packet.dts is not None:
+                runs_backwards |= last_dts is not None and packet.dts < last_dts
+                last_dts = packet.dts
             shown += not packet.is_discard
             check_count(path, shown, limits)
-            start = packet.pts if packet.pts is not None else packet.dts
+            start = packet.dts if packet.pts is None or without_times else packet.pts
             if start is not None:
-                first = start if first is None else min(first, start)
+                starts.extend([] if packet.is_discard else [start])
                 end = start + (packet.duration or 0)
                 last_end = end if last_end is None else max(last_end, end)
         if not shown:
             raise VideoError(path, "its video stream holds no packets; is it cut?")
-        declared = _declared_end(container, stream)
-        time_base = stream.time_base
-        if declared and rate and time_base and last_end is not None and first is not None:
+        ordered = np.sort(np.frombuffer(starts, np.int64)) if starts else np.zeros(1, np.int64)
+        longest = Fraction(0) if rate is None else 1 / rate
+        known = len(starts) == shown > 1 and not runs_backwards
+        if known and time_base and ordered[-1] > ordered[0]:
+            rate = (shown - 1) / (int(ordered[-1] - ordered[0]) * time_base)
+            longest = int(np.diff(ordered).max()) * time_base
+        declared = declared_end(container, stream)
+        if declared and longest and time_base and last_end is not None:
             seconds = last_end * time_base
             if stream.duration is not None and stream.frames:
-                seconds = max(seconds, (last_end - first) * time_base)
-            if count < (stream.frames or count + 1) and seconds + 3 / (2 * rate) < declared:
+                seconds = max(seconds, (last_end - int(ordered[0])) * time_base)
+            if count < (stream.frames or count + 1) and seconds + longest * 3 / 2 < declared:
                 raise VideoError(
                     path,
                     f"cut: it holds {float(seconds):.2f} s ({count} frames) of the "
                     f"{float(declared):.2f} s that its header declares",
                 )
-    return CheckedVideo(shown, float(rate) if rate else 0.0, codec)
+        return CheckedVideo(shown, float(rate or 0), codec, pixel_aspect(path, stream))
+
+
+def pixel_aspect(path: str | os.PathLike, stream: av.VideoStream) -> Fraction:
+    """Return the width of a stream's pixels over their height, 1 where it does not say.
+
+    Raises:
+      VideoError: The pixels are stretched beyond reason.
+    """
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    if not 1 <= max(aspect, 1 / aspect) <= _LARGEST_PIXEL_ASPECT:
+        raise VideoError(
+            path,
+            f"its pixels are {aspect.numerator}:{aspect.denominator}; at most "
+            f"{_LARGEST_PIXEL_ASPECT}:1 is read",
+        )
+    return aspect
 
 
 def demux(
@@ -220,11 +259,11 @@ def demux(
       The packets.
 
     Raises:
-      VideoError: A packet is cut or damaged, the file cannot be read to its end, or it takes too
-        long.
+      VideoError: A packet is cut, damaged or encrypted, the file cannot be read to its end, or it
+        takes too long.
     """
     number = 0
-    clock = _Clock(path, limits)
+    clock = Clock(path, limits)
     try:
         for packet in container.demux(stream):
             clock.check()
@@ -233,8 +272,12 @@ def demux(
             number += 1
             if packet.is_corrupt:
                 raise VideoError(path, f"cut or damaged at packet {number} of the video stream")
+            if packet.has_sidedata("encryption_info"):
+                raise VideoError(path, f"encrypted from packet {number} of the video stream on")
             yield packet
-    except (av.FFmpegError, EOFError) as error:
+    except VideoError:
+        raise
+    except (av.FFmpegError, EOFError, ValueError) as error:
         raise VideoError(path, f"cannot be read to its end ({short_reason(error)})") from error
 
 
@@ -251,20 +294,32 @@ def decode_frames(
       limits: What the file may cost.
 
     Yields:
-      Every frame, at least one.
+      Every frame, at least one; `frame.time` is its presentation time in seconds, None where the
+      stream carries no time stamps.
 
     Raises:
-      VideoError: As `open_video`, or a packet is cut or damaged, no frame could be decoded, or the
-        file is beyond the limits.
+      VideoError: As `open_video`, or a packet is cut or damaged, no frame could be decoded, most of
+        them are damaged, or the file is beyond the limits.
     """
-    frames = 0
+    frames = corrupt = 0
     with open_video(path, limits) as (container, stream):
         packets = demux(path, container, stream, limits)
+        stamps: collections.deque[int | None] = collections.deque()
+        if lacks_presentation_times(container, stream):
+            packets = note_decoding_times(packets, stamps)
         for frame in decode_packets(path, stream, packets, options, limits):
             frames += 1
+            corrupt += frame.is_corrupt
+            if stamps:
+                # Frames are shown at the times that packets are decoded at, in order.
+                frame.pts = stamps.popleft()
             yield frame
         if not frames:
             raise VideoError(path, "no frame could be decoded")
+        if 2 * corrupt > frames:
+            raise VideoError(
+                path, f"damaged or encrypted: {corrupt} of {frames} frames are corrupt"
+            )
 
 
 def decode_packets(
@@ -293,8 +348,8 @@ def decode_packets(
     """
     context = stream.codec_context
     if not context.is_open:
-        context.options = (options or {}) | _decoder_limits(limits)
-    clock = _Clock(path, limits)
+        context.options = (options or {}) | decoder_limits(limits)
+    clock = Clock(path, limits)
     number = frames = 0
     try:
         for packet in _ended(packets):
@@ -302,76 +357,21 @@ def decode_packets(
             for frame in context.decode(packet):
                 clock.check()
                 frames += 1
-                _check_size(path, frame.width, frame.height, limits)
+                # PyAV leaves it out of the frames that are decoded at the end.
+                frame.time_base = stream.time_base
+                check_size(path, frame.width, frame.height, limits)
                 check_count(path, frames, limits)
                 yield frame
-    except (av.FFmpegError, EOFError) as error:
+    except VideoError:
+        raise
+    except (av.FFmpegError, EOFError, ValueError) as error:
         raise VideoError(path, f"damaged at packet {number} ({short_reason(error)})") from error
-
-
-class _Clock:
-    """Says when a file has taken too long."""
-
-    def __init__(self, path: str | os.PathLike, limits: Limits):
-        self._path = path
-        self._seconds = limits.max_seconds
-        self._start = time.monotonic()
-
-    def check(self) -> None:
-        if self._seconds is not None and time.monotonic() - self._start > self._seconds:
-            raise VideoError(self._path, f"takes longer than max_seconds={self._seconds:g}")
 
 
 def _ended(packets: Iterable[av.Packet]) -> Iterator[av.Packet | None]:
     """Add the None that makes a decoder give its last frames."""
     yield from packets
     yield None
-
-
-def _decoder_limits(limits: Limits) -> dict[str, str]:
-    # Somewhat looser, so that what is only a little too large is refused by `_check_size`, whose
-    # message says more than "invalid argument".
-    return {} if limits.max_pixels is None else {"max_pixels": str(4 * limits.max_pixels)}
-
-
-def check_count(path: str | os.PathLike, num_frames: int, limits: Limits) -> None:
-    """Check a number of frames against the limits.
-
-    Raises:
-      VideoError: It is beyond them.
-    """
-    if limits.max_frames is not None and num_frames > limits.max_frames:
-        raise VideoError(path, f"has more than {limits.max_frames} frames (max_frames); cut it")
-
-
-def _check_size(path: str | os.PathLike, width: int, height: int, limits: Limits) -> None:
-    if limits.max_pixels is not None and width * height > limits.max_pixels:
-        raise VideoError(
-            path, f"its picture of {width}x{height} has more than max_pixels={limits.max_pixels}"
-        )
-
-
-def _declared_end(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> Fraction | None:
-    """Return the end of the video in seconds as its header states it, or None."""
-    if container.format.name == "avi":
-        # FFmpeg shortens `duration` of a cut AVI; the frame count in the header stays. Time stamps
-        # are frame numbers and so also count dropped (empty) frames, which are no packets.
-        return stream.frames / stream.average_rate if stream.average_rate else None
-    if not container.format.name.startswith(_DECLARING_FORMATS):
-        return None
-    if stream.frames and stream.duration is not None and stream.time_base is not None:
-        return stream.duration * stream.time_base
-    tag = stream.metadata.get("DURATION", "")
-    # Matroska's "00:00:01.040000000"; anything else is no declaration.
-    if re.fullmatch(r"\d+:\d+:\d+(\.\d+)?", tag, re.ASCII):
-        hours, minutes, seconds = tag.split(":")
-        return Fraction(hours) * 3600 + Fraction(minutes) * 60 + Fraction(seconds)
-    # The container's duration is that of its longest stream, so it binds the video only if alone.
-    if container.duration is not None and len(container.streams) == 1:
-        return Fraction(container.duration, av.time_base)
-    return None
 
 
 def _is_image_file(container: av.container.InputContainer) -> bool:

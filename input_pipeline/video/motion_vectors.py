@@ -1,20 +1,16 @@
 """Read the codec's motion vectors, and have them accumulated back to the I-frame.
 
-Vectors are painted on an 8-pixel grid, the smallest block FFmpeg exports; `origin_maps` accumulates
+Vectors are painted on an 8-pixel grid, the smallest block FFmpeg exports; `accumulate` accumulates
 them. `docs/video.md` has the definition with a picture.
 """
 
+import bisect
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import av
 import numpy as np
-from moclip_jax.input_pipeline.video.accumulate import (
-    accumulate,
-    accumulated_fields,
-    checked_frames,
-)
 from moclip_jax.input_pipeline.video.block_grid import (
     BLOCK,
     VECTOR_DTYPE,
@@ -22,20 +18,15 @@ from moclip_jax.input_pipeline.video.block_grid import (
     paint_displacements,
     paint_frames,
 )
+from moclip_jax.input_pipeline.video.block_motion import BlockMotion, FrameBlocks
 from moclip_jax.input_pipeline.video.decode import (
-    NO_LIMITS,
-    Limits,
-    VideoError,
     decode_frames,
+    frame_side_data,
     picture_type,
 )
-from moclip_jax.input_pipeline.video.orientation import (
-    frame_orientation,
-    orient_field,
-    oriented_size,
-)
+from moclip_jax.input_pipeline.video.limits import NO_LIMITS, Limits, VideoError
+from moclip_jax.input_pipeline.video.orientation import frame_orientation
 from moclip_jax.input_pipeline.video.seek import UncertainOrderError, decode_needed
-from moclip_jax.input_pipeline.video.side_data import frame_side_data
 
 CODECS_WITH_VECTORS = frozenset(
     {"mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"}
@@ -110,148 +101,18 @@ def read_motion_vectors(
       VideoError: The file is absent, empty, not a video, cut or damaged.
     """
     for index, frame in enumerate(decode_frames(path, VECTORS_ONLY, limits)):
+        try:
+            vectors = frame_vectors(frame)
+        except ValueError as error:
+            raise VideoError(path, f"frame {index}: {error}") from error
         yield MotionFrame(
             index=index,
             time_s=float("nan") if frame.time is None else frame.time,
             picture_type=picture_type(frame),
-            vectors=frame_vectors(frame),
+            vectors=vectors,
             height=frame.height,
             width=frame.width,
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockMotion:
-    """Motion of consecutive frames on the 8-pixel grid, and what it is accumulated along.
-
-    Attributes:
-      displacements: int16 `[n, gh, gw, 2]`, (x, y) of `src - dst` in pixels.
-      is_intra: bool `[n]`, True for I-frames.
-      is_bidirectional: bool `[n]`, True for B-frames; all others are references.
-      future: bool `[n, gh, gw]`, True where a B-frame's displacement points to the next reference.
-      height: Height of the coded picture in pixels.
-      width: Width of the coded picture in pixels.
-      orientation: How the coded picture is turned to be shown, see
-        `moclip_jax.input_pipeline.video.orientation`.
-    """
-
-    displacements: np.ndarray
-    is_intra: np.ndarray
-    is_bidirectional: np.ndarray
-    future: np.ndarray
-    height: int
-    width: int
-    orientation: int
-
-    @property
-    def shown_size(self) -> tuple[int, int]:
-        """Height and width of the picture as it is shown."""
-        return oriented_size(self.height, self.width, self.orientation)
-
-    def accumulate(self, frame_indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Return the accumulated motion of the picture as it is shown.
-
-        Args:
-          frame_indices: Frames wanted, in any order; None for all.
-
-        Returns:
-          int32 `[len(frame_indices), h, w, 2]` as `accumulate`, turned upright.
-
-        Raises:
-          IndexError: A frame index outside the video.
-        """
-        wanted = np.arange(len(self.is_intra)) if frame_indices is None else frame_indices
-        fields = np.empty((len(wanted), *self.shown_size, 2), np.int32)
-        for rows, field in self.accumulated_fields(wanted):
-            fields[rows] = field
-        return fields
-
-    def accumulated_fields(
-        self, frame_indices: Sequence[int] | np.ndarray
-    ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Yield what `accumulate` returns field by field, as `origin_maps.accumulated_fields`.
-
-        Args:
-          frame_indices: Frames wanted, in any order.
-
-        Yields:
-          Places in `frame_indices`, and their field int16 `[h, w, 2]`, turned upright.
-        """
-        for rows, field in accumulated_fields(
-            self.displacements,
-            self.is_intra,
-            self.height,
-            self.width,
-            frame_indices,
-            is_bidirectional=self.is_bidirectional,
-            future=self.future,
-        ):
-            yield rows, orient_field(field, self.orientation)
-
-    def each_alone(self, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the motion of frames against the reference that each block has, turned upright.
-
-        Args:
-          frame_indices: Frames wanted, in any order.
-
-        Returns:
-          int32 `[len(frame_indices), h, w, 2]`, (x, y) in pixels, forward in time either way: where
-          a block refers to the next reference, it is the motion from the block to there.
-
-        Raises:
-          IndexError: A frame index outside the video.
-        """
-        index = checked_frames(frame_indices, len(self.is_intra))
-        references = np.append(-1, np.flatnonzero(~self.is_bidirectional))
-        has_next = index < references[-1]
-        # Of each frame a video of three: it lies between two that are at rest.
-        kinds = np.zeros((len(index), 3), bool)
-        displacements = np.zeros((len(index), 3, *self.displacements.shape[1:]), np.int16)
-        future = np.zeros(displacements.shape[:-1], bool)
-        future[:, 1] = self.future[index]
-        displacements[:, 1] = self.displacements[index]
-        displacements[:, 1][future[:, 1] & ~has_next[:, None, None]] = 0
-        is_intra, is_bidirectional = kinds.copy(), kinds.copy()
-        is_intra[:, [0, 2]] = True
-        is_intra[:, 1], is_bidirectional[:, 1] = self.is_intra[index], self.is_bidirectional[index]
-        fields = accumulate(
-            displacements.reshape(-1, *displacements.shape[2:]),
-            is_intra.ravel(),
-            self.height,
-            self.width,
-            np.arange(len(index)) * 3 + 1,
-            is_bidirectional=is_bidirectional.ravel(),
-            future=future.reshape(-1, *future.shape[2:]),
-        )
-        ahead = future[:, 1].repeat(BLOCK, 1).repeat(BLOCK, 2)[:, : self.height, : self.width]
-        np.negative(fields, out=fields, where=ahead[..., None])
-        return orient_field(fields, self.orientation)
-
-
-@dataclasses.dataclass(frozen=True)
-class FrameBlocks:
-    """One frame of a `BlockMotion`.
-
-    Attributes:
-      displacements: int16 `[gh, gw, 2]`.
-      future: bool `[gh, gw]`.
-      picture_type: 'I', 'P', 'B' or '?'.
-      height: Height of the coded picture in pixels.
-      width: Width of the coded picture in pixels.
-      orientation: How the coded picture is turned to be shown.
-    """
-
-    displacements: np.ndarray
-    future: np.ndarray
-    picture_type: str
-    height: int
-    width: int
-    orientation: int
-
-    @property
-    def picture(self) -> tuple[int, int, int]:
-        """What all frames of a video share."""
-        return self.height, self.width, self.orientation
 
 
 def frame_blocks(frame: av.VideoFrame, wanted: bool = True) -> FrameBlocks:
@@ -276,42 +137,30 @@ def frame_blocks(frame: av.VideoFrame, wanted: bool = True) -> FrameBlocks:
     return FrameBlocks(displacements, future, kind, *size, frame_orientation(frame))
 
 
-def join_blocks(frames: Sequence[FrameBlocks]) -> BlockMotion:
-    """Return the motion of consecutive frames, at least one, of the same picture size."""
-    height, width, orientation = frames[0].picture
-    types = np.array([frame.picture_type for frame in frames])
-    return BlockMotion(
-        displacements=np.stack([frame.displacements for frame in frames]),
-        is_intra=types == "I",
-        is_bidirectional=types == "B",
-        future=np.stack([frame.future for frame in frames]),
-        height=height,
-        width=width,
-        orientation=orientation,
-    )
-
-
 class BlockMotionReader:
     """Collects the motion of one frame of a file after another.
 
     Attributes:
       has_vectors: Whether any frame had some.
-      num_bytes: Size of the motion.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, wanted: Iterable[int] | None = None):
         """Start with no frame.
 
         Args:
           path: The file, for messages.
+          wanted: Frames whose motion will be asked for; None for all. That of the others is dropped
+            as soon as none of them depends on it, so that memory does not grow with the video.
         """
         self._path = path
+        self._wanted = None if wanted is None else sorted(set(wanted))
         self._picture: tuple[int, int, int] | None = None
         self._types: list[str] = []
         self._waiting: list[bytes] = []
         self._painted: list[tuple[np.ndarray, np.ndarray]] = []
+        self._gop = _OpenGop()
+        self._kept: list[int] = []
         self.has_vectors = False
-        self.num_bytes = 0
 
     def add(self, frame: av.VideoFrame, wanted: bool = True) -> None:
         """Read a frame's vectors.
@@ -322,11 +171,13 @@ class BlockMotionReader:
 
         Raises:
           VideoError: The picture changes its size or orientation, is to be shown at an angle that
-            is no multiple of 90 degrees, or a vector's block does not lie on the 8-pixel grid.
+            is no multiple of 90 degrees, a vector's block does not lie on the 8-pixel grid, or what
+            FFmpeg says of the frame cannot be read.
         """
         index = len(self._types)
         try:
             picture = frame.height, frame.width, frame_orientation(frame)
+            vectors = _vector_bytes(frame)
         except ValueError as error:
             raise VideoError(self._path, f"frame {index}: {error}") from error
         if self._picture is None:
@@ -337,11 +188,8 @@ class BlockMotionReader:
             )
         kind = picture_type(frame)
         self._types.append(kind)
-        vectors = _vector_bytes(frame)
         self.has_vectors = self.has_vectors or vectors is not None
         self._waiting.append(b"" if vectors is None or (kind == "B" and not wanted) else vectors)
-        # Of each cell two int16 and a bool.
-        self.num_bytes += -(-frame.height // BLOCK) * -(-frame.width // BLOCK) * 5
         if len(self._waiting) == _PAINT_AT_ONCE:
             self._paint()
 
@@ -360,13 +208,41 @@ class BlockMotionReader:
                 except ValueError as error:
                     raise VideoError(self._path, f"frame {first + index}: {error}") from error
             raise
-        self._painted.append(painted)
         self._waiting = []
+        if self._wanted is None:
+            self._painted.append(painted)
+            return
+        for index, (displacements, future) in enumerate(zip(*painted, strict=True), first):
+            if self._types[index] == "I":
+                self._close_gop(index)
+            if self._types[index] != "B" or _holds(self._wanted, index, index + 1):
+                self._gop.rows[index] = displacements, future
+
+    def _close_gop(self, end: int) -> None:
+        """Keep or drop the frames since the last I-frame, before `end`."""
+        gop = self._gop
+        is_wanted = _holds(self._wanted or (), gop.begin, end)
+        if gop.rows and (is_wanted or gop.ends_another):
+            self._kept += gop.rows
+            displacements, future = zip(*gop.rows.values(), strict=True)
+            self._painted.append((np.stack(displacements), np.stack(future)))
+        # A B-frame at its end also depends on the I-frame that comes next.
+        self._gop = _OpenGop(end, ends_another=is_wanted and self._types[end - 1] == "B")
 
     @property
     def num_frames(self) -> int:
         """Number of frames that were added."""
         return len(self._types)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the motion that is held."""
+        height, width, _ = self._picture or (0, 0, 0)
+        rows = self.num_frames
+        if self._wanted is not None:
+            rows = len(self._kept) + len(self._gop.rows) + len(self._waiting)
+        # Of each cell two int16 and a bool.
+        return rows * -(-height // BLOCK) * -(-width // BLOCK) * 5
 
     def result(self) -> BlockMotion:
         """Return the motion of all frames that were added, at least one.
@@ -377,6 +253,7 @@ class BlockMotionReader:
         """
         if self._waiting:
             self._paint()
+        self._close_gop(self.num_frames)
         height, width, orientation = self._picture or (0, 0, 0)
         grid = -(-height // BLOCK), -(-width // BLOCK)
         nothing = np.zeros((0, *grid, 2), np.int16), np.zeros((0, *grid), bool)
@@ -390,15 +267,36 @@ class BlockMotionReader:
             height=height,
             width=width,
             orientation=orientation,
+            kept=None if self._wanted is None else np.array(self._kept, np.int64),
         )
         if not self.has_vectors and not motion.is_intra.all():
             raise NoVectorsError(
                 self._path,
                 "its codec carries no motion vectors that FFmpeg exports; use the canonical form "
-                "(moclip_jax.input_pipeline.video.clip.read_clip with "
-                "VideoSpec.source='reencode' or 'auto')",
+                "(moclip_jax.input_pipeline.video.clip.read_clip with VideoSpec.source='reencode' "
+                "or 'auto')",
             )
         return motion
+
+
+@dataclasses.dataclass
+class _OpenGop:
+    """The frames since the last I-frame, of which it is not known yet whether they are needed.
+
+    Attributes:
+      begin: The I-frame, or the first frame of the video.
+      ends_another: Whether a wanted B-frame of the GOP before depends on the I-frame.
+      rows: Of each frame its displacements and where they point to the future.
+    """
+
+    begin: int = 0
+    ends_another: bool = False
+    rows: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+
+
+def _holds(numbers: Sequence[int], begin: int, end: int) -> bool:
+    """Return whether sorted numbers hold one from `begin` up to but not including `end`."""
+    return bisect.bisect_left(numbers, begin) < bisect.bisect_left(numbers, end)
 
 
 def accumulate_motion(
@@ -431,10 +329,9 @@ def accumulate_motion(
             return _accumulate_needed(path, frame_indices, limits)
         except UncertainOrderError:
             pass  # Only a saving: what follows gives the same for any file.
-    reader = BlockMotionReader(path)
-    wanted = None if frame_indices is None else set(frame_indices)
-    for index, frame in enumerate(decode_frames(path, VECTORS_ONLY, limits)):
-        reader.add(frame, wanted is None or index in wanted)
+    reader = BlockMotionReader(path, frame_indices)
+    for frame in decode_frames(path, VECTORS_ONLY, limits):
+        reader.add(frame)
     return reader.result().accumulate(frame_indices)
 
 

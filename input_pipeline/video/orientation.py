@@ -13,7 +13,7 @@ from fractions import Fraction
 import av
 import av.filter
 import numpy as np
-from moclip_jax.input_pipeline.video.side_data import frame_side_data
+from moclip_jax.input_pipeline.video.decode import frame_side_data
 
 UPRIGHT = 0
 FLIPPED_X = 1
@@ -73,6 +73,11 @@ def orient_field(fields: np.ndarray, orientation: int) -> np.ndarray:
 def oriented_size(height: int, width: int, orientation: int) -> tuple[int, int]:
     """Return height and width of the picture as it is shown."""
     return (width, height) if orientation & TRANSPOSED else (height, width)
+
+
+def shown_aspect(frame: av.VideoFrame, pixel_aspect: Fraction) -> Fraction:
+    """Return width over height of a decoded frame's pixels after the frame is turned upright."""
+    return 1 / pixel_aspect if frame_orientation(frame) & TRANSPOSED else pixel_aspect
 
 
 class Uprighter:

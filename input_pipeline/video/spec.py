@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from moclip_jax.input_pipeline.video.decode import Limits
+from moclip_jax.input_pipeline.video.limits import Limits
 
 SOURCES = ("reencode", "native", "auto")
 """Where motion may come from, see `VideoSpec.source`."""
@@ -25,10 +25,10 @@ class VideoSpec:
         frame, `num_frames // 2`, is always stored too.
       frame_size: Shorter side of the stored RGB frames in pixels; smaller ones are not enlarged.
       jpeg_quality: Pillow's JPEG quality of the stored RGB frames, 1 to 95.
-      max_frames: A longer video is refused.
-      max_bytes: A larger file is refused.
-      max_pixels: A video of larger pictures (width times height) is refused.
-      max_seconds: A video that takes longer to prepare is refused. Looked at between two frames.
+      max_frames: A longer video is rejected; None for no limit.
+      max_bytes: A larger file is rejected.
+      max_pixels: A video of larger frames (width times height) is rejected.
+      max_seconds: A video that takes longer to prepare is rejected. Looked at between two frames.
     """
 
     source: str = "reencode"
@@ -39,7 +39,7 @@ class VideoSpec:
     clip_frames: int = 8
     frame_size: int = 256
     jpeg_quality: int = 90
-    max_frames: int = 10_000
+    max_frames: int | None = 10_000
     max_bytes: int = 4 * 2**30
     max_pixels: int = 8192 * 4608
     max_seconds: float = 600.0
@@ -63,6 +63,8 @@ class VideoSpec:
             ("max_seconds", 0.001, 1e6),
         ):
             value = getattr(self, field)
+            if field == "max_frames" and value is None:
+                continue
             if not low <= value <= high:
                 raise ValueError(f"VideoSpec.{field} is {value}, must be from {low} to {high}")
         if self.width % 2 or self.height % 2:

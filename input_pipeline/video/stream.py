@@ -11,20 +11,21 @@ import dataclasses
 import os
 import stat
 from collections.abc import Iterator
+from fractions import Fraction
 
 import av
 import numpy as np
+from moclip_jax.input_pipeline.video.block_motion import join_blocks
 from moclip_jax.input_pipeline.video.clip import Clip, VideoSpec, frame_jpeg
-from moclip_jax.input_pipeline.video.decode import VideoError, short_reason
+from moclip_jax.input_pipeline.video.decode import VideoError, pixel_aspect, short_reason
 from moclip_jax.input_pipeline.video.motion_vectors import (
     CODECS_WITH_VECTORS,
     EXPORT_VECTORS,
     FrameBlocks,
     NoVectorsError,
     frame_blocks,
-    join_blocks,
 )
-from moclip_jax.input_pipeline.video.orientation import Uprighter
+from moclip_jax.input_pipeline.video.orientation import Uprighter, shown_aspect
 from moclip_jax.input_pipeline.video.reencode import CanonicalStream
 
 # A stream without I-frames (some refresh their frames bit by bit) must not fill the memory.
@@ -82,24 +83,31 @@ class WindowCutter:
         self._times: collections.deque[float] = collections.deque()
         self._blocks: collections.deque[FrameBlocks] = collections.deque()
         # The newest frame, its JPEG once that was encoded, and the end of the frame.
-        self._shown: tuple[float, av.VideoFrame] | None = None
+        self._shown: tuple[float, av.VideoFrame, Fraction] | None = None
         self._jpeg: bytes | None = None
         self._shown_until = 0.0
         self._jpegs: dict[int, list[tuple[float, bytes]]] = {}
 
-    def add_picture(self, time_s: float, picture: av.VideoFrame, duration_s: float = 0.0) -> None:
+    def add_picture(
+        self,
+        time_s: float,
+        picture: av.VideoFrame,
+        duration_s: float = 0.0,
+        pixel_aspect: Fraction = Fraction(1),
+    ) -> None:
         """Take a frame's RGB, before its motion.
 
         Args:
           time_s: Its time stamp in seconds; rises from frame to frame.
           picture: The frame, upright.
           duration_s: Seconds that it is shown, if no other frame follows.
+          pixel_aspect: Width of its pixels over their height.
         """
         if self._first is None:
             self._first = time_s
         time = _rounded(time_s - self._first)
         self._keep_wanted(time)
-        self._shown, self._jpeg = (time, picture), None
+        self._shown, self._jpeg = (time, picture, pixel_aspect), None
         self._shown_until = _rounded(time + duration_s)
 
     def _keep_wanted(self, until: float) -> None:
@@ -118,7 +126,7 @@ class WindowCutter:
     def _keep(self, number: int) -> None:
         assert self._shown is not None
         if self._jpeg is None:
-            self._jpeg = frame_jpeg(self._shown[1], self._spec)
+            self._jpeg = frame_jpeg(self._shown[1], self._spec, pixel_aspect=self._shown[2])
         self._jpegs.setdefault(number, []).append((self._shown[0], self._jpeg))
 
     def add_motion(self, time_s: float, blocks: FrameBlocks) -> Iterator[Window]:
@@ -181,6 +189,7 @@ class WindowCutter:
                 frame_indices=np.array(indices, np.int32),
                 num_frames=stop - lead,
                 fps=0.0,
+                times=np.array(times[lead:stop]) - times[lead],
                 source=self._source,
                 lead=lead,
             )
@@ -235,6 +244,7 @@ def read_stream(
     """
     with _open_stream(address, spec, timeout_s, container_format) as (container, stream):
         native = _native_wanted(address, spec, stream.codec_context.name)
+        aspect = pixel_aspect(address, stream)
         recording: _Recording | None = None
         clock = _FrameClock(stream)
         try:
@@ -243,7 +253,7 @@ def read_stream(
                 if recording is None or not continuous or not recording.continues(frame):
                     if recording is not None:
                         yield from recording.end()
-                    recording = _Recording(spec, length_s, hop_s, native)
+                    recording = _Recording(spec, length_s, hop_s, native, aspect)
                 yield from recording.add(time, frame, clock.duration(frame))
         except av.FFmpegError as error:
             raise VideoError(address, f"broke off ({short_reason(error)})") from error
@@ -290,10 +300,12 @@ def _frames(
 class _Recording:
     """Brings frames of one size and one clock into windows."""
 
-    def __init__(self, spec: VideoSpec, length_s: float, hop_s: float, native: bool):
+    def __init__(
+        self, spec: VideoSpec, length_s: float, hop_s: float, native: bool, aspect: Fraction
+    ):
         source = "native" if native else "reencode"
         self._cutter = WindowCutter(spec, length_s, hop_s, source)
-        self._upright = Uprighter()
+        self._upright, self._aspect = Uprighter(), aspect
         self._canonical = None if native else CanonicalStream(spec)
         self._size: tuple[int, int] | None = None
         self._waiting: collections.deque[float] = collections.deque()
@@ -305,7 +317,8 @@ class _Recording:
     def add(self, time: float, frame: av.VideoFrame, duration: float) -> Iterator[Window]:
         self._size = frame.height, frame.width
         picture = self._upright(frame)
-        self._cutter.add_picture(time, picture, duration)
+        aspect = shown_aspect(frame, self._aspect)
+        self._cutter.add_picture(time, picture, duration, aspect)
         if self._canonical is None:
             yield from self._cutter.add_motion(time, frame_blocks(frame))
             return

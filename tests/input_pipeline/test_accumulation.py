@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from moclip_jax.input_pipeline import accumulation, augment
 from moclip_jax.input_pipeline.datasets.records import pack_displacements, unpack_displacements
+from moclip_jax.input_pipeline.video.accumulate import accumulate
 from moclip_jax.input_pipeline.video.clip import VideoSpec
-from moclip_jax.input_pipeline.video.motion_vectors import accumulate
 
 SIZES = [(16, 16), (64, 96), (48, 66), (30, 340), (256, 340), (72, 520)]
 

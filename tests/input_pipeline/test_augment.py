@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from moclip_jax.input_pipeline import augment
+from moclip_jax.input_pipeline.video.accumulate import accumulate
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
-from moclip_jax.input_pipeline.video.motion_vectors import accumulate
 from PIL import Image
 
 from tests.input_pipeline import real_clips

@@ -16,8 +16,8 @@ from moclip_jax.input_pipeline.batches import (
     view_batches,
     view_of_example,
 )
+from moclip_jax.input_pipeline.video.accumulate import accumulate
 from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames, read_clip
-from moclip_jax.input_pipeline.video.motion_vectors import accumulate
 
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 

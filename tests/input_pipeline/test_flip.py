@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from moclip_jax.input_pipeline import augment
+from moclip_jax.input_pipeline.video.accumulate import accumulate
 from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames
 from moclip_jax.input_pipeline.video.decode import decode_frames
-from moclip_jax.input_pipeline.video.motion_vectors import accumulate
 
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import drifting_frames

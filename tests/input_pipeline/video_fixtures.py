@@ -1,12 +1,16 @@
 """Small video files made with PyAV, for the tests."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 from PIL import Image
+
+# Containers that hold H.264 with start codes; the others write the length of each unit.
+ANNEX_B = (".avi", ".ts", ".h264")
 
 
 def drifting_frames(
@@ -43,11 +47,13 @@ def write_video(
     container_format: str | None = None,
     rotation: int = 0,
     times_ms: Sequence[int] | None = None,
+    pixel_aspect: Fraction | None = None,
 ) -> pathlib.Path:
     """Encode `frames`, optionally beside a silent sound track, and return `path`.
 
     `rotation` (degrees, counterclockwise) is only written into the container; the pictures are
     coded as they are. `times_ms` are the frames' time stamps, instead of a constant rate.
+    `pixel_aspect` is the width of a pixel over its height.
     """
     with av.open(
         str(path), "w", format=container_format, options=container_options or {}
@@ -57,6 +63,8 @@ def write_video(
         stream.pix_fmt = pix_fmt
         if rotation:
             stream.set_display_rotation(rotation)
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if times_ms is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         audio = container.add_stream("pcm_s16le", rate=8000) if audio_seconds else None
@@ -91,4 +99,41 @@ def cut(path: pathlib.Path, share: float) -> pathlib.Path:
     content = path.read_bytes()
     target = path.with_name(f"{path.stem}_cut{round(100 * share)}{path.suffix}")
     target.write_bytes(content[: int(len(content) * share)])
+    return target
+
+
+def remux(
+    source: pathlib.Path,
+    target: pathlib.Path,
+    *,
+    container_options: dict[str, str] | None = None,
+    time_base: Fraction | None = None,
+    edit: Callable[[int, bytes], bytes | None] | None = None,
+) -> pathlib.Path:
+    """Copy the packets of a video into another container, and return its path.
+
+    `time_base` is what the container declares as the duration of a frame, where it has to declare
+    one (AVI). `edit` takes the number and the content of a packet, and returns what stands in its
+    place; None leaves the packet out.
+    """
+    with (
+        av.open(str(source)) as reading,
+        av.open(str(target), "w", container_options=container_options or {}) as writing,
+    ):
+        stream = writing.add_stream_from_template(reading.streams.video[0])
+        if time_base is not None:
+            stream.time_base = time_base
+        packets = (packet for packet in reading.demux(video=0) if packet.size)
+        if reading.streams.video[0].codec_context.name == "h264" and target.suffix in ANNEX_B:
+            to_annex_b = BitStreamFilterContext("h264_mp4toannexb", reading.streams.video[0])
+            packets = (made for packet in packets for made in to_annex_b.filter(packet))
+        for index, packet in enumerate(packets):
+            content = bytes(packet) if edit is None else edit(index, bytes(packet))
+            if content is None:
+                continue
+            copy = av.Packet(content)
+            copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+            copy.duration, copy.is_keyframe = packet.duration, packet.is_keyframe
+            copy.stream = stream
+            writing.mux(copy)
     return target

@@ -155,13 +155,13 @@ def test_pictures_decoded_apart_are_those_of_decoding_everything(
 ):
     path = write_video(tmp_path / name, drifting_frames(120), codec=codec, options=options)
     spec = dataclasses.replace(SPEC, source="native", clip_frames=1)
-    keep, went_apart = clip._keep_pictures, []
+    keep, went_apart = clip._seek_rgb_frames, []
 
     def spy(*arguments):
         went_apart.append(keep(*arguments))
         return went_apart[-1]
 
-    monkeypatch.setattr(clip, "_keep_pictures", spy)
+    monkeypatch.setattr(clip, "_seek_rgb_frames", spy)
     apart = read_clip(path, spec)
     assert went_apart == [options["g"] == "7"]
     monkeypatch.setattr(clip, "_FEW_FRAMES", 0.0)

@@ -7,13 +7,13 @@ import pathlib
 import av
 import numpy as np
 import pytest
+from moclip_jax.input_pipeline.video.accumulate import accumulate
 from moclip_jax.input_pipeline.video.clip import VideoError
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import (
     EXPORT_VECTORS,
     VECTOR_DTYPE,
     BlockMotionReader,
-    accumulate,
     accumulate_motion,
     frame_vectors,
     paint_blocks,

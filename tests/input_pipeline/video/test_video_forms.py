@@ -7,7 +7,7 @@ import itertools
 import av
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.video import decode
+from moclip_jax.input_pipeline.video import limits
 from moclip_jax.input_pipeline.video.clip import (
     VideoError,
     VideoSpec,
@@ -333,7 +333,7 @@ def test_limits_are_named(tmp_path, monkeypatch, limit, value, reason):
     path = write_video(tmp_path / "a.avi", drifting_frames(12))
     # A second goes by between any two looks at the clock.
     clock = itertools.count()
-    monkeypatch.setattr(decode.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(limits.time, "monotonic", lambda: float(next(clock)))
     for spec in (SPEC, NATIVE):
         with pytest.raises(VideoError, match=reason) as error:
             read_clip(path, dataclasses.replace(spec, **{limit: value}))
