@@ -1,4 +1,4 @@
-"""When frames are shown: time stamps, what stands for them where there are none, what is declared."""
+"""When frames are shown: by time stamps, or what is declared where there are none."""
 
 import collections
 import re
