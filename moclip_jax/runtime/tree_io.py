@@ -23,7 +23,9 @@ def save_tree(path: Path, tree: Any) -> None:
 
     Raises:
       OSError: The disk is full or cannot be written.
+      ValueError: As `check_writable_path`.
     """
+    check_writable_path(path)
     if not is_main_process():
         return
     path = path.absolute()
@@ -51,10 +53,12 @@ def load_tree(path: Path, like: Any) -> Any:
 
     Raises:
       FileNotFoundError: There is no checkpoint at `path`.
-      ValueError: It does not have the structure, shapes or dtypes of `like`.
+      ValueError: It does not have the structure, shapes or dtypes of `like`, or there is a
+        backslash in its path.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    _check_path(path, "\\")
     sharding = SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like
@@ -67,6 +71,30 @@ def load_tree(path: Path, like: Any) -> Any:
                 f"{path} does not fit the networks that this version builds for its settings; it "
                 f"was damaged, or written by another version: {str(error).splitlines()[0]}"
             ) from error
+
+
+def check_writable_path(path: Path) -> None:
+    """Check that Orbax can write a checkpoint below a folder and read it again.
+
+    Orbax looks for what it wrote by a glob pattern that begins with the path, and TensorStore takes
+    a backslash for a slash: the weights would be written, and never found again.
+
+    Args:
+      path: The folder.
+
+    Raises:
+      ValueError: There is an opening bracket or a backslash in its absolute path.
+    """
+    _check_path(path, "[\\")
+
+
+def _check_path(path: Path, characters: str) -> None:
+    for character in characters:
+        if character in str(path.absolute()):
+            raise ValueError(
+                f"{path.absolute()}: checkpoints cannot be kept in a folder with {character} in "
+                "its path; rename the folder or choose another one"
+            )
 
 
 def single_process() -> ocp.options.MultiprocessingOptions:

@@ -25,6 +25,7 @@ from moclip_jax.runtime.device import computation_dtype
 from moclip_jax.runtime.files import exclusive_lock, write_json
 from moclip_jax.runtime.progress import say
 from moclip_jax.runtime.sharding import check_batch_size, connect, make_mesh
+from moclip_jax.runtime.tree_io import check_writable_path
 from moclip_jax.training.evaluate import evaluate
 from moclip_jax.training.features import extract_features, load_features
 from moclip_jax.training.fingerprint import weights_fingerprint
@@ -74,6 +75,7 @@ class Pipeline:
     def __init__(self, config: ConfigDict, workdir: Path):
         self._config = config
         self._workdir = workdir.expanduser()
+        check_writable_path(self._workdir)
         self._mesh = make_mesh(model=config.mesh.model)
         self._weights: dict[str, dict[str, str]] = {}
         sections = ["motion", "fusion"] + ["features"] * bool(config.features.batch_size)
