@@ -99,8 +99,8 @@ def _scan(
             skipped.append(VideoError(path, "hidden"))
         elif os.path.isdir(path):
             _scan(path, videos, skipped, (*parents, real))
-        elif error := _why_no_video(path):
-            skipped.append(error)
+        elif reason := _why_no_video(path):
+            skipped.append(reason)
         else:
             videos.append(path)
 
