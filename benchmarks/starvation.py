@@ -4,8 +4,8 @@
 
 The pipeline of motion training at full size feeds a device that is simulated: it takes every batch
 and rests for a given time, which leaves the processor to the pipeline as an accelerator would. What
-is told is the share of time that it waited (`moclip_jax.training.pace`), and the fastest device
-that this machine's processor can feed.
+is told is the share of time that it waited (`moclip_jax.training.metric_log`), and the fastest
+device that this machine's processor can feed.
 """
 
 import os
@@ -34,8 +34,8 @@ def measure() -> None:
     from moclip_jax.input_pipeline.batches import train_batches
 
     from moclip_jax.config import motion_views
-    from moclip_jax.training.pace import StepTimer
-    from moclip_jax.training.run_data import open_dataset
+    from moclip_jax.training.metric_log import StepTimer
+    from moclip_jax.training.prepare import open_dataset
 
     config = default_config()
     config.dataset.name = "moving_shapes"

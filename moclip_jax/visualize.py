@@ -69,7 +69,7 @@ def draw_examples(workdir: Path, out: Path, *, columns: int = 8) -> Path:
 
     from moclip_jax.config import motion_views
     from moclip_jax.input_pipeline.batches import view_batches
-    from moclip_jax.training.run_data import open_dataset, video_splits
+    from moclip_jax.training.prepare import open_dataset, video_splits
 
     metadata = json.loads((workdir / "export" / "metadata.json").read_text())
     config = ConfigDict(metadata["config"])

@@ -36,8 +36,8 @@ from moclip_jax.reporting.run_figures import (
 from moclip_jax.reporting.templates import render
 from moclip_jax.runtime.cli import CommandParser, run
 from moclip_jax.runtime.files import atomic_write
-from moclip_jax.training.pace import data_wait
-from moclip_jax.training.run_data import open_dataset, video_splits
+from moclip_jax.training.metric_log import data_wait
+from moclip_jax.training.prepare import open_dataset, video_splits
 
 NAME = "report.html"
 TIME_FILE = "time.json"
@@ -250,7 +250,8 @@ def _times(workdir: Path) -> list[dict[str, Any]]:
             {
                 "stage": stage,
                 "seconds": None,
-                "gone_on": False,
+                # Runs of earlier versions wrote "gone_on".
+                "resumed": known.get("gone_on", False),
                 "data_wait": data_wait(workdir / stage),
             }
             | known

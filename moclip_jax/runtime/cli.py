@@ -225,7 +225,7 @@ def start(work: Callable[[ConfigDict, Path], None], examples: Sequence[str] = ()
 
         return run(
             joined,
-            stopped="stopped; the same command goes on from here",
+            stopped="stopped; the same command resumes from here",
             traceback=_TRACEBACK.value,
             ended=peers.leave,
         )

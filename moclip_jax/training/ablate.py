@@ -1,10 +1,9 @@
-"""Measure what each choice of the recipe is worth, in one table.
+"""Compare variants of the recipe in one table.
 
-The recipe is run once as configured and once for each variant, each in a folder of its own. A stage
-whose settings a variant leaves as they are is not run again: its folder is linked.
+The recipe runs once as configured and once for each variant, each in its own folder. A stage whose
+settings a variant does not change is not run again: its folder is linked.
 """
 
-import copy
 import functools
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from moclip_jax.runtime import cli, distributed
+from moclip_jax.training import repeat
 
-_VARIANTS = flags.DEFINE_list("variants", [], "run these only, separated by commas; else all")
+_VARIANTS = flags.DEFINE_list("variants", [], "variants to run, separated by commas; default: all")
 
-# Name -> the fields it changes.
+# Name of a variant -> the fields that it changes.
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "linear heads": {"fusion.hidden": 0},
@@ -35,19 +35,18 @@ FRAMES_KEPT = 8
 
 
 def variant_config(config: ConfigDict, changes: dict[str, Any], data_dir: Path) -> ConfigDict:
-    """Returns a copy of `config` with the fields of a variant changed.
+    """Return a copy of `config` with the fields of a variant changed.
 
-    Every variant reads the same prepared data, which keeps as many RGB frames as the largest needs.
+    All variants share the prepared data, which keeps as many RGB frames as the largest needs.
     """
-    changed = copy.deepcopy(config)
-    changed.dataset.data_dir = config.dataset.data_dir or str(data_dir)
+    changed = repeat.shared_config(config, data_dir)
     changed.video.clip_frames = max(FRAMES_KEPT, config.video.clip_frames)
     changed.update_from_flattened_dict(changes)
     return changed
 
 
 def link_stages(config: ConfigDict, base: ConfigDict, workdir: Path, base_workdir: Path) -> None:
-    """Links the stages of the base run that a variant would only repeat."""
+    """Link the stages of the base run that a variant does not change."""
     from moclip_jax.training.pipeline import stage_settings
 
     own, theirs = stage_settings(config), stage_settings(base)
@@ -56,66 +55,54 @@ def link_stages(config: ConfigDict, base: ConfigDict, workdir: Path, base_workdi
         source, link = base_workdir / stage, workdir / stage
         if own[stage] == theirs[stage] and source.exists() and not link.exists():
             link.symlink_to(source.absolute())
-    # Training and validation features know nothing of the test protocol.
+    # Training and validation features do not depend on the test protocol.
     without = [
         {k: v for k, v in settings["features"].items() if k != "evaluation"}
         for settings in (own, theirs)
     ]
     if without[0] == without[1] and not (workdir / "features").exists():
         (workdir / "features").mkdir()
-        for role in ("train", "validation"):
-            source = base_workdir / "features" / role
+        for split in ("train", "validation"):
+            source = base_workdir / "features" / split
             if source.exists():
-                (workdir / "features" / role).symlink_to(source.absolute())
+                (workdir / "features" / split).symlink_to(source.absolute())
 
 
 def run_ablations(
     config: ConfigDict, workdir: Path, variants: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Runs every variant and returns the rows of each; `base` is always run, and first.
+    """Run every variant, and return the rows of each; `base` is always run, and first.
 
     Args:
-      config: the whole configuration.
-      workdir: folder of all variants; what it holds already is not run again.
-      variants: name to changed fields.
+      config: The whole configuration.
+      workdir: Folder of all variants; what is done there is not run again.
+      variants: Name to changed fields.
 
     Returns:
       `{variant: {row: {...}}}`, rows as in `results.json`; also in `workdir/ablations.json`.
 
     Raises:
-      ValueError: the stages to run do not include `evaluate`.
+      ValueError: The stages to run do not include `evaluate`.
     """
-    from moclip_jax.config import stages_of
-    from moclip_jax.runtime.files import write_json
-    from moclip_jax.runtime.progress import say
-    from moclip_jax.training import pipeline
-
-    if "evaluate" not in stages_of(config):
-        raise ValueError("config.stages must include evaluate, whose results are compared")
-    base = variant_config(config, {}, workdir / "data")
+    data_dir = workdir / "data"
+    base = variant_config(config, {}, data_dir)
     table: dict[str, dict[str, Any]] = {}
-    everything: dict[str, dict[str, Any]] = {"base": {}} | variants
-    for name, changes in everything.items():
-        say(f"== {name}")
-        changed = variant_config(config, changes, workdir / "data")
+    for name, changes in ({"base": {}} | variants).items():
+        changed = variant_config(config, changes, data_dir)
         folder = workdir / name.replace(" ", "_")
         if name != "base":
             distributed.run_on_main(
                 functools.partial(link_stages, changed, base, folder, workdir / "base")
             )
-        # A variant is measured, not used: only the base is exported.
-        changed.stages = (
-            config.stages if name == "base" else "prepare,motion,features,fusion,evaluate"
-        )
-        results = pipeline.run(changed, folder)
-        assert results is not None
-        table[name] = results["rows"]
-        distributed.run_on_main(functools.partial(write_json, workdir / "ablations.json", table))
+            # A variant is measured, not used: only the base is exported.
+            changed.stages = "prepare,motion,features,fusion,evaluate"
+        table[name] = repeat.run_titled(name, changed, folder)["rows"]
+        repeat.write_summary(workdir / "ablations.json", table)
     return table
 
 
 def format_ablations(table: dict[str, dict[str, Any]]) -> str:
-    """Returns one line a variant: top-1 of each row in percent, and the fusion's cost."""
+    """Return a line for each variant: top-1 of each row in percent, and the cost of the fusion."""
     rows = ("zero_shot", "clip_head", "motion", "fusion")
     width = max(map(len, table))
     lines = [f"{'variant':<{width}}  " + "  ".join(f"{r:>9}" for r in rows) + "  GMACs/video"]
@@ -126,7 +113,7 @@ def format_ablations(table: dict[str, dict[str, Any]]) -> str:
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    """Runs the ablations and prints their table."""
+    """Run the ablations and print their table."""
     unknown = sorted(set(_VARIANTS.value) - VARIANTS.keys())
     if unknown:
         raise ValueError(f"--variants: unknown {unknown}; there are {', '.join(VARIANTS)}")

@@ -1,4 +1,4 @@
-"""Which weights a result was made with: a source, and a hash of every number."""
+"""Identify the weights that a result was made with, by their source and a hash."""
 
 import hashlib
 from typing import Any
@@ -8,11 +8,11 @@ import numpy as np
 
 
 def sha256_of(tree: Any) -> str:
-    """Returns the SHA-256, in hexadecimal, of the paths, shapes, dtypes and bytes of all arrays.
+    """Return the hexadecimal SHA-256 of the paths, shapes, dtypes and bytes of all arrays.
 
     Args:
-      tree: a pytree of arrays, such as `nnx.state` of a network; wherever they are, and on however
-        many devices, the hash is the same.
+      tree: A pytree of arrays, such as `nnx.state` of a network. The hash does not depend on the
+        devices that hold them.
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -23,5 +23,5 @@ def sha256_of(tree: Any) -> str:
 
 
 def weights_fingerprint(source: str, tree: Any) -> dict[str, str]:
-    """Returns how frozen weights are referred to: `source` (a hub id or path) and `sha256`."""
+    """Return `source` (a hub id or path) and `sha256` of the weights of a network."""
     return {"source": source, "sha256": sha256_of(tree)}

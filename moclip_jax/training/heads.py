@@ -1,4 +1,4 @@
-"""Stage `fusion`: train the fusion head, and a head on CLIP alone to compare it with."""
+"""Stage `fusion`: train the fusion head, and a head on CLIP alone for comparison."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,12 +20,12 @@ from moclip_jax.training.optimizers import head_optimizer
 from moclip_jax.training.scan_epoch import DeviceData, place_data
 from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
 
-# Row of the results table -> whether its head sees motion.
+# Row of the results -> whether its head uses motion features.
 HEADS = {"clip_head": False, "fusion": True}
 
 
 def head_logits(head: FusionHead, batch: Batch, train: bool, key: jax.Array | None) -> jax.Array:
-    """Returns `[B, classes]` for `motion [B, Dm]` and `appearance [B, Da]` of a batch."""
+    """Return logits `[B, classes]` of a batch with `motion [B, Dm]` and `appearance [B, Da]`."""
     rngs = nnx.Rngs(dropout=key) if key is not None else None
     motion = batch["motion"] if head.config.motion_features else None
     return head(motion, batch["appearance"], rngs=rngs)
@@ -42,9 +42,9 @@ def feature_choices(
     process_index: int = 0,
     process_count: int = 1,
 ) -> dict[str, np.ndarray]:
-    """Returns this process's rows of each shuffled global batch, one random view of each video.
+    """Return this process's rows of each shuffled global batch, one random view of each video.
 
-    The order and the views follow from `(seed, epoch)` alone. The last partial batch is dropped.
+    The order and the views depend on `(seed, epoch)` alone. The last partial batch is dropped.
 
     Returns:
       `video` and `view`, int32 `[steps, rows]`, from `first_step` on.
@@ -60,10 +60,10 @@ def feature_choices(
 
 
 def chosen_features(data: dict[str, Any], chosen: dict[str, Any]) -> Batch:
-    """Returns the batch of one step: `motion [B, Dm]`, `appearance [B, Da]`, `label [B]`.
+    """Return the batch of one step: `motion [B, Dm]`, `appearance [B, Da]`, `label [B]`.
 
     Args:
-      data: `Features` of all videos by name, NumPy's or JAX's.
+      data: The fields of `Features` by name, as NumPy or JAX arrays.
       chosen: `video` and `view`, int `[B]`.
     """
     return {
@@ -76,7 +76,7 @@ def chosen_features(data: dict[str, Any], chosen: dict[str, Any]) -> Batch:
 def padded_batches(
     features: Features, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
-    """Yields this process's rows of every video, views averaged, padded with `mask` false."""
+    """Yield this process's rows of all videos, views averaged; `mask` is False for padding."""
     rows = batch_size // process_count
     for start in range(0, len(features.label), batch_size):
         begin = start + process_index * rows
@@ -100,32 +100,31 @@ def train_heads(
     directory: Path,
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Trains both heads on cached features and writes each to `directory/NAME/network`.
+    """Train both heads on cached features, and write each to `directory/NAME/network`.
 
-    `about` is what else the heads are made from, as `Task.about` describes it.
-
-    Raises:
-      ValueError: there are fewer training videos than one batch.
+    Args:
+      config: The whole configuration.
+      train: Features of the training videos.
+      validation: Features of the validation videos.
+      num_classes: Number of classes.
+      mesh: The devices.
+      directory: The stage's folder; training resumes from its newest checkpoint.
+      about: What else the heads are made from, see `Task.about`.
     """
     fusion = config.fusion
     steps_per_epoch = len(train.label) // fusion.batch_size
-    if steps_per_epoch == 0:
-        raise ValueError(
-            f"config.fusion.batch_size={fusion.batch_size} is larger than the training split "
-            f"({len(train.label)} videos); lower it"
-        )
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    # Once for both heads.
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    # Both heads use the same copy.
     data = place_data(train._asdict(), mesh)
     if data is None:
-        say("fusion: the features would fill a device, so each batch is sent by itself")
-    for name, sees_motion in HEADS.items():
+        say("fusion: the features do not fit on a device, so batches are sent one by one")
+    for name, uses_motion in HEADS.items():
         if distributed.run_on_main((directory / name / "network").exists):
             continue
         head = FusionHead(
             fusion_config(
                 fusion,
-                motion_features=train.motion.shape[-1] if sees_motion else 0,
+                motion_features=train.motion.shape[-1] if uses_motion else 0,
                 appearance_features=train.appearance.shape[-1],
                 num_classes=num_classes,
             ),
@@ -139,7 +138,7 @@ def train_heads(
                 seed=config.seed,
                 epoch=epoch,
                 first_step=first_step,
-                **share,
+                **processes,
             )
 
         def batches(epoch: int, first_step: int) -> Iterator[Batch]:
@@ -148,7 +147,7 @@ def train_heads(
                 yield chosen_features(train._asdict(), {"video": video, "view": view})
 
         def validation_batches() -> Iterator[Batch]:
-            return padded_batches(validation, batch_size=fusion.batch_size, **share)
+            return padded_batches(validation, batch_size=fusion.batch_size, **processes)
 
         trained = train_and_evaluate(
             Task(
@@ -175,7 +174,7 @@ def train_heads(
 
 
 def load_head(config: FusionConfig, directory: Path) -> FusionHead:
-    """Returns the head that `train_heads` wrote to `directory/network`."""
+    """Return the head that `train_heads` wrote to `directory/network`."""
     head = nnx.eval_shape(lambda: FusionHead(config, rngs=nnx.Rngs(0)))
     nnx.update(head, load_tree(directory / "network", nnx.state(head)))
     return head

@@ -22,14 +22,14 @@ from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
 
 
 def result_settings(motion: ConfigDict) -> dict[str, Any]:
-    """Returns those of the section `config.motion` that change the result, as plain values."""
+    """Return the settings of the section `config.motion` that change the result."""
     settings = motion.to_dict()
     settings.pop("checkpoint_every_steps")
     return settings
 
 
 def initial_motion_network(config: ConfigDict, num_classes: int) -> MotionNetwork:
-    """Returns the network that training starts from: random, or with ImageNet weights."""
+    """Return the network that training starts from: random, or with ImageNet weights."""
     rngs = nnx.Rngs(config.seed)
     network = MotionNetwork(motion_network_config(config.motion, num_classes), rngs=rngs)
     if config.motion.pretrained:
@@ -51,25 +51,17 @@ def train_motion(
     mesh: Mesh,
     directory: Path,
 ) -> None:
-    """Trains the motion network and writes its best weights to `directory/network`.
+    """Train the motion network, and write its best weights to `directory/network`.
 
     Args:
-      config: the whole configuration.
-      dataset: the prepared videos.
-      splits: names of the `train` and `validation` videos.
-      mesh: the devices.
-      directory: the stage's folder; training goes on from what it holds.
-
-    Raises:
-      ValueError: there are fewer training videos than one batch.
+      config: The whole configuration.
+      dataset: The prepared videos.
+      splits: Names of the `train` and `validation` videos.
+      mesh: The devices.
+      directory: The stage's folder; training resumes from its newest checkpoint.
     """
     motion = config.motion
     steps_per_epoch = len(splits["train"]) // motion.batch_size
-    if steps_per_epoch == 0:
-        raise ValueError(
-            f"config.motion.batch_size={motion.batch_size} is larger than the training split "
-            f"({len(splits['train'])} videos); lower it"
-        )
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     def batches(epoch: int, first_step: int) -> Iterator[Batch]:
@@ -150,7 +142,7 @@ def train_motion(
 
 
 def load_motion_network(config: ConfigDict, num_classes: int, directory: Path) -> MotionNetwork:
-    """Returns the network that `train_motion` wrote to `directory/network`."""
+    """Return the network that `train_motion` wrote to `directory/network`."""
     network = nnx.eval_shape(
         lambda: MotionNetwork(motion_network_config(config.motion, num_classes), rngs=nnx.Rngs(0))
     )

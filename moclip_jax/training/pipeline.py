@@ -1,10 +1,14 @@
-"""The recipe: its stages in order, each skipped when its result stands in the workdir."""
+"""Run the stages of the recipe in order, and skip each one whose result is in the workdir.
+
+`STAGE_TABLE` lists what each stage depends on and does.
+"""
 
 import contextlib
 import dataclasses
 import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,312 +41,348 @@ from moclip_jax.training.motion import (
     result_settings,
     train_motion,
 )
-from moclip_jax.training.run_data import open_dataset, video_splits
+from moclip_jax.training.prepare import (
+    check_batch_sizes,
+    log_splits,
+    open_dataset,
+    video_splits,
+)
 from moclip_jax.training.stages import StageRecord, check_weights
 
-# In the folder of the stage `features`: which frozen networks it asked.
+# In the folder of the stage `features`: the frozen weights that computed them.
 WEIGHTS_FILE = "weights.json"
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
-    """Runs the stages that `config.stages` names and returns the results, if evaluated.
+    """Run the stages that `config.stages` names, and return the results if evaluated.
 
     Args:
-      config: the whole configuration, as `moclip_jax/config.py` describes it.
-      workdir: the run's folder; what it holds of an earlier start is gone on from.
+      config: The whole configuration, as `moclip_jax/config.py` describes it.
+      workdir: The run's folder; a run that was stopped there is resumed.
 
     Returns:
       `{"rows": {...}}` as in `workdir/results.json`, or None before the stage `evaluate`.
 
     Raises:
-      ValueError: a setting cannot work, or differs from the one a stage in `workdir` ran with;
+      ValueError: A setting cannot work, or differs from the one a stage in `workdir` ran with;
         raised before any work.
-      FileNotFoundError: a stage needs the result of one that was neither asked for nor done.
+      FileNotFoundError: A stage needs the result of one that was neither requested nor done.
     """
     check_config(config)
-    recipe = Pipeline(config, workdir)
-    return recipe.run()
+    return Pipeline(config, workdir).run()
 
 
 class Pipeline:
-    """One run of the recipe in one workdir.
-
-    Args:
-      config: the whole configuration, already checked.
-      workdir: the run's folder.
-    """
+    """One run in one workdir: runs the stages, and holds the data and networks they share."""
 
     def __init__(self, config: ConfigDict, workdir: Path):
-        self._config = config
-        self._workdir = workdir.expanduser()
-        check_writable_path(self._workdir)
-        self._mesh = make_mesh(model=config.mesh.model)
-        self._weights: dict[str, dict[str, str]] = {}
+        """Make the mesh and check the batch sizes; nothing is read or written yet.
+
+        Args:
+          config: The whole configuration, already checked.
+          workdir: The run's folder.
+
+        Raises:
+          ValueError: A batch size cannot be split over the devices, or Orbax cannot write to a
+            folder of that name.
+        """
+        self.config = config
+        self.workdir = workdir.expanduser()
+        check_writable_path(self.workdir)
+        self.mesh = make_mesh(model=config.mesh.model)
         sections = ["motion", "fusion"] + ["features"] * bool(config.features.batch_size)
         for section in sections:
-            check_batch_size(self._mesh, f"{section}.batch_size", config[section].batch_size)
+            check_batch_size(self.mesh, f"{section}.batch_size", config[section].batch_size)
         self._records: dict[str, StageRecord] = {}
         previous = None
         for stage, settings in stage_settings(config).items():
-            previous = StageRecord(self._workdir, stage, settings, previous)
+            previous = StageRecord(self.workdir, stage, settings, previous)
             self._records[stage] = previous
 
     def run(self) -> dict[str, Any] | None:
-        """Runs what is asked for and not yet done; alone in the workdir."""
-        # The first process holds the folder for all of them.
-        alone = (
-            exclusive_lock(self._workdir)
+        """Run what is requested and not yet done, with the workdir locked."""
+        # The main process holds the lock for all of them.
+        lock = (
+            exclusive_lock(self.workdir)
             if distributed.is_main_process()
             else contextlib.nullcontext()
         )
-        with alone:
-            distributed.check_shared(self._workdir)
-            connect(self._mesh)
+        with lock:
+            distributed.check_shared(self.workdir)
+            connect(self.mesh)
             return self._run()
 
     def _run(self) -> dict[str, Any] | None:
-        asked = stages_of(self._config)
-        # All records are read before the first stage, so that a mixture is noticed at once.
+        requested = stages_of(self.config)
+        # All records are read before the first stage, so that changed settings cost no work.
         done = distributed.run_on_main(
             lambda: {stage: record.is_done() for stage, record in self._records.items()}
         )
         for position, stage in enumerate(STAGES):
-            missing = [s for s in STAGES[:position] if s not in asked and not done[s]]
-            if stage in asked and missing:
+            missing = [s for s in STAGES[:position] if s not in requested and not done[s]]
+            if stage in requested and missing:
                 raise FileNotFoundError(
-                    f"stage '{stage}' needs '{missing[0]}', which is not done in {self._workdir}; "
+                    f"stage '{stage}' needs '{missing[0]}', which is not done in {self.workdir}; "
                     "add it to config.stages"
                 )
-        pending = {stage for stage in asked if not done[stage]}
-        # Weights that cannot be had stop the run now, not after hours of training.
-        if "motion" in pending and self._config.motion.pretrained:
-            initial_motion_network(self._config, num_classes=2)
-        if pending & {"features", "fusion", "evaluate", "export"}:
-            _ = self._clip_and_tokenizer
-        for stage in asked:
+        pending = {stage for stage in requested if not done[stage]}
+        self._check_pretrained(pending)
+        for stage in requested:
             if done[stage]:
-                say(f"{stage}: done before, skipped ({self._workdir / stage})")
+                say(f"{stage}: done before, skipped ({self.workdir / stage})")
                 continue
             signals.stop_if_requested()
-            say(f"{stage}: start")
-            gone_on = (self._workdir / stage / "stage.json").exists()
-            began = time.monotonic()
-            distributed.run_on_main(self._records[stage].begin)
-            getattr(self, f"_{stage}")()
-            seconds = round(time.monotonic() - began, 1)
-            distributed.run_on_main(
-                functools.partial(self._finish, stage, {"seconds": seconds, "gone_on": gone_on})
-            )
+            self._run_stage(stage)
             done[stage] = True
         if not done["evaluate"]:
             return None
-        # With nothing done, the prepared videos may be gone, and are not made again for a report.
+        # With nothing pending, the prepared videos may be gone; they are not needed.
         if pending:
-            _ = self._roles
-        return distributed.run_on_main(functools.partial(self._tell, report=bool(pending)))
+            _ = self.splits
+        return distributed.run_on_main(functools.partial(self._finish, report=bool(pending)))
 
-    def _finish(self, stage: str, took: dict[str, Any]) -> None:
-        write_json(self._workdir / stage / TIME_FILE, took)
-        self._records[stage].finish()
+    def _check_pretrained(self, pending: set[str]) -> None:
+        """Load the pretrained weights that pending stages need, to fail now if they are missing."""
+        if "motion" in pending and self.config.motion.pretrained:
+            initial_motion_network(self.config, num_classes=2)
+        if pending & {"features", "fusion", "evaluate", "export"}:
+            _ = self.clip_and_tokenizer
 
-    def _tell(self, report: bool) -> dict[str, Any]:
-        results = {"rows": self._rows}
-        write_json(self._workdir / "results.json", results)
+    def _run_stage(self, stage: str) -> None:
+        say(f"{stage}: start")
+        resumed = (self.workdir / stage / "stage.json").exists()
+        began = time.monotonic()
+        record = self._records[stage]
+        distributed.run_on_main(record.begin)
+        STAGE_TABLE[stage].run(self)
+        took = {"seconds": round(time.monotonic() - began, 1), "resumed": resumed}
+
+        def finish() -> None:
+            write_json(self.workdir / stage / TIME_FILE, took)
+            record.finish()
+
+        distributed.run_on_main(finish)
+
+    def _finish(self, report: bool) -> dict[str, Any]:
+        results = {"rows": self.rows}
+        write_json(self.workdir / "results.json", results)
         say(format_table(results["rows"]))
-        say(f"results: {self._workdir / 'results.json'}")
+        say(f"results: {self.workdir / 'results.json'}")
         if report:
-            path = write_report(self._config, self._dataset, self._roles, self._workdir)
+            path = write_report(self.config, self.dataset, self.splits, self.workdir)
             say(f"report: {path}")
         return results
 
     @functools.cached_property
-    def _dataset(self) -> PreparedDataset:
-        return open_dataset(self._config, self._workdir)
+    def dataset(self) -> PreparedDataset:
+        """The prepared videos, which are prepared first if they do not exist."""
+        return open_dataset(self.config, self.workdir)
 
     @functools.cached_property
-    def _roles(self) -> dict[str, list[str]]:
-        return video_splits(self._config, self._dataset)
+    def splits(self) -> dict[str, list[str]]:
+        """The names of the videos of each split."""
+        splits = video_splits(self.config, self.dataset)
+        check_batch_sizes(self.config, splits)
+        return splits
 
     @functools.cached_property
-    def _clip_and_tokenizer(self) -> tuple[CLIP, Any]:
-        return load_clip(
-            self._config.clip.source,
-            dtype=computation_dtype(self._config.clip.dtype),
-        )
+    def clip_and_tokenizer(self) -> tuple[CLIP, Any]:
+        """The frozen CLIP and its tokenizer."""
+        clip = self.config.clip
+        return load_clip(clip.source, dtype=computation_dtype(clip.dtype))
 
     @functools.cached_property
-    def _network(self) -> MotionNetwork:
-        return load_motion_network(
-            self._config, len(self._dataset.class_names), self._workdir / "motion"
-        )
+    def network(self) -> MotionNetwork:
+        """The trained motion network."""
+        num_classes = len(self.dataset.class_names)
+        return load_motion_network(self.config, num_classes, self.workdir / "motion")
 
     @functools.cached_property
-    def _text(self) -> Any:
-        clip, tokenizer = self._clip_and_tokenizer
-        phrases = class_phrases(self._dataset.class_names, self._config.zero_shot.phrases)
-        return class_embeddings(clip, tokenizer, phrases, self._config.zero_shot.templates)
+    def text(self) -> Any:
+        """The text features of the classes, float32 `[classes, D]`, of unit length."""
+        clip, tokenizer = self.clip_and_tokenizer
+        phrases = class_phrases(self.dataset.class_names, self.config.zero_shot.phrases)
+        return class_embeddings(clip, tokenizer, phrases, self.config.zero_shot.templates)
 
     @property
-    def _rows(self) -> dict[str, Any]:
-        return json.loads((self._workdir / "evaluate" / "rows.json").read_text())
+    def rows(self) -> dict[str, Any]:
+        """The results of each row, as the stage `evaluate` wrote them."""
+        return json.loads((self.workdir / "evaluate" / "rows.json").read_text())
 
     @functools.cached_property
-    def _heads(self) -> dict[str, Any]:
-        clip, _ = self._clip_and_tokenizer
+    def heads(self) -> dict[str, Any]:
+        """The trained heads, by row of the results."""
+        clip, _ = self.clip_and_tokenizer
         return {
             name: load_head(
                 fusion_config(
-                    self._config.fusion,
-                    motion_features=self._network.backbone.config.num_features * sees_motion,
+                    self.config.fusion,
+                    motion_features=self.network.backbone.config.num_features * uses_motion,
                     appearance_features=clip.config.projection_dim,
-                    num_classes=len(self._dataset.class_names),
+                    num_classes=len(self.dataset.class_names),
                 ),
-                self._workdir / "fusion" / name,
+                self.workdir / "fusion" / name,
             )
-            for name, sees_motion in HEADS.items()
+            for name, uses_motion in HEADS.items()
         }
 
-    def _prepare(self) -> None:
-        splits = self._roles
-        for section in ("motion", "fusion"):
-            batch_size = self._config[section].batch_size
-            if len(splits["train"]) < batch_size:
-                raise ValueError(
-                    f"config.{section}.batch_size={batch_size} is larger than the training split "
-                    f"({len(splits['train'])} videos); lower it"
-                )
-        refused = [entry for entry in self._dataset.index if entry.error]
-        for entry in refused:
-            say(f"prepare: refused {entry.name}: {entry.error}")
-        say(
-            f"prepare: {len(self._dataset.index)} videos of {len(self._dataset.class_names)} "
-            f"classes, {len(refused)} refused; train {len(splits['train'])}, validation "
-            f"{len(splits['validation'])}, test {len(splits['test'])}"
-        )
+    @functools.cached_property
+    def weights(self) -> dict[str, dict[str, str]]:
+        """The fingerprints of the frozen networks."""
+        clip, _ = self.clip_and_tokenizer
+        return {
+            "clip": weights_fingerprint(self.config.clip.source, nnx.state(clip)),
+            "motion": weights_fingerprint("motion/network", nnx.state(self.network)),
+        }
 
-    def _motion(self) -> None:
-        train_motion(self._config, self._dataset, self._roles, self._mesh, self._workdir / "motion")
+    def check_weights(self, *, note: bool = False) -> None:
+        """Check that features and all later stages use the same frozen networks."""
+        path = self.workdir / "features" / WEIGHTS_FILE
+        weights = self.weights
+        distributed.run_on_main(lambda: check_weights(path, weights, note=note))
 
-    def _check_weights(self, *, note: bool = False) -> None:
-        """Makes sure that features and all that follows see the same frozen networks."""
-        clip, _ = self._clip_and_tokenizer
-        if not self._weights:
-            self._weights = {
-                "clip": weights_fingerprint(self._config.clip.source, nnx.state(clip)),
-                "motion": weights_fingerprint("motion/network", nnx.state(self._network)),
-            }
-        path = self._workdir / "features" / WEIGHTS_FILE
-        distributed.run_on_main(lambda: check_weights(path, self._weights, note=note))
 
-    def _features(self) -> None:
-        clip, _ = self._clip_and_tokenizer
-        self._check_weights(note=True)
-        extract_features(
-            self._config,
-            self._dataset,
-            self._roles,
-            self._network,
-            clip,
-            self._mesh,
-            self._workdir / "features",
-        )
+def _prepare(run: Pipeline) -> None:
+    log_splits(run.dataset, run.splits)
 
-    def _fusion(self) -> None:
-        self._check_weights()
-        train, validation = (
-            load_features(self._workdir / "features", role, len(self._roles[role]))
-            for role in ("train", "validation")
-        )
-        train_heads(
-            self._config,
-            train,
-            validation,
-            len(self._dataset.class_names),
-            self._mesh,
-            self._workdir / "fusion",
-            about={
-                "class_names": self._dataset.class_names,
-                "preprocessing": dataclasses.asdict(self._dataset.spec),
-                "weights": self._weights,
-            },
-        )
 
-    def _evaluate(self) -> None:
-        self._check_weights()
-        _ = self._roles
-        # Small work on cached features, so one process does it.
-        distributed.run_on_main(self._evaluate_on_main)
+def _motion(run: Pipeline) -> None:
+    train_motion(run.config, run.dataset, run.splits, run.mesh, run.workdir / "motion")
 
-    def _evaluate_on_main(self) -> None:
-        clip, _ = self._clip_and_tokenizer
+
+def _features(run: Pipeline) -> None:
+    run.check_weights(note=True)
+    clip, _ = run.clip_and_tokenizer
+    directory = run.workdir / "features"
+    extract_features(run.config, run.dataset, run.splits, run.network, clip, run.mesh, directory)
+
+
+def _fusion(run: Pipeline) -> None:
+    run.check_weights()
+    train, validation = (
+        load_features(run.workdir / "features", split, len(run.splits[split]))
+        for split in ("train", "validation")
+    )
+    train_heads(
+        run.config,
+        train,
+        validation,
+        len(run.dataset.class_names),
+        run.mesh,
+        run.workdir / "fusion",
+        about={
+            "class_names": run.dataset.class_names,
+            "preprocessing": dataclasses.asdict(run.dataset.spec),
+            "weights": run.weights,
+        },
+    )
+
+
+def _evaluate(run: Pipeline) -> None:
+    run.check_weights()
+    # Every process opens the data set; the little work on cached features is done by one.
+    splits = run.splits
+
+    def work() -> None:
+        clip, _ = run.clip_and_tokenizer
         evaluate(
-            self._config,
-            load_features(self._workdir / "features", "test", len(self._roles["test"])),
-            len(self._roles["rejected_test"]),
-            self._text,
-            self._network,
+            run.config,
+            load_features(run.workdir / "features", "test", len(splits["test"])),
+            len(splits["rejected_test"]),
+            run.text,
+            run.network,
             clip,
-            self._heads,
-            self._workdir / "evaluate",
+            run.heads,
+            run.workdir / "evaluate",
         )
 
-    def _export(self) -> None:
-        self._check_weights()
-        _ = self._roles
-        distributed.run_on_main(self._export_on_main)
+    distributed.run_on_main(work)
 
-    def _export_on_main(self) -> None:
-        clip, tokenizer = self._clip_and_tokenizer
+
+def _export(run: Pipeline) -> None:
+    run.check_weights()
+    splits = run.splits
+
+    def work() -> None:
+        clip, tokenizer = run.clip_and_tokenizer
         export_model(
-            self._config,
-            self._dataset.class_names,
-            self._network,
+            run.config,
+            run.dataset.class_names,
+            run.network,
             clip,
             tokenizer,
-            self._heads["fusion"],
-            self._text,
-            self._rows,
-            {role: len(names) for role, names in self._roles.items()},
-            self._workdir / "export",
+            run.heads["fusion"],
+            run.text,
+            run.rows,
+            {split: len(names) for split, names in splits.items()},
+            run.workdir / "export",
         )
+
+    distributed.run_on_main(work)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A step of the recipe, whose result is in the folder of its name.
+
+    Attributes:
+      settings: From the configuration to the values that the result depends on, beside those that
+        the previous stages depend on.
+      run: Does the work, resuming what a stopped run left in the folder.
+    """
+
+    settings: Callable[[ConfigDict], dict[str, Any]]
+    run: Callable[[Pipeline], None]
+
+
+def _dataset_settings(config: ConfigDict) -> dict[str, Any]:
+    dataset = config.dataset.to_dict()
+    return {
+        "dataset": {name: dataset[name] for name in ("name", "videos", "lists", "options")},
+        # Limits decide which videos are rejected, but do not change those that are prepared.
+        "video": config.video.to_dict() | LIMITS_IN_DIGEST,
+        "source": config.motion.source,
+    }
+
+
+def _motion_settings(config: ConfigDict) -> dict[str, Any]:
+    return {
+        "seed": config.seed,
+        "split": config.dataset.split,
+        "video": config.video.to_dict(),
+        "selection": config.selection.to_dict(),
+        "motion": result_settings(config.motion),
+    }
+
+
+def _features_settings(config: ConfigDict) -> dict[str, Any]:
+    features = config.features.to_dict()
+    del features["batch_size"]
+    sections = {name: config[name].to_dict() for name in ("clip", "evaluation")}
+    return {**sections, "features": features}
+
+
+def _section(name: str) -> Callable[[ConfigDict], dict[str, Any]]:
+    return lambda config: {name: config[name].to_dict()}
+
+
+# Each stage of `config.STAGES`. Settings that only change how the work is done (folders, workers,
+# checkpoint intervals) are left out.
+STAGE_TABLE: dict[str, Stage] = {
+    "prepare": Stage(_dataset_settings, _prepare),
+    "motion": Stage(_motion_settings, _motion),
+    "features": Stage(_features_settings, _features),
+    "fusion": Stage(_section("fusion"), _fusion),
+    "evaluate": Stage(_section("zero_shot"), _evaluate),
+    "export": Stage(_section("predict"), _export),
+}
 
 
 def stage_settings(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """Returns, for each stage, every setting that its result depends on.
-
-    A stage depends on its own section and on all that the stages before it depend on. Left out is
-    what changes how the work is done and not its result: folders, workers, checkpoint intervals.
-    """
-    sections = config.to_dict()
-    dataset = {name: sections["dataset"][name] for name in ("name", "videos", "lists", "options")}
-    motion = result_settings(config.motion)
-    features = {k: v for k, v in sections["features"].items() if k != "batch_size"}
-    own = {
-        # Limits decide which videos there are to train on, and change no video that is prepared.
-        "prepare": {
-            "dataset": dataset,
-            "video": sections["video"] | LIMITS_IN_DIGEST,
-            "source": motion["source"],
-        },
-        "motion": {
-            "video": sections["video"],
-            "seed": config.seed,
-            "split": config.dataset.split,
-            "selection": sections["selection"],
-            "motion": motion,
-        },
-        "features": {
-            "clip": sections["clip"],
-            "features": features,
-            "evaluation": sections["evaluation"],
-        },
-        "fusion": {"fusion": sections["fusion"]},
-        "evaluate": {"zero_shot": sections["zero_shot"]},
-        "export": {"predict": sections["predict"]},
-    }
+    """Return, for each stage, every setting that its result depends on."""
     settings: dict[str, dict[str, Any]] = {}
     inherited: dict[str, Any] = {}
-    for stage in STAGES:
-        inherited = inherited | own[stage]
-        settings[stage] = inherited
+    for name in STAGES:
+        inherited = inherited | STAGE_TABLE[name].settings(config)
+        settings[name] = inherited
     return settings

@@ -177,7 +177,7 @@ def test_ctrl_c_leaves_one_sentence_of_parent_and_workers(tmp_path):
     # As a terminal does: to the workers, too.
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (130, "stopped; the same command goes on from here\n")
+    assert (process.returncode, err) == (130, "stopped; the same command resumes from here\n")
 
 
 def test_a_reader_that_has_had_enough_ends_a_command_without_a_word():

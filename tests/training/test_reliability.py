@@ -219,7 +219,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_and_they_go_on(runs, undistu
     assert [process.returncode for process in pair] == [143, 143], printed
     assert "motion: saved at step" in printed
     # Goes on in one process on one device.
-    assert "motion: going on from step" in runs.whole(workdir)
+    assert "motion: resumes from step" in runs.whole(workdir)
     assert_same(workdir, undisturbed, tolerance=1e-5)
 
 
@@ -280,7 +280,7 @@ def test_sigterm_in_every_stage_ends_with_143_and_the_run_goes_on_bit_identical(
         print(f"SIGTERM {delay:.2f} s after '{stage}: start': {printed.splitlines()[-1]!r}")
         assert (status, printed.splitlines()[-1]) == (
             143,
-            "stopped; the same command goes on from here",
+            "stopped; the same command resumes from here",
         ), printed
     runs.whole(workdir)
     assert_same(workdir, undisturbed, tolerance=0)

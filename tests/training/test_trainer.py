@@ -124,7 +124,7 @@ def test_after_sigterm_the_state_of_the_last_step_is_saved_and_the_run_goes_on_f
     assert f"toy: saved at step {stop_at} of 16" in capsys.readouterr().out
     # On another number of devices it would be the same to 1e-5; here, to the bit.
     resumed = trainer.train_and_evaluate(task, tmp_path / "stopped", make_mesh())
-    assert f"going on from step {stop_at} of 16" in capsys.readouterr().out
+    assert f"resumes from step {stop_at} of 16" in capsys.readouterr().out
     _assert_equal(whole, resumed)
     histories = [(tmp_path / name / "history.jsonl").read_text() for name in ("whole", "stopped")]
     assert histories[0] == histories[1]

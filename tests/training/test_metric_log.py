@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moclip_jax.training import pace
-from moclip_jax.training.pace import StepTimer, data_wait
+from moclip_jax.training import metric_log
+from moclip_jax.training.metric_log import StepTimer, data_wait
 
 
 class Clock:
@@ -33,7 +33,7 @@ class Result:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(pace, "time", clock)
+    monkeypatch.setattr(metric_log, "time", clock)
     return clock
 
 
@@ -89,7 +89,7 @@ def test_a_trace_of_some_steps_can_be_opened(tmp_path, capsys, steps_of_training
     # JAX notes a call once or twice, by its version.
     steps = min(4, steps_of_training - 3)
     assert len(calls) in (steps, 2 * steps)
-    assert capsys.readouterr().out.count("a trace for TensorBoard or Perfetto") == 1
+    assert capsys.readouterr().out.count("a profile for TensorBoard or Perfetto") == 1
 
 
 def test_without_being_asked_for_there_is_no_trace(tmp_path):
