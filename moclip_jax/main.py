@@ -1,4 +1,4 @@
-"""Train, evaluate and export a model; a run that was stopped goes on where it was.
+"""Train, evaluate and export a model, or resume a run that was stopped.
 
 The stages are prepare, motion, features, fusion, evaluate and export. A stage whose result is in
 the workdir is skipped.
@@ -12,8 +12,8 @@ from moclip_jax.runtime import cli
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    """Runs the pipeline."""
-    # Imported late: worker processes import this module again and need none of it.
+    """Run the pipeline."""
+    # Imported late, because worker processes import this module again and do not need it.
     from moclip_jax.training import pipeline
 
     pipeline.run(config, workdir)

@@ -53,6 +53,6 @@ def test_the_code_of_the_page_runs_and_does_what_it_says(
     videos = StageRecord(workdir, "videos", {"dataset": "flat_folder"})
     videos.finish()
     settings = {"dataset": "flat_folder", "unit": "frames"}
-    with pytest.raises(ValueError, match="no longer there"):
+    with pytest.raises(ValueError, match="no longer exists"):
         StageRecord(workdir, "lengths", settings, videos).is_done()
     assert np.isfinite(names["logits"]).all()

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with its numbers, curves, confusions and hardest clips.
+"""Write the report of a run: one HTML file with results, curves, confusions and hardest clips.
 
 `python -m moclip_jax.reporting.report --workdir=DIR` writes it again. The file needs no
 network and no other file: images are inside it.
@@ -52,42 +52,42 @@ def write_report(
     *,
     num_clips: int = 12,
 ) -> Path:
-    """Writes `workdir/report.html`, whole or not at all.
+    """Write `workdir/report.html` atomically.
 
     Args:
-      config: the whole configuration of the run.
-      dataset: its prepared videos.
-      splits: what each video is for, as `PreparedDataset.splits` says.
-      workdir: the run's folder, with the stages up to `evaluate` done.
-      num_clips: how many of the hardest test clips are shown; 0 reads no video.
+      config: The whole configuration of the run.
+      dataset: Its prepared videos.
+      splits: The names of the videos of each split, see `PreparedDataset.splits`.
+      workdir: The run's folder, with the stages up to `evaluate` done.
+      num_clips: Number of the hardest test clips to show; 0 reads no video.
 
     Returns:
-      The file's path.
+      The path of the file.
 
     Raises:
-      FileNotFoundError: a stage's result is missing.
+      FileNotFoundError: The result of a stage is missing.
     """
     scores = dict(np.load(workdir / "evaluate" / "scores.npz"))
     label = scores.pop("label")
     rows = json.loads((workdir / "evaluate" / "rows.json").read_text())
     class_names = dataset.class_names
     entries = {entry.name: entry for entry in dataset.index}
-    refused = np.array([entries[name].label for name in splits["rejected_test"]], np.int64)
-    accuracy = {row: class_accuracy(scores[row], label, refused) for row in scores}
+    rejected = np.array([entries[name].label for name in splits["rejected_test"]], np.int64)
+    accuracy = {row: class_accuracy(scores[row], label, rejected) for row in scores}
     counts = confusion_counts(label, scores["fusion"].argmax(axis=1), len(class_names))
     with figure_style():
-        pictures = {
+        figures = {
             "curves": _svg(draw_curves(workdir)),
             "class_figures": [_svg(figure) for figure in draw_classes(accuracy, class_names)],
             "confusion": _svg(draw_confusion(counts, class_names)),
         }
     text = render(
         "report.html.jinja",
-        **pictures,
+        **figures,
         title=f"{config.dataset.name}: report of a run",
         workdir=workdir.name,
         num_classes=len(class_names),
-        num_videos={role: len(names) for role, names in splits.items()},
+        num_videos={split: len(names) for split, names in splits.items()},
         rows={ROW_TITLES[name]: row for name, row in rows.items()},
         agreement=agreement(scores, label),
         helped=_helped(accuracy, class_names),
@@ -97,7 +97,7 @@ def write_report(
             for i, j, n in most_confused(counts, 15)
         ],
         clips=_hard_clips(config, dataset, splits["test"], scores, label, num_clips),
-        refused=[entry for entry in dataset.index if entry.error],
+        rejected=[entry for entry in dataset.index if entry.error],
         times=_times(workdir),
         settings=_settings(config),
         versions=_versions(workdir),
@@ -108,22 +108,23 @@ def write_report(
     return path
 
 
-def class_accuracy(scores: np.ndarray, label: np.ndarray, refused: np.ndarray) -> np.ndarray:
-    """Returns top-1 accuracy of each class, float `[classes]`; NaN where no video is tested.
+def class_accuracy(scores: np.ndarray, label: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+    """Return top-1 accuracy of each class, float `[classes]`; NaN without test videos.
 
     Args:
-      scores: float `[videos, classes]`.
-      label: int `[videos]`.
-      refused: int `[refused]`, classes of the test videos that could not be read; they are wrong.
+      scores: Float `[videos, classes]`.
+      label: Int `[videos]`.
+      rejected: Int `[rejected]`, classes of the test videos that could not be read, which count as
+        wrong.
     """
     num_classes = scores.shape[1]
-    right = np.bincount(label[scores.argmax(axis=1) == label], minlength=num_classes)
-    videos = np.bincount(np.concatenate([label, refused]), minlength=num_classes)
-    return np.where(videos > 0, right / np.maximum(videos, 1), np.nan)
+    correct = np.bincount(label[scores.argmax(axis=1) == label], minlength=num_classes)
+    videos = np.bincount(np.concatenate([label, rejected]), minlength=num_classes)
+    return np.where(videos > 0, correct / np.maximum(videos, 1), np.nan)
 
 
 def most_confused(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:
-    """Returns the largest entries off the diagonal as (true, guess, count), largest first."""
+    """Return the largest entries off the diagonal as (true, predicted, count), largest first."""
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)]
@@ -131,21 +132,21 @@ def most_confused(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:
 
 
 def probability_of_truth(scores: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Returns float `[videos]`: the softmax of logits `[videos, classes]` at each true class."""
+    """Return the softmax of logits `[videos, classes]` at the true classes, float `[videos]`."""
     odds = np.exp(scores - scores.max(axis=1, keepdims=True))
     return odds[np.arange(len(label)), label] / odds.sum(axis=1)
 
 
 def agreement(scores: dict[str, np.ndarray], label: np.ndarray) -> list[dict[str, Any]]:
-    """Returns, for each way motion and the head on CLIP can be right or wrong, what fusion makes.
+    """Count test videos by whether the CLIP head, motion and the fusion are correct.
 
     Args:
-      scores: of each row, float `[videos, classes]`.
-      label: int `[videos]`.
+      scores: Float `[videos, classes]` of each row.
+      label: Int `[videos]`.
 
     Returns:
-      Four entries with `clip_head` and `motion` (bool: right), `videos` and `fusion` (of these
-      videos, how many the fusion gets right).
+      Four entries with `clip_head` and `motion` (whether they are correct), `videos`, and `fusion`
+      (for how many of these videos the fusion is correct).
     """
     right = {row: values.argmax(axis=1) == label for row, values in scores.items()}
     cells = []
@@ -163,19 +164,19 @@ def agreement(scores: dict[str, np.ndarray], label: np.ndarray) -> list[dict[str
     return cells
 
 
-def clip_pictures(
+def clip_images(
     config: ConfigDict, dataset: PreparedDataset, names: Sequence[str]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns the pictures of some videos, as both networks see them.
+    """Return the middle frame and the motion fields of some videos, as the networks see them.
 
     Args:
-      config: the whole configuration.
-      dataset: the prepared videos.
-      names: which.
+      config: The whole configuration.
+      dataset: The prepared videos.
+      names: Names of the videos.
 
     Returns:
-      For each, in their order, the middle frame uint8 `[160, 160, 3]` and motion fields as colours,
-      float32 `[3, size, size, 3]`, 0 to 1.
+      For each video, the frame as uint8 `[160, 160, 3]` and the motion fields as RGB, float32
+      `[3, size, size, 3]`, 0 to 1.
     """
     if not names:
         return []
@@ -187,14 +188,14 @@ def clip_pictures(
         image_size=160,
         batch_size=len(names),
     ).as_numpy_iterator()
-    pictures = {}
+    images = {}
     for row, position in enumerate(batch["index"]):
         fields = (batch["motion"][row, 0].astype(np.float32) - 128) * config.motion.bound / 127.5
-        # One scale for the fields of a clip, so that a still one looks still.
+        # All fields of a clip share one scale, so that a field without motion looks still.
         bound = common_bound(fields)
         colours = np.stack([field_to_rgb(field, bound) for field in fields])
-        pictures[int(position)] = (batch["images"][row, 0], colours)
-    return [pictures[position] for position in range(len(names))]
+        images[int(position)] = (batch["images"][row, 0], colours)
+    return [images[position] for position in range(len(names))]
 
 
 def _hard_clips(
@@ -207,7 +208,7 @@ def _hard_clips(
 ) -> list[dict[str, Any]]:
     truth = probability_of_truth(scores["fusion"], label)
     chosen = np.argsort(truth, kind="stable")[:most]
-    pictures = clip_pictures(config, dataset, [names[position] for position in chosen])
+    images = clip_images(config, dataset, [names[position] for position in chosen])
     class_names = dataset.class_names
     return [
         {
@@ -217,14 +218,14 @@ def _hard_clips(
             "guesses": {
                 title: {
                     "label": class_names[scores[row][position].argmax()],
-                    "right": scores[row][position].argmax() == label[position],
+                    "correct": scores[row][position].argmax() == label[position],
                 }
                 for row, title in ROW_TITLES.items()
             },
             "frame": _jpeg(frame),
             "fields": [_jpeg((255 * field).astype(np.uint8)) for field in fields],
         }
-        for position, (frame, fields) in zip(chosen, pictures, strict=True)
+        for position, (frame, fields) in zip(chosen, images, strict=True)
     ]
 
 
@@ -241,7 +242,7 @@ def _helped(accuracy: dict[str, np.ndarray], class_names: Sequence[str]) -> dict
 
 
 def _times(workdir: Path) -> list[dict[str, Any]]:
-    """Returns what is known of the time of each stage; a stage of an older run has no file."""
+    """Return the time of each stage; stages of very old runs did not record it."""
     times = []
     for stage in STAGES:
         path = workdir / stage / TIME_FILE
@@ -260,7 +261,7 @@ def _times(workdir: Path) -> list[dict[str, Any]]:
 
 
 def _settings(config: ConfigDict) -> list[dict[str, Any]]:
-    # As JSON both, so that a tuple and the list read back from an export are the same.
+    # Both as JSON, so that tuples compare equal to the lists read back from an export.
     published, own = (
         flatten_dict(json.loads(settings.to_json()), sep=".")
         for settings in (default_config(), config)
@@ -272,7 +273,7 @@ def _settings(config: ConfigDict) -> list[dict[str, Any]]:
 
 
 def _versions(workdir: Path) -> dict[str, str]:
-    """Returns versions of the exported model's packages, if any, and of what writes the page."""
+    """Return the versions that the exported model, if any, and this page were made with."""
     metadata = workdir / "export" / "metadata.json"
     versions = json.loads(metadata.read_text())["versions"] if metadata.exists() else {}
     device = jax.devices()[0]
@@ -290,9 +291,9 @@ def _svg(figure: Figure) -> str:
     return _data_uri(buffer.getvalue(), "image/svg+xml")
 
 
-def _jpeg(picture: np.ndarray) -> str:
+def _jpeg(image: np.ndarray) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=88)
+    Image.fromarray(image).save(buffer, "JPEG", quality=88)
     return _data_uri(buffer.getvalue(), "image/jpeg")
 
 
@@ -301,17 +302,17 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the report of a finished run and prints its path; returns the exit status."""
+    """Write the report of a finished run, print its path, and return the exit status."""
     parser = CommandParser(
         "moclip_jax.reporting.report",
-        "Write WORKDIR/report.html, one file that says all of a finished run.",
+        "Write WORKDIR/report.html, the report of a finished run in one file.",
         ("--workdir=runs/demo",),
         usage="--workdir=DIR [OPTION ...]",
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a finished run")
     parser.add_argument(
         "--clips", type=int, default=12, metavar="N",
-        help="hardest test clips to show (12); 0 reads no video",
+        help="number of hardest test clips to show (12); 0 reads no video",
     )  # fmt: skip
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
     arguments = parser.parse(argv)

@@ -1,4 +1,4 @@
-"""Figures of a finished run: curves, accuracy of each class, confusions. Readable in print."""
+"""Draw the figures of a run: training curves, accuracy of each class, confusion matrix."""
 
 import contextlib
 import json
@@ -12,30 +12,30 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Rows of results in the order of the table, and as they are called on the page.
+# Rows of the results in the order of the table, and their titles in the report.
 ROW_TITLES = {
     "zero_shot": "zero-shot CLIP",
-    "clip_head": "head on CLIP",
+    "clip_head": "CLIP head",
     "motion": "motion",
     "fusion": "fusion",
 }
 HISTORIES = {
     "motion network": "motion/history.jsonl",
-    "head on CLIP": "fusion/clip_head/history.jsonl",
+    "CLIP head": "fusion/clip_head/history.jsonl",
     "fusion head": "fusion/fusion/history.jsonl",
 }
-# More labels than this on one axis cannot be read; every second, third ... is then named.
+# With more labels than this on an axis, only every second, third ... class is named.
 MOST_LABELS = 40
 CLASSES_IN_FIGURE = 34
 LONGEST_LABEL = 30
-# Light to dark, so that the four rows stay apart on grey paper.
+# From light to dark, so that the four rows can be told apart in black and white.
 GREYS = {"zero_shot": "#c9c9c9", "clip_head": "#8fb8de", "motion": "#e08a3c", "fusion": "#26456e"}
 STYLE: dict[Any, Any] = {
-    # A dollar sign in a name is no formula.
+    # A dollar sign in a class name does not start a formula.
     "text.parse_math": False,
-    # The reader's own fonts: smaller files, and every script can be shown.
+    # Text stays text: files are smaller, and the reader's fonts can show every script.
     "svg.fonttype": "none",
-    # Names inside the pictures then do not change from one writing to the next.
+    # The ids in the figures then do not change when a report is written again.
     "svg.hashsalt": "moclip_jax",
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
@@ -46,27 +46,27 @@ STYLE: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def figure_style() -> Iterator[None]:
-    """Sets the fonts and colours that all figures share."""
+    """Set the fonts and colours that all figures share."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # The layout is measured in a font that lacks some scripts; the reader's browser has them.
+        # Matplotlib measures the text in a font that lacks some scripts; browsers have others.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
-def confusion_counts(label: np.ndarray, guess: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns int `[classes, classes]`: videos of the row's class that were called the column's."""
+def confusion_counts(label: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return int `[classes, classes]`: videos by true class (row) and predicted class (column)."""
     counts = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(counts, (label, guess), 1)
+    np.add.at(counts, (label, predicted), 1)
     return counts
 
 
 def label_step(num_classes: int) -> int:
-    """Returns k where every k-th class is named on an axis."""
+    """Return k if every k-th class is named on an axis."""
     return -(-num_classes // MOST_LABELS)
 
 
 def draw_curves(workdir: Path) -> Figure:
-    """Draws loss and accuracy of every trained stage over its epochs."""
+    """Draw loss and accuracy of each trained network by epoch."""
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots(2, len(HISTORIES), sharex="col", squeeze=False)
     styles = {
@@ -98,7 +98,7 @@ def draw_curves(workdir: Path) -> Figure:
 
 
 def draw_classes(accuracy: dict[str, np.ndarray], class_names: Sequence[str]) -> list[Figure]:
-    """Draws the rows' accuracy of each class side by side, where motion helps most first."""
+    """Draw the accuracy of each class in all rows, sorted by the gain of motion."""
     gain = accuracy["motion"] - accuracy["clip_head"]
     order = np.argsort(-np.nan_to_num(gain, nan=-np.inf), kind="stable")
     order = order[np.isfinite(gain[order])]
@@ -126,7 +126,7 @@ def draw_classes(accuracy: dict[str, np.ndarray], class_names: Sequence[str]) ->
         )
         axes[-1].axvline(0, color="0.2", linewidth=0.8)
         axes[-1].set_xlim(-105, 105)
-        axes[-1].set_title("motion - head on CLIP", fontsize=9)
+        axes[-1].set_title("motion - CLIP head", fontsize=9)
         for axis in axes:
             axis.grid(axis="x", alpha=0.3)
             axis.tick_params(axis="x", labelsize=7)
@@ -142,7 +142,7 @@ def draw_classes(accuracy: dict[str, np.ndarray], class_names: Sequence[str]) ->
 
 
 def draw_confusion(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Draws a confusion matrix as shares of each true class; dark is often."""
+    """Draw a confusion matrix as shares of each true class; darker is more frequent."""
     num_classes = len(class_names)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = range(0, num_classes, label_step(num_classes))
@@ -165,7 +165,7 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
                 fontsize=8,
                 color="white" if shares[i, j] > 0.5 else "black",
             )
-    axis.set_xlabel("called by the fusion")
+    axis.set_xlabel("class predicted by the fusion")
     axis.set_ylabel("true class")
     figure.colorbar(image, ax=axis, label="percent of the true class", shrink=0.7)
     return figure

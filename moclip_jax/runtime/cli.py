@@ -1,4 +1,4 @@
-"""What all commands share: help that fits a screen, and mistakes told in a sentence.
+"""Parse command lines, print help and short error messages, and return exit statuses.
 
 `start` serves the commands that run the recipe (absl flags, `--config`); `CommandParser` and `run`
 serve the others. Nothing heavy is imported here: help and mistakes come at once, and
@@ -30,7 +30,7 @@ from moclip_jax.runtime.launch import Launch, join
 
 STATUS_OK, STATUS_ERROR, STATUS_USAGE, STATUS_STOPPED = 0, 1, 2, 130
 STATUSES = (
-    "exit status: 0 all is done; 1 an error, told in a sentence; 2 a mistake on the\n"
+    "exit status: 0 success; 1 an error, explained in a message; 2 a mistake on the\n"
     "command line; 130 stopped by Ctrl-C"
 )
 # Of the commands that run the recipe, in addition.
@@ -42,17 +42,15 @@ RECIPE_STATUSES = (
 _WIDTH = 80
 
 _REMEDIES = {
-    errno.ENOSPC: "; make room, and the same command goes on from what is there",
-    errno.EDQUOT: "; make room, and the same command goes on from what is there",
+    errno.ENOSPC: "; make room, then start the same command again to resume",
+    errno.EDQUOT: "; make room, then start the same command again to resume",
     errno.EROFS: "; use a folder that can be written",
 }
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "shipped config, such as demo, or a file of settings", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "folder for everything that is made; the same command goes on in it"
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; the same command resumes it")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of process 0, in a run of several; see docs/launching.md"
 )

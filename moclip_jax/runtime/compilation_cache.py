@@ -1,4 +1,4 @@
-"""Programs that XLA has compiled once are kept on disk, so that the next start does not wait.
+"""Keep programs that XLA has compiled on disk, so that the next start need not compile them.
 
 Nothing heavy is imported here: every command calls `use_compilation_cache` before it imports JAX.
 """
@@ -9,28 +9,28 @@ import platform
 import sys
 from pathlib import Path
 
-# The folder to keep them in; empty switches the cache off.
+# Folder of the cache; an empty value disables it.
 FOLDER_VARIABLE = "MOCLIP_JAX_CACHE"
-# JAX's own variable comes first where it is set.
+# JAX's own variable has priority.
 JAX_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _SETTINGS = {
-    # What compiles faster than this is compiled again.
+    # Seconds; programs that compile faster are not cached.
     "jax_persistent_cache_min_compile_time_secs": 0.5,
-    # Bytes; what was not used for longest goes first.
+    # Bytes; the least recently used program is removed first.
     "jax_compilation_cache_max_size": 4 * 2**30,
 }
 
 
 def use_compilation_cache() -> Path | None:
-    """Lets JAX keep compiled programs, in this process and in its children.
+    """Enable JAX's compilation cache, for this process and its children.
 
-    They lie in `$MOCLIP_JAX_CACHE`, or else in `~/.cache/moclip_jax` (`$XDG_CACHE_HOME` where that
-    is set), in a folder for each kind of processor: homes are shared between machines, and a
-    program that was compiled for one may not run on another. JAX's own settings
-    (`JAX_COMPILATION_CACHE_DIR` and others) are left as they are where they are set.
+    The cache is `$MOCLIP_JAX_CACHE`, by default `~/.cache/moclip_jax` (or below
+    `$XDG_CACHE_HOME`), with a folder for each kind of processor: machines share home folders, and a
+    program compiled for one processor may not run on another. JAX's own variables
+    (`JAX_COMPILATION_CACHE_DIR` and others) have priority.
 
     Returns:
-      The folder; None where the cache is off, is JAX's own, or cannot be written (which is told).
+      The folder; None if the cache is disabled, is JAX's own, or cannot be written (a warning).
     """
     named = os.environ.get(FOLDER_VARIABLE)
     if JAX_VARIABLE in os.environ or named == "":
@@ -40,8 +40,8 @@ def use_compilation_cache() -> Path | None:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         print(
-            f"compiled programs are not kept: {existing} cannot be written; name another folder "
-            f"in {FOLDER_VARIABLE}",
+            f"compiled programs are not cached: {existing} cannot be written; set "
+            f"{FOLDER_VARIABLE} to another folder",
             file=sys.stderr,
         )
         return None
@@ -59,9 +59,9 @@ def use_compilation_cache() -> Path | None:
 
 
 def processor_kind() -> str:
-    """Returns a name that processors share only if they have the same instructions."""
+    """Return a name that two processors share only if they have the same instructions."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     flags = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
-    told = "\n".join(sorted(set(flags))) or platform.processor()
-    return f"{platform.machine()}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    text = "\n".join(sorted(set(flags))) or platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -1,4 +1,4 @@
-"""What is left to the machine: the dtype of CLIP, batches of features, how XLA compiles."""
+"""Choose dtypes, batch sizes and compiler options for the device that JAX runs on."""
 
 import functools
 from collections.abc import Sequence
@@ -7,24 +7,20 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from moclip_jax.models.efficientnet import EfficientNetConfig
-
 AUTO = "auto"
-# Videos in a step at most, and a multiple of every size: features are kept in files of this many.
-MOST_VIDEOS = 256
-# Of a device's free memory; the rest is for weights, the next batch, and what was not counted.
+# Largest batch, and a multiple of every batch size: features are stored in files of this many.
+MAX_BATCH_SIZE = 256
+# Share of a device's free memory for one batch; the rest is for weights and the next batch.
 _SHARE_OF_MEMORY = 0.25
-# Largest maps that are alive at once: a layer's input, its output, and a padded copy.
-_MAPS_ALIVE = 3
 
 
 def computation_dtype(setting: str, backend: str = "") -> jnp.dtype:
-    """Returns the dtype that a network computes in; parameters are always float32.
+    """Return the dtype of a network's computation; parameters are always float32.
 
     Args:
-      setting: 'float32', 'bfloat16', or 'auto': bfloat16 on a GPU or TPU, float32 on a CPU, where
-        only products may be faster in bfloat16 (see `matmul_dtype`).
-      backend: 'cpu', 'gpu' or 'tpu'; empty means the one that JAX runs on.
+      setting: 'float32', 'bfloat16', or 'auto': bfloat16 on a GPU or TPU, and float32 on a CPU,
+        where only matmuls may be faster in bfloat16 (see `matmul_dtype`).
+      backend: 'cpu', 'gpu' or 'tpu'; empty means the backend that JAX runs on.
     """
     if setting == AUTO:
         on_cpu = (backend or jax.default_backend()) == "cpu"
@@ -33,14 +29,14 @@ def computation_dtype(setting: str, backend: str = "") -> jnp.dtype:
 
 
 def matmul_dtype(setting: str) -> jnp.dtype:
-    """Returns the dtype that a frozen network on a CPU multiplies in (`models/frozen.py`).
+    """Return the dtype of the matmul inputs of a frozen network on a CPU.
 
-    Everything but the products is float32 there, and sums of products are.
+    Accumulation and everything else stay in float32, see `models/inference.py`.
 
     Args:
-      setting: `config.clip.dtype` or `config.features.motion_dtype`; 'auto' is bfloat16 where the
-        processor has matrix units for it (Intel's AMX), in which products take a fifth of the time,
-        and else float32.
+      setting: `config.clip.dtype` or `config.features.motion_dtype`; 'auto' is bfloat16 if the
+        processor has matrix units for it (Intel AMX), where matmuls take a fifth of the time, and
+        float32 otherwise.
     """
     if setting == AUTO:
         return jnp.dtype(jnp.bfloat16 if "amx_bf16" in _processor_flags() else jnp.float32)
@@ -48,10 +44,10 @@ def matmul_dtype(setting: str) -> jnp.dtype:
 
 
 def compiler_options() -> dict[str, int]:
-    """Returns options for `jax.jit` of programs whose time counts.
+    """Return the options of `jax.jit` for programs whose speed matters.
 
-    XLA's CPU backend uses half of an AVX-512 register unless it is told otherwise, because older
-    processors lower their clock for whole ones; those that know bfloat16 do not.
+    XLA's CPU backend uses half of an AVX-512 register by default, because older processors lower
+    their clock for full ones; processors that support bfloat16 do not.
     """
     if jax.default_backend() == "cpu" and "avx512_bf16" in _processor_flags():
         return {"xla_cpu_prefer_vector_width": 512}
@@ -60,7 +56,7 @@ def compiler_options() -> dict[str, int]:
 
 @functools.cache
 def _processor_flags() -> frozenset[str]:
-    """Names of the instructions that the host's processor knows, as Linux calls them."""
+    """Return the instruction sets of the host's processor, under Linux's names."""
     path = Path("/proc/cpuinfo")
     for line in path.read_text().splitlines() if path.exists() else ():
         if line.startswith("flags"):
@@ -68,54 +64,28 @@ def _processor_flags() -> frozenset[str]:
     return frozenset()
 
 
-def bytes_of_a_video(
-    backbone: EfficientNetConfig, *, side: int, segments: int, views: int, images: int
-) -> int:
-    """Returns what one video takes of a device while its features are computed.
+def batch_size_for_memory(bytes_per_example: int, memory: int, devices: int) -> int:
+    """Return the largest batch size that fits in memory, for `config.features.batch_size=0`.
 
-    The fields of all its views, as bytes; and for the segments of one view, as views go one after
-    the other, `_MAPS_ALIVE` times the largest map of the motion network. Beside that the image
-    tower's own maps are small.
+    It is a power of two for each device, whose examples take at most a quarter of its free memory;
+    at least one example for each device, and at most `MAX_BATCH_SIZE` in all.
 
     Args:
-      backbone: of the motion network.
-      side: of its fields in pixels.
-      segments: fields of a view.
-      views: of a video.
-      images: pictures of a video that CLIP sees.
+      bytes_per_example: Memory that an example needs.
+      memory: Free bytes of the smallest device.
+      devices: Number of devices that share a batch.
     """
-    fields = views * segments * side**2 * 2 + images * 224**2 * 3
-    scale, largest = 2, backbone.stem_channels * (side // 2) ** 2
-    for stage in backbone.stages:
-        for block in stage:
-            largest = max(largest, block.inner_channels * (side // scale) ** 2)
-            scale *= block.stride
-    itemsize = backbone.map_dtype.itemsize
-    return fields + segments * _MAPS_ALIVE * largest * itemsize
-
-
-def extraction_batch_size(bytes_of_one: int, memory: int, devices: int) -> int:
-    """Returns how many videos go through the networks in a step (`config.features.batch_size=0`).
-
-    The largest power of two for each device whose videos take at most a quarter of its free memory,
-    at least one video for each device, and at most 256 in all.
-
-    Args:
-      bytes_of_one: from `bytes_of_a_video`.
-      memory: free bytes of the smallest device.
-      devices: over which the videos are split.
-    """
-    of_each = 1
+    per_device = 1
     while (
-        2 * of_each * devices <= MOST_VIDEOS
-        and 2 * of_each * bytes_of_one <= _SHARE_OF_MEMORY * memory
+        2 * per_device * devices <= MAX_BATCH_SIZE
+        and 2 * per_device * bytes_per_example <= _SHARE_OF_MEMORY * memory
     ):
-        of_each *= 2
-    return of_each * devices
+        per_device *= 2
+    return per_device * devices
 
 
 def free_memory(devices: Sequence[jax.Device]) -> int:
-    """Returns free bytes of the device with the least; CPU devices share the host's."""
+    """Return the free bytes of the device with the least; CPU devices share the host's memory."""
     free = []
     for device in devices:
         stats = device.memory_stats()
@@ -131,5 +101,5 @@ def _free_host_memory() -> int:
     for line in path.read_text().splitlines() if path.exists() else ():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    # Where the system does not tell: what any machine has.
+    # Systems other than Linux: an amount that any machine has.
     return 2 * 2**30

@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh of all devices, batches split over it, parameters on it."""
+"""Place arrays on a mesh of all devices: split batches, replicate or split parameters."""
 
 import functools
 from typing import Any
@@ -11,14 +11,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from moclip_jax.runtime import distributed
 
-# Devices along the first axis hold different rows of a batch; along the second, different parts of
-# the frozen CLIP. Work without CLIP splits its batch over both.
+# Devices along the first axis hold different rows of a batch; devices along the second, different
+# parts of the frozen CLIP. Work without CLIP splits its batch over both axes.
 DATA_AXIS, MODEL_AXIS = "data", "model"
 BATCH_AXES = (DATA_AXIS, MODEL_AXIS)
 
-# Parameters of a CLIP that are split, by the end of their path, and along which dimension (from the
-# last): a block's wide layers by output, the layers after them by input (Shoeybi et al. 2019, arXiv
-# 1909.08053), so that each device multiplies its own part.
+# End of a parameter's path in CLIP -> the dimension that is split: wide layers of a block by
+# output, the layers after them by input (Megatron-LM, Shoeybi et al. 2019, arXiv 1909.08053).
 _SPLIT_DIMENSIONS: dict[tuple[Any, ...], int] = {
     ("qkv", "kernel"): -1,
     ("qkv", "bias"): -1,
@@ -30,26 +29,26 @@ _SPLIT_DIMENSIONS: dict[tuple[Any, ...], int] = {
 
 
 def make_mesh(devices: list[jax.Device] | None = None, *, model: int = 1) -> Mesh:
-    """Returns a mesh of axes `data` and `model` over all devices of all processes.
+    """Return a mesh with the axes `data` and `model` over all devices of all processes.
 
-    Devices stand in the order of their processes, so that each process holds one block of the rows
-    of a batch, and a group that shares a model lies within a process.
+    Devices are ordered by process, so that each process holds one block of the rows of a batch, and
+    devices that share a model belong to one process.
 
     Args:
-      devices: the devices; None takes all.
-      model: how many devices share one copy of the frozen CLIP (`config.mesh.model`).
+      devices: The devices; None takes all.
+      model: Number of devices that share one copy of the frozen CLIP (`config.mesh.model`).
 
     Raises:
-      ValueError: the devices of a process cannot be split into groups of `model`.
+      ValueError: The devices of a process cannot be split into groups of `model`.
     """
     devices = jax.devices() if devices is None else devices
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-    of_each: dict[int, int] = {}
+    per_process: dict[int, int] = {}
     for device in devices:
-        of_each[device.process_index] = of_each.get(device.process_index, 0) + 1
-    if len(set(of_each.values())) > 1:
-        raise ValueError(f"processes have different numbers of devices: {of_each}")
-    local = next(iter(of_each.values()))
+        per_process[device.process_index] = per_process.get(device.process_index, 0) + 1
+    if len(set(per_process.values())) > 1:
+        raise ValueError(f"processes have different numbers of devices: {per_process}")
+    local = next(iter(per_process.values()))
     if model < 1 or local % model:
         raise ValueError(
             f"config.mesh.model={model} does not divide the {local} devices of a process; "
@@ -60,10 +59,10 @@ def make_mesh(devices: list[jax.Device] | None = None, *, model: int = 1) -> Mes
 
 
 def connect(mesh: Mesh) -> None:
-    """Opens the connections between the devices of several processes, while all wait for it.
+    """Open the connections between the devices of several processes, while all wait for it.
 
-    Opened by the first training step they would have to meet within half a minute, and one host may
-    compile that step for much longer than another.
+    If the first training step opened them, all processes would have to reach it within half a
+    minute, and one host may compile that step much longer than another.
     """
     if jax.process_count() == 1:
         return
@@ -84,7 +83,7 @@ def connect(mesh: Mesh) -> None:
 
 
 def check_batch_size(mesh: Mesh, field: str, batch_size: int) -> None:
-    """Raises ValueError if a global batch cannot be split evenly over the mesh."""
+    """Raise ValueError if a global batch cannot be split evenly over the mesh."""
     if batch_size % mesh.size:
         below, above = batch_size // mesh.size * mesh.size, -(-batch_size // mesh.size) * mesh.size
         raise ValueError(
@@ -96,12 +95,12 @@ def check_batch_size(mesh: Mesh, field: str, batch_size: int) -> None:
 def shard_batch(
     batch: dict[str, np.ndarray], mesh: Mesh, axes: tuple[str, ...] = BATCH_AXES
 ) -> dict[str, jax.Array]:
-    """Puts this process's rows of a global batch on its devices.
+    """Put this process's rows of a global batch on its devices.
 
     Args:
-      batch: arrays `[rows, ...]` with the rows of this process, in global order.
-      mesh: the mesh of all devices.
-      axes: of the mesh, over which the rows are split; along the others they are repeated.
+      batch: Arrays `[rows, ...]` with the rows of this process, in global order.
+      mesh: The mesh of all devices.
+      axes: Axes of the mesh that split the rows; the other axes repeat them.
 
     Returns:
       Global arrays `[rows * processes, ...]`.
@@ -113,17 +112,17 @@ def shard_batch(
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts a whole copy of every array of `tree` on each device of the mesh."""
+    """Put a copy of every array of `tree` on each device of the mesh."""
     sharding = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda leaf: _place(leaf, sharding), tree)
 
 
 def split_over_model(tree: Any, mesh: Mesh) -> Any:
-    """Puts the parameters of a CLIP tower on the mesh, wide layers split over the `model` axis.
+    """Put the parameters of a CLIP tower on the mesh, wide layers split over the `model` axis.
 
     Args:
-      tree: its `nnx.state`. A layer whose size the axis does not divide stays whole.
-      mesh: the mesh of all devices.
+      tree: Its `nnx.state`. A layer whose size the axis does not divide is replicated.
+      mesh: The mesh of all devices.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: _place(leaf, NamedSharding(mesh, partition_spec(path, leaf, mesh))), tree
@@ -131,7 +130,7 @@ def split_over_model(tree: Any, mesh: Mesh) -> Any:
 
 
 def partition_spec(path: tuple[Any, ...], leaf: Any, mesh: Mesh) -> PartitionSpec:
-    """Returns how the parameter of a CLIP tower at a key path is split; `P()` is not at all."""
+    """Return the PartitionSpec of the parameter of a CLIP tower at a key path; `P()` replicates."""
     names: list[Any] = [getattr(key, "key", getattr(key, "name", None)) for key in path]
     # The path of an nnx.State ends with the `value` of the variable.
     dimension = _SPLIT_DIMENSIONS.get(tuple(names[-3:-1]))
@@ -144,10 +143,10 @@ def partition_spec(path: tuple[Any, ...], leaf: Any, mesh: Mesh) -> PartitionSpe
 
 def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if jax.process_count() == 1:
-        # Copied first: training donates its state, and to donate an alias deletes the caller's.
+        # A copy, because training donates its state, which would delete the caller's array.
         return jax.device_put(jnp.copy(leaf), sharding)
-    # Every process has the same values and takes its devices' part of them, without a word to the
-    # others; `device_put` would compare them over the network.
+    # Every process has the same values and takes the part of its own devices; `device_put` would
+    # compare the values over the network.
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = _place(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))

@@ -1,4 +1,4 @@
-"""Checkpoints of training and the markers of finished stages, through Orbax and JSON."""
+"""Save and restore the state of training, with Orbax."""
 
 import itertools
 import json
@@ -20,31 +20,33 @@ from moclip_jax.training.fingerprint import sha256_of
 from moclip_jax.training.stages import differences
 
 SCORE = "score"
-# Of a checkpoint that was made between two evaluations: to go on from, never the best.
+# Score of a checkpoint between two evaluations: training resumes from it, but it is never the best.
 NO_SCORE = -1.0
 
 _STATE, _ABOUT = "state", "about"
 
 
 class TrainingCheckpoints:
-    """The two newest checkpoints of a trained stage, to go on from, and its two best, to keep.
+    """The two newest checkpoints of a trained stage, to resume from, and its two best.
 
-    Process 0 alone writes and reads; the state is whole on every device, so the others get it over
-    the network. Saving goes on in the background.
+    Only the main process writes and reads; the state is replicated on every device, so the other
+    processes receive it over the network. Checkpoints are written in the background.
 
-    Each checkpoint holds, beside the state, `about` as JSON: what it was made from, the versions it
-    was made with, the sums of the epoch so far, and the SHA-256 of the state, against which it is
-    checked when it is read.
-
-    Args:
-      directory: where the checkpoints lie; made if absent.
-      about: nested JSON values that must be the same to go on from a checkpoint: `config`,
-        `class_names`, `preprocessing`, `weights` (frozen ones, by source and hash).
+    Each checkpoint holds the state and, as JSON, what it was made from, the versions of the
+    packages, the sums of the epoch so far, and the SHA-256 of the state, which is verified when the
+    checkpoint is read.
     """
 
     def __init__(self, directory: Path, about: Mapping[str, Any] | None = None):
+        """Open the checkpoints of a folder.
+
+        Args:
+          directory: Folder of the checkpoints; made if absent.
+          about: Nested JSON values that must be equal to resume from a checkpoint: `config`,
+            `class_names`, `preprocessing`, `weights` (frozen ones, by source and hash).
+        """
         self._directory = directory.absolute()
-        # Through JSON once, so that tuples compare equal to the lists read back.
+        # Converted to JSON and back, so that tuples compare equal to the lists of the file.
         self._about = json.loads(json.dumps(dict(about or {})))
         self._manager = self._open() if distributed.is_main_process() else None
 
@@ -54,7 +56,7 @@ class TrainingCheckpoints:
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 create=False,
-                # What a killed run left half written.
+                # Removes what a killed run left half written.
                 cleanup_tmp_directories=True,
                 best_fn=lambda metrics: metrics[SCORE],
                 best_mode="max",
@@ -72,20 +74,20 @@ class TrainingCheckpoints:
         )
 
     def save(self, step: int, state: Any, score: float, sums: Mapping[str, float]) -> None:
-        """Saves `state` under `step`, in the background.
+        """Save `state` under `step`, in the background.
 
         Args:
-          step: updates done.
-          state: tree of arrays, whole on every device.
-          score: decides which is the best.
-          sums: of the epoch that is under way; empty at its end.
+          step: Number of updates done.
+          state: Tree of arrays, replicated on every device.
+          score: The checkpoint with the highest score is the best.
+          sums: Sums over the steps of the current epoch; empty at its end.
 
         Raises:
-          OSError: this or the save before failed (a full disk); what was saved before is there.
+          OSError: This or the previous save failed (a full disk); earlier checkpoints are kept.
         """
         if self._manager is None:
             return
-        # Copied: the next step overwrites the state in place.
+        # A copy, because the next step overwrites the state in place.
         state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
         about = {
             "made_from": self._about,
@@ -103,20 +105,20 @@ class TrainingCheckpoints:
             )
 
     def restore_newest(self, like: Any) -> tuple[int, Any, dict[str, float]] | None:
-        """Returns step, state and sums of the newest whole checkpoint; None if there is none.
+        """Return step, state and sums of the newest complete checkpoint; None if there is none.
 
-        A damaged one is set aside (renamed) with a sentence, and the one before it is read.
+        A damaged checkpoint is renamed, which is logged, and the one before it is read.
 
         Args:
-          like: tree of the state's structure, shapes and dtypes.
+          like: Tree of the structure, shapes and dtypes of the state.
 
         Raises:
-          ValueError: it was made from another config, other classes or other weights.
+          ValueError: It was made from another config, other classes or other weights.
         """
         return self._restore(like, lambda manager: max(manager.all_steps(), default=None))
 
     def restore_best(self, like: Any) -> tuple[int, Any, dict[str, float]] | None:
-        """As `restore_newest`, of the checkpoint with the highest score."""
+        """Return step, state and sums of the checkpoint with the best score; None if none."""
         return self._restore(like, lambda manager: manager.best_step())
 
     def _restore(
@@ -138,10 +140,10 @@ class TrainingCheckpoints:
                 return [step, sums]
             return None
 
-        told = distributed.run_on_main(read)
-        if told is None:
+        result = distributed.run_on_main(read)
+        if result is None:
             return None
-        step, sums = told
+        step, sums = result
         state = distributed.broadcast_from_main(found[0] if found else None, like)
         return step, state, sums
 
@@ -153,7 +155,7 @@ class TrainingCheckpoints:
                 step, args=ocp.args.Composite(**{_ABOUT: ocp.args.JsonRestore()})
             )[_ABOUT]
             made_from, digest, sums = about["made_from"], about["sha256"], about["sums"]
-        # Whatever a library raises over a file that is not what it wrote.
+        # Orbax raises errors of many types for a damaged file.
         except Exception as error:
             raise _DamagedError(f"its description cannot be read ({_first_line(error)})") from error
         self._check_about(step, made_from, about["versions"])
@@ -164,7 +166,7 @@ class TrainingCheckpoints:
         except Exception as error:
             raise _DamagedError(f"it cannot be read ({_first_line(error)})") from error
         if sha256_of(state) != digest:
-            raise _DamagedError("its numbers are not those that were saved")
+            raise _DamagedError("its SHA-256 is not that of the saved state")
         return state, sums
 
     def _check_about(self, step: int, before: Any, versions: Mapping[str, str]) -> None:
@@ -173,8 +175,7 @@ class TrainingCheckpoints:
             raise ValueError(
                 f"the checkpoint of step {step} in {self._directory} was made from something else:"
                 + "".join(f"\n  {line}" for line in changed)
-                + "\nTake the change back, use another --workdir, or delete that folder to train "
-                "again."
+                + "\nRevert the change, use another --workdir, or delete that folder to train again."
             )
         now = package_versions()
         others = [f"{k} {v} (now {now.get(k)})" for k, v in versions.items() if now.get(k) != v]
@@ -189,15 +190,15 @@ class TrainingCheckpoints:
         self._manager.reload()
         before = self._manager.latest_step()
         say(
-            f"the checkpoint of step {step} is damaged: {why}; it is set aside as {aside}, and "
+            f"the checkpoint of step {step} is damaged: {why}; it is renamed to {aside}, and "
             + (f"that of step {before} is used" if before is not None else "there is none before")
         )
 
     def close(self) -> None:
-        """Waits until everything is on disk.
+        """Wait until everything is on disk.
 
         Raises:
-          OSError: the last save failed.
+          OSError: The last save failed.
         """
         if self._manager is None:
             return
@@ -210,7 +211,7 @@ class TrainingCheckpoints:
 
 
 class _DamagedError(Exception):
-    """A checkpoint is not what was written."""
+    """A checkpoint is not what was written, or is incomplete."""
 
 
 def _first_line(error: BaseException) -> str:

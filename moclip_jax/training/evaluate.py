@@ -1,4 +1,4 @@
-"""Stage `evaluate`: the four rows that always stand together, each with its own cost."""
+"""Stage `evaluate`: compute accuracy and cost of the four rows of the results."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def fused_logits(head: FusionHead, features: Features) -> np.ndarray:
 
 
 def cost_of_one_view(config: ConfigDict, network: MotionNetwork, clip: CLIP) -> dict[str, int]:
-    """Returns multiply-adds of one motion field (`motion`) and one picture (`appearance`)."""
+    """Return the multiply-adds of one motion field (`motion`) and one image (`appearance`)."""
     motion_graph, motion_state = nnx.split(network)
     clip_graph, clip_state = nnx.split(clip)
     side = config.motion.image_size
@@ -53,7 +53,7 @@ def cost_of_one_view(config: ConfigDict, network: MotionNetwork, clip: CLIP) -> 
 
 
 def cost_of_views(config: ConfigDict, one_view: dict[str, int]) -> dict[str, int]:
-    """Returns multiply-adds a video of `motion` and `appearance` under the test protocol."""
+    """Return the multiply-adds per video of `motion` and `appearance` under the test protocol."""
     evaluation = config.evaluation
     return {
         "motion": one_view["motion"] * evaluation.num_segments * evaluation.crops,
@@ -64,30 +64,30 @@ def cost_of_views(config: ConfigDict, one_view: dict[str, int]) -> dict[str, int
 def evaluate(
     config: ConfigDict,
     features: Features,
-    refused: int,
+    rejected: int,
     text: np.ndarray,
     network: MotionNetwork,
     clip: CLIP,
     heads: dict[str, FusionHead],
     directory: Path,
 ) -> dict[str, dict[str, Any]]:
-    """Scores the test videos in every row and writes the scores to `directory/scores.npz`.
+    """Score the test videos in every row, and write `scores.npz` and `rows.json`.
 
     Args:
-      config: the whole configuration.
-      features: of the test videos.
-      refused: test videos that could not be read; they count as wrong.
-      text: unit-length text features of the classes `[classes, D]`.
-      network: the trained motion network.
-      clip: the frozen CLIP.
+      config: The whole configuration.
+      features: Features of the test videos.
+      rejected: Number of test videos that could not be read, which count as wrong.
+      text: Text features of the classes `[classes, D]`, of unit length.
+      network: The trained motion network.
+      clip: The frozen CLIP.
       heads: `clip_head` and `fusion`.
-      directory: the stage's folder.
+      directory: The stage's folder.
 
     Returns:
       The rows `zero_shot`, `clip_head`, `motion`, `fusion`, each with `top1`, `top5` (0 to 1),
-      `num_examples`, `protocol`, `gflops` (10^9 multiply-adds a video, of the views the accuracy
-      was measured with), `gflops_per_view` (of one motion field, one picture), `params` (of all
-      that a video goes through) and `trainable_params` (trained for this row, beside frozen parts).
+      `num_examples`, `protocol`, `gflops` (10^9 multiply-adds per video, for the views that the
+      accuracy was measured with), `gflops_per_view` (for one motion field, one image), `params` (of
+      all networks that a video goes through) and `trainable_params` (trained for this row).
     """
     scores = {
         "zero_shot": zero_shot_logits(features.appearance, text),
@@ -97,7 +97,7 @@ def evaluate(
     }
     one_view = cost_of_one_view(config, network, clip)
     cost = cost_of_views(config, one_view)
-    # The text features are computed once for all videos, so they cost a video nothing.
+    # Text features are computed once for all videos, so they do not count.
     macs = {
         "zero_shot": cost["appearance"],
         "clip_head": cost["appearance"] + count_weights(heads["clip_head"]),
@@ -107,7 +107,7 @@ def evaluate(
     size = {name: count_parameters(head) for name, head in heads.items()}
     size |= {"motion": count_parameters(network), "tower": count_parameters(clip.vision)}
     trained = {"zero_shot": 0} | {name: size[name] for name in ("clip_head", "motion", "fusion")}
-    # Of all that a video goes through, frozen or not.
+    # Parameters of all networks that a video goes through, frozen or not.
     total = {
         "zero_shot": size["tower"],
         "clip_head": size["tower"] + size["clip_head"],
@@ -130,9 +130,9 @@ def evaluate(
     }
     rows = {
         name: {
-            "top1": topk_accuracy(scores[name], features.label, 1, refused),
-            "top5": topk_accuracy(scores[name], features.label, 5, refused),
-            "num_examples": len(features.label) + refused,
+            "top1": topk_accuracy(scores[name], features.label, 1, rejected),
+            "top5": topk_accuracy(scores[name], features.label, 5, rejected),
+            "num_examples": len(features.label) + rejected,
             "protocol": protocol[name],
             "gflops": macs[name] / 1e9,
             "gflops_per_view": {stream: one_view[stream] / 1e9 for stream in streams[name]},
@@ -148,6 +148,6 @@ def evaluate(
 
 
 def count_weights(head: FusionHead) -> int:
-    """Returns the multiply-adds of one pass of a head: the size of its weight matrices."""
+    """Return the multiply-adds of a head for one video: the size of its weight matrices."""
     leaves = jax.tree.leaves(nnx.state(head, nnx.Param))
     return sum(leaf.size for leaf in leaves if leaf.ndim == 2)

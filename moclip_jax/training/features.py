@@ -1,4 +1,4 @@
-"""Stage `features`: run both frozen backbones over every video once, and keep what they say."""
+"""Stage `features`: extract and store the features of all videos with both frozen backbones."""
 
 import functools
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from moclip_jax.config import motion_views
 from moclip_jax.input_pipeline.batches import PreparedDataset, view_batches
 from moclip_jax.input_pipeline.views import MotionViews, num_images
 from moclip_jax.models.clip import CLIP, normalize_images
+from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.inference import clip_for_inference, motion_network_for_inference
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.device import (
-    bytes_of_a_video,
+    batch_size_for_memory,
     compiler_options,
-    extraction_batch_size,
     free_memory,
     matmul_dtype,
 )
@@ -31,17 +31,19 @@ from moclip_jax.runtime.files import atomic_write
 from moclip_jax.runtime.progress import Progress, say
 from moclip_jax.runtime.sharding import DATA_AXIS, replicate, shard_batch, split_over_model
 
-# Videos in one file of the cache: what a killed run has to do again at most.
+# Videos in one file of features: what a killed run repeats at most.
 VIDEOS_PER_FILE = 256
+# Largest feature maps that are alive at once: input and output of a layer, and a padded copy.
+_LIVE_MAPS = 3
 
 
 class Features(NamedTuple):
-    """What the frozen backbones say of the videos of one role, in the order of its names.
+    """Features of the videos of one split, in the order of its names.
 
     Attributes:
-      motion: float32 `[videos, views, motion_features]`, averaged over segments.
-      appearance: float32 `[videos, projection_dim]`, averaged over frames, not normalised.
-      label: int32 `[videos]`.
+      motion: Float32 `[videos, views, motion_features]`, averaged over segments.
+      appearance: Float32 `[videos, projection_dim]`, averaged over frames, not normalised.
+      label: Int32 `[videos]`.
     """
 
     motion: np.ndarray
@@ -50,9 +52,9 @@ class Features(NamedTuple):
 
 
 def motion_features(network: MotionNetwork, fields: jax.Array) -> jax.Array:
-    """Returns features `[B, views, D]` of uint8 fields `[B, views, S, H, W, 2]`.
+    """Return features `[B, views, D]` of uint8 motion fields `[B, views, S, H, W, 2]`.
 
-    One view at a time, so that memory does not grow with the number of views.
+    Views are computed one after the other, so that memory does not grow with their number.
     """
     if fields.shape[1] == 1:
         return network.features(fields[:, 0]).mean(axis=1)[:, None]
@@ -65,7 +67,7 @@ def motion_features(network: MotionNetwork, fields: jax.Array) -> jax.Array:
 
 
 def appearance_features(clip: CLIP, images: jax.Array) -> jax.Array:
-    """Returns features `[B, D]` of uint8 images `[B, frames, H, W, 3]`, averaged over frames."""
+    """Return features `[B, D]` of uint8 images `[B, frames, H, W, 3]`, averaged over frames."""
     batch, frames = images.shape[:2]
     embeds = clip.encode_image(normalize_images(images.reshape(-1, *images.shape[2:])))
     return embeds.reshape(batch, frames, -1).mean(axis=1)
@@ -78,18 +80,17 @@ def make_extract_step(
     products: jax.typing.DTypeLike = jnp.float32,
     motion_products: jax.typing.DTypeLike | None = None,
 ) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Returns a function from this process's rows of a batch to the features of all rows.
+    """Return a function from this process's rows of a batch to the features of all rows.
 
-    The motion network is whole on every device, and the fields are split over all of them. The
-    image tower is split over the `model` axis of the mesh, so devices along it see the same images.
+    The motion network is replicated, and the motion fields are split over all devices. The image
+    tower is split over the `model` axis of the mesh, so devices along it get the same images.
 
     Args:
-      network: the trained motion network.
-      clip: the frozen CLIP.
-      mesh: all devices.
-      products: dtype of CLIP's products where all is done by one CPU, see
-        `device_rules.matmul_dtype`.
-      motion_products: dtype of the motion network's products on a CPU; None: as the network's.
+      network: The trained motion network.
+      clip: The frozen CLIP.
+      mesh: All devices.
+      products: Matmul dtype of CLIP on one CPU, see `device.matmul_dtype`.
+      motion_products: Matmul dtype of the motion network on a CPU; None uses the network's own.
     """
     motion_graph, motion_state = nnx.split(motion_network_for_inference(network, motion_products))
     clip_graph, clip_state = nnx.split(clip_for_inference(clip, products, devices=mesh.size))
@@ -129,10 +130,10 @@ def extract_features(
     mesh: Mesh,
     directory: Path,
 ) -> None:
-    """Writes the features of the `train`, `validation` and `test` videos under `directory`.
+    """Write the features of the `train`, `validation` and `test` videos to `directory`.
 
-    Training videos are seen in `config.features.train_views` augmented views, the others in the
-    crops of their protocol. Files that are there already are not made again.
+    Training videos get `config.features.train_views` augmented views, the others the crops of their
+    test protocol. Files that exist are kept.
     """
     extract = make_extract_step(
         network,
@@ -156,8 +157,8 @@ def extract_features(
             False,
         ),
     }
-    for role, (views, augmented) in protocols.items():
-        names = splits[role]
+    for split, (views, augmented) in protocols.items():
+        names = splits[split]
         batch_size = config.features.batch_size or distributed.run_on_main(
             functools.partial(
                 batch_size_by_memory, network, views, config, mesh, augmented=augmented
@@ -166,17 +167,17 @@ def extract_features(
         batches_per_file = max(1, VIDEOS_PER_FILE // batch_size)
         num_batches = -(-len(names) // batch_size)
         files = [
-            # By their first video.
-            directory / role / f"{first * batch_size:06d}.npz"
+            # Named after the first video in it.
+            directory / split / f"{first * batch_size:06d}.npz"
             for first in range(0, num_batches, batches_per_file)
         ]
         done = distributed.run_on_main(functools.partial(_first_missing, files))
         if done == len(files):
             continue
         if done:
-            say(f"features: {done} of {len(files)} files of '{role}' are there")
+            say(f"features: {done} of {len(files)} files of '{split}' exist")
         first_batch = done * batches_per_file
-        progress = Progress(num_batches, f"features: {role}", "batches", done_before=first_batch)
+        progress = Progress(num_batches, f"features: {split}", "batches", done_before=first_batch)
         batches = view_batches(
             dataset,
             names,
@@ -203,35 +204,60 @@ def extract_features(
 def batch_size_by_memory(
     network: MotionNetwork, views: MotionViews, config: ConfigDict, mesh: Mesh, *, augmented: bool
 ) -> int:
-    """Returns how many videos go through both networks in a step, on the devices of this mesh."""
-    size = bytes_of_a_video(
+    """Return the number of videos of one step through both networks, for the devices of a mesh."""
+    size = bytes_per_video(
         network.backbone.config,
         side=views.image_size,
         segments=views.num_segments,
         views=config.features.train_views if augmented else views.crops,
         images=num_images(config.clip.frame),
     )
-    return extraction_batch_size(size, free_memory(mesh.local_devices), mesh.size)
+    return batch_size_for_memory(size, free_memory(mesh.local_devices), mesh.size)
+
+
+def bytes_per_video(
+    backbone: EfficientNetConfig, *, side: int, segments: int, views: int, images: int
+) -> int:
+    """Return the device memory that a video needs while its features are computed.
+
+    These are its motion fields and images, and `_LIVE_MAPS` times the largest feature map of the
+    motion network, for the segments of one view (views are computed one after the other). The maps
+    of the image tower are small beside these.
+
+    Args:
+      backbone: Architecture of the motion network.
+      side: Side of its motion fields in pixels.
+      segments: Motion fields of a view.
+      views: Views of a video.
+      images: Images of a video.
+    """
+    inputs = views * segments * side**2 * 2 + images * 224**2 * 3
+    scale, largest = 2, backbone.stem_channels * (side // 2) ** 2
+    for stage in backbone.stages:
+        for block in stage:
+            largest = max(largest, block.inner_channels * (side // scale) ** 2)
+            scale *= block.stride
+    return inputs + segments * _LIVE_MAPS * largest * backbone.map_dtype.itemsize
 
 
 def _first_missing(files: list[Path]) -> int:
     return next((i for i, path in enumerate(files) if not path.exists()), len(files))
 
 
-def load_features(directory: Path, role: str, num_videos: int) -> Features:
-    """Reads what `extract_features` wrote of one role.
+def load_features(directory: Path, split: str, num_videos: int) -> Features:
+    """Read the features that `extract_features` wrote for one split.
 
     Raises:
-      ValueError: some of its `num_videos` videos are missing or doubled.
+      ValueError: Some of its `num_videos` videos are missing or present twice.
     """
     if num_videos == 0:
         empty = np.zeros((0, 0), np.float32)
         return Features(empty[:, None], empty, np.zeros((0,), np.int32))
-    parts = [dict(np.load(path)) for path in sorted((directory / role).glob("[0-9]*.npz"))]
+    parts = [dict(np.load(path)) for path in sorted((directory / split).glob("[0-9]*.npz"))]
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not np.array_equal(np.sort(whole["index"]), np.arange(num_videos)):
         raise ValueError(
-            f"{directory / role} holds features of {len(np.unique(whole['index']))} of "
+            f"{directory / split} holds features of {len(np.unique(whole['index']))} of "
             f"{num_videos} videos; delete {directory} to extract them again"
         )
     order = np.argsort(whole["index"])

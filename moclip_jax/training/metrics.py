@@ -1,33 +1,33 @@
-"""Counting: top-k accuracy over a whole test set, and the table of rows."""
+"""Compute top-k accuracy over a test set, and format the table of results."""
 
 from typing import Any
 
 import numpy as np
 
 
-def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int, refused: int = 0) -> float:
-    """Returns the share of videos whose label is among the k highest scores.
+def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int, rejected: int = 0) -> float:
+    """Return the share of videos whose label is among the k highest scores.
 
     Args:
-      scores: float `[videos, classes]`, higher is more likely.
-      labels: int `[videos]`.
-      k: how many guesses count; at most the number of classes.
-      refused: videos that could not be read, which count as wrong.
+      scores: Float `[videos, classes]`, higher is more likely.
+      labels: Int `[videos]`.
+      k: Number of predictions that count; more than the number of classes means all.
+      rejected: Number of videos that could not be read, which count as wrong.
 
     Raises:
-      ValueError: a score is not a number (it would otherwise compare as false and count as right).
+      ValueError: A score is not finite; a NaN would compare as False and count as correct.
     """
     if not np.isfinite(scores).all():
         raise ValueError("scores hold values that are not finite numbers")
     own = np.take_along_axis(scores, labels[:, None], axis=1)
-    # A tie counts against the model: equal scores for all classes are no recognition.
+    # A tie counts as wrong: equal scores for all classes are no recognition.
     rank = (scores >= own).sum(axis=1)
-    total = len(labels) + refused
+    total = len(labels) + rejected
     return float((rank <= min(k, scores.shape[1])).sum() / total) if total else float("nan")
 
 
 def format_table(rows: dict[str, dict[str, Any]]) -> str:
-    """Returns the rows of results as one table of fixed-width text."""
+    """Return the rows of the results as a table of fixed-width text."""
     header = ("row", "top-1", "top-5", "videos", "GMACs/video", "params", "trained", "protocol")
     lines = [header]
     for name, row in rows.items():

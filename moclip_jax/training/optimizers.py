@@ -1,4 +1,4 @@
-"""The two optimizers of the recipe, each with torch's arithmetic."""
+"""Make the two optimizers of the recipe, each with PyTorch's arithmetic."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -8,15 +8,14 @@ import jax
 import optax
 from flax import nnx
 
-# Of MoCLIP-Lite's published training: what is new learns fast, what was pretrained on pictures
-# slowly.
+# Learning rates of MoCLIP-Lite's published training: new layers learn fast, layers pretrained on
+# images slowly.
 DEFAULT_MULTIPLIERS: Mapping[str, float] = MappingProxyType(
     {"classifier": 1.0, "stem": 0.1, "rest": 0.01}
 )
 
-# The start of the path of every parameter of a MotionNetwork, and its group. The stem's own
-# normalisation belongs to the pretrained rest, the normalisation of the input (which is new) goes
-# with the stem.
+# Start of the path of each parameter of a MotionNetwork -> its group. The stem's normalisation is
+# pretrained and belongs to the rest; the normalisation of the input is new and goes with the stem.
 _GROUPS: Mapping[tuple[str, ...], str] = MappingProxyType(
     {
         ("input_norm",): "stem",
@@ -40,29 +39,28 @@ def motion_optimizer(
     weight_decay: float = 1e-4,
     multipliers: Mapping[str, float] = DEFAULT_MULTIPLIERS,
 ) -> optax.GradientTransformation:
-    """`torch.optim.Adam` with one learning rate per group of parameters, falling in steps.
+    """Return `torch.optim.Adam` with a learning rate per parameter group and step decay.
 
-    torch's `weight_decay` is coupled: it is added to the gradient before Adam's moments, on every
-    parameter, BatchNorm and biases included (as in the published code, whose exemptions have no
-    effect).
+    PyTorch's `weight_decay` is coupled: it is added to the gradient before Adam's moments, for
+    every parameter including BatchNorm and biases (as in the published code, whose exemptions have
+    no effect).
 
     Args:
-        params: the `nnx.Param` leaves of a `MotionNetwork`, to check that each has a group.
-        learning_rate: before the first boundary and any multiplier.
-        boundaries: steps, counted from 0 and rising, from which on the rate is multiplied by
-            `decay_factor` once more.
-        decay_factor: see `boundaries`.
-        eps: added to the root of the second moment.
-        weight_decay: of the L2 penalty.
-        multipliers: of the learning rate of 'classifier', of 'stem' (the stem's convolution and the
-            normalisation of the input) and of the 'rest'.
+      params: The `nnx.Param` leaves of a `MotionNetwork`, to check that each has a group.
+      learning_rate: Base rate, before the first boundary and any multiplier.
+      boundaries: Increasing steps, from 0, at which the rate is multiplied by `decay_factor`.
+      decay_factor: See `boundaries`.
+      eps: Added to the root of the second moment.
+      weight_decay: Factor of the L2 penalty.
+      multipliers: Of the learning rate of 'classifier', of 'stem' (the stem's convolution and the
+        normalisation of the input) and of the 'rest'.
 
     Returns:
-        A transformation whose `update` needs the parameters.
+      A transformation whose `update` needs the parameters.
 
     Raises:
-        ValueError: a parameter belongs to no group, a multiplier is missing or unknown, or the
-            boundaries do not rise.
+      ValueError: A parameter belongs to no group, a multiplier is missing or unknown, or the
+        boundaries do not increase.
     """
     if set(multipliers) != set(_GROUPS.values()):
         raise ValueError(
@@ -79,7 +77,7 @@ def motion_optimizer(
             lambda path, update: update * multipliers[parameter_group(path)], updates
         )
 
-    # Only to raise now, and not in the first training step, for a parameter without a group.
+    # Called once to raise now, not in the first step, for a parameter without a group.
     scale_by_group(params)
     schedule = optax.piecewise_constant_schedule(
         learning_rate, dict.fromkeys(boundaries, decay_factor)
@@ -95,29 +93,29 @@ def motion_optimizer(
 def head_optimizer(
     *, learning_rate: float = 1e-4, weight_decay: float = 0.01
 ) -> optax.GradientTransformation:
-    """`torch.optim.AdamW`: betas 0.9 and 0.999, eps 1e-8, decoupled decay on every parameter.
+    """Return `torch.optim.AdamW`: betas 0.9 and 0.999, eps 1e-8, decay of every parameter.
 
     Args:
-        learning_rate: constant.
-        weight_decay: times the learning rate, the share of each parameter taken off in a step.
+      learning_rate: Constant rate.
+      weight_decay: Decoupled weight decay, multiplied by the learning rate in each step.
 
     Returns:
-        A transformation whose `update` needs the parameters.
+      A transformation whose `update` needs the parameters.
     """
     return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
 
 
 def parameter_group(path: tuple[Any, ...]) -> str:
-    """The learning-rate group of the parameter of a `MotionNetwork` that stands at a key path.
+    """Return the learning-rate group of a parameter of a `MotionNetwork`.
 
     Args:
-        path: keys as `jax.tree_util.tree_map_with_path` gives them.
+      path: Key path of the parameter, as `jax.tree_util.tree_map_with_path` gives it.
 
     Returns:
-        'classifier', 'stem' or 'rest'.
+      'classifier', 'stem' or 'rest'.
 
     Raises:
-        ValueError: the path belongs to no group.
+      ValueError: The path belongs to no group.
     """
     names = tuple(getattr(key, "key", getattr(key, "name", None)) for key in path)
     for start, group in _GROUPS.items():

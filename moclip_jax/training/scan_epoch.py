@@ -1,6 +1,6 @@
-"""An epoch as one compiled loop, over data that stays on the devices.
+"""Run an epoch as one compiled `lax.scan`, over data that stays on the devices.
 
-For small networks on cached features: there, handing over a batch takes as long as its step.
+This is for small networks on cached features, where sending a batch takes as long as its step.
 """
 
 import dataclasses
@@ -16,18 +16,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from moclip_jax.runtime.device import compiler_options
 from moclip_jax.runtime.sharding import BATCH_AXES, replicate
 
-# Of a device's memory, what data may take; the rest is for the network and its work.
+# Share of a device's memory that data may take; the rest is for the network.
 _SHARE_OF_MEMORY = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class DeviceData:
-    """Data on the devices, and how each step takes its batch from it.
+    """Data on the devices, and how each step takes its batch from the data.
 
     Attributes:
-      data: arrays, whole on every device of the mesh (`place_data`).
-      choices: `(epoch, first_step) -> int32 [steps, rows]` by name: what this process's rows of
-        each remaining step of the epoch are; a pure function of its arguments.
+      data: Arrays, replicated on every device of the mesh (`place_data`).
+      choices: `(epoch, first_step) -> int32 [steps, rows]` by name: the indices of this process's
+        rows of each remaining step of the epoch; a pure function of its arguments.
       batch: `(data, choices of one step) -> batch` of arrays `[rows, ...]`, traced.
     """
 
@@ -37,10 +37,10 @@ class DeviceData:
 
 
 def place_data(data: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array] | None:
-    """Puts a whole copy of the data on every device; None where that would not leave enough memory.
+    """Replicate the data on every device; return None if too little memory would be left.
 
-    Devices that do not tell their memory (a CPU's is the host's, which holds the data already) are
-    taken to have enough.
+    Devices that do not report their memory (a CPU, whose host holds the data already) are assumed
+    to have enough.
     """
     size = sum(values.nbytes for values in data.values())
     for device in mesh.local_devices:
@@ -51,7 +51,7 @@ def place_data(data: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array] 
 
 
 def place_choices(choices: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts `[steps, rows of this process]` on the mesh, rows split as those of a batch are."""
+    """Put `[steps, rows of this process]` on the mesh, with rows split like those of a batch."""
     sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     return {
         name: jax.make_array_from_process_local_data(sharding, values)
@@ -60,17 +60,17 @@ def place_choices(choices: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
 
 
 def make_epoch_step(train_step: Callable, batch: Callable, mesh: Mesh) -> Callable:
-    """Returns the jitted loop `(state, data, choices, key) -> (state, sums)` over all steps.
+    """Return the jitted loop `(state, data, choices, key) -> (state, sums)` over all steps.
 
     Args:
-      train_step: from `moclip_jax.training.trainer.make_train_step`.
-      batch: see `DeviceData`; a choice named `stop` is handed on as it is.
-      mesh: the devices.
+      train_step: From `moclip_jax.training.trainer.make_train_step`.
+      batch: See `DeviceData`; a choice named `stop` is passed on as it is.
+      mesh: The devices.
 
     Returns:
-      A function whose `sums` are those of `train_step`, added up over the steps.
+      A function whose `sums` are those of `train_step`, added over the steps.
     """
-    # As it is without `jax.jit`: the options of compilation belong to the outermost program.
+    # Without its own `jax.jit`, because compiler options belong to the outermost program.
     train_step = inspect.unwrap(train_step)
 
     def epoch_step(state: Any, data: dict[str, jax.Array], choices: Any, key: jax.Array):

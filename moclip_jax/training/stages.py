@@ -51,14 +51,13 @@ class StageRecord:
             raise ValueError(
                 f"stage '{self._stage}' in {self._path.parent} was run with other settings:"
                 + "".join(f"\n  {line}" for line in changed)
-                + "\nUse another --workdir, take the change back, or delete that folder (and those "
-                "of the stages after it) to have it made again."
+                + "\nUse another --workdir, revert the change, or delete that folder (and those of the "
+                "later stages) to run it again."
             )
         if record.get("made_from") != self._source():
             raise ValueError(
-                f"stage '{self._stage}' was made from a result of the stage before it that is no "
-                f"longer there; delete {self._path.parent} (and the stages after it) to make it "
-                "again"
+                f"stage '{self._stage}' was made from a result of the previous stage that no longer "
+                f"exists; delete {self._path.parent} (and the later stages) to run it again"
             )
         return record["done"]
 
@@ -113,8 +112,8 @@ def check_weights(path: Path, weights: dict[str, dict[str, str]], *, note: bool)
             for name in changed
         )
         raise ValueError(
-            f"{path.parent} was made with other weights:{lines}\nPut the weights back, or delete "
-            "that folder and those of the stages after it to have them made again."
+            f"{path.parent} was made with other weights:{lines}\nRestore the weights, or delete "
+            "that folder and those of the later stages to run them again."
         )
 
 

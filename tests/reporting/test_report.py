@@ -176,7 +176,7 @@ def test_101_classes_and_names_that_look_like_markup_make_a_sound_page(finished_
     }
     page = Page(report.write_report(testing.get_config(), dataset, splits, tmp_path, num_clips=0))
     assert_self_contained(page)
-    assert page.tables["refused"] == [["bad <b>.avi", "/x/bad <b>.avi: no <i>video</i>"]]
+    assert page.tables["rejected"] == [["bad <b>.avi", "/x/bad <b>.avi: no <i>video</i>"]]
     assert "not recorded" in page.tables["times"][1]
     texts = [
         ["".join(text.itertext()) for text in ElementTree.fromstring(content).iter() if text.text]
@@ -187,7 +187,7 @@ def test_101_classes_and_names_that_look_like_markup_make_a_sound_page(finished_
     # Every class is named in the bars, the dollar sign as a dollar sign, the long name cut.
     assert {*HOSTILE[:4], "z" * 29 + "…", "class 95"} <= named
     # On the confusion matrix there is room for a part of them, once on each axis.
-    (confusion,) = [figure for figure in texts if "called by the fusion" in figure]
+    (confusion,) = [figure for figure in texts if "class predicted by the fusion" in figure]
     assert sum(text in class_names for text in confusion) == 2 * len(range(0, 101, 3))
     assert run_figures.label_step(40) == 1 and run_figures.label_step(41) == 2
 

@@ -58,7 +58,7 @@ def check_help(module: str, text: str) -> None:
     assert 10 <= len(lines) <= 40
     assert max(map(len, lines)) <= 96
     assert f"  python -m {module} " in text.partition("examples:")[2]
-    assert "exit status: 0 all is done; 1 an error" in text
+    assert "exit status: 0 success; 1 an error" in text
 
 
 @pytest.mark.parametrize("module", RECIPE_COMMANDS)
@@ -117,8 +117,8 @@ def test_a_mistake_on_the_command_line_is_a_sentence_and_status_2(
         (
             OSError(28, "No space left on device", "/x"),
             1,
-            "error: /x: no space left on device; make room, and the same command goes on from "
-            "what is there\n",
+            "error: /x: no space left on device; make room, then start the same command again "
+            "to resume\n",
         ),
         (signals.StoppedError(), 143, "stopped\n"),
         (RuntimeError("a worker died"), 1, "error: a worker died\n"),

@@ -9,13 +9,13 @@ from moclip_jax.models.attention import attention, attention_implementation
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.runtime import device
 from moclip_jax.runtime.device import (
-    bytes_of_a_video,
+    batch_size_for_memory,
     compiler_options,
     computation_dtype,
-    extraction_batch_size,
     free_memory,
     matmul_dtype,
 )
+from moclip_jax.training.features import bytes_per_video
 
 GIB = 2**30
 
@@ -105,20 +105,20 @@ def test_attention_follows_its_definition(causal):
 def test_a_batch_takes_a_quarter_of_the_memory_and_divides_into_files():
     for devices in (1, 2, 4, 8):
         for gib in (1, 4, 16, 80):
-            size = extraction_batch_size(GIB // 10, gib * GIB, devices)
+            size = batch_size_for_memory(GIB // 10, gib * GIB, devices)
             of_each = size // devices
             assert size % devices == 0 and of_each & (of_each - 1) == 0
-            assert device.MOST_VIDEOS % size == 0
+            assert device.MAX_BATCH_SIZE % size == 0
             assert of_each == 1 or of_each * GIB // 10 <= gib * GIB / 4
             fits_twice = 2 * of_each * GIB // 10 <= gib * GIB / 4
-            assert not fits_twice or 2 * size > device.MOST_VIDEOS
-    assert extraction_batch_size(GIB, GIB, 4) == 4
+            assert not fits_twice or 2 * size > device.MAX_BATCH_SIZE
+    assert batch_size_for_memory(GIB, GIB, 4) == 4
 
 
 def test_the_bytes_of_a_video_are_its_views_and_the_largest_maps_of_one():
     b0 = EfficientNetConfig.named("b0", in_channels=2)
     # The widest maps of a B0 are the 96 channels at half the side.
-    assert bytes_of_a_video(b0, side=224, segments=25, views=10, images=1) == (
+    assert bytes_per_video(b0, side=224, segments=25, views=10, images=1) == (
         10 * 25 * 224 * 224 * 2 + 224 * 224 * 3 + 25 * 3 * 96 * 112 * 112 * 4
     )
 
@@ -139,7 +139,7 @@ def test_the_bytes_of_a_video_are_not_less_than_what_xla_reserves(dtype):
             .lower(state, fields)
             .compile()
         )
-    counted = bytes_of_a_video(config, side=96, segments=6, views=1, images=0)
+    counted = bytes_per_video(config, side=96, segments=6, views=1, images=0)
     assert compiled.memory_analysis().temp_size_in_bytes <= 1.5 * counted
 
 

@@ -17,7 +17,7 @@ def test_topk_equals_membership_among_the_sorted_scores():
 def test_refused_videos_count_as_wrong():
     scores, labels = np.eye(4), np.arange(4)
     assert topk_accuracy(scores, labels, 1) == 1.0
-    assert topk_accuracy(scores, labels, 1, refused=4) == 0.5
+    assert topk_accuracy(scores, labels, 1, rejected=4) == 0.5
 
 
 def test_equal_scores_for_all_classes_are_no_recognition():
