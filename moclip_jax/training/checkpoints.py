@@ -175,7 +175,8 @@ class TrainingCheckpoints:
             raise ValueError(
                 f"the checkpoint of step {step} in {self._directory} was made from something else:"
                 + "".join(f"\n  {line}" for line in changed)
-                + "\nRevert the change, use another --workdir, or delete that folder to train again."
+                + "\nRevert the change, use another --workdir, or delete that folder to train "
+                "again."
             )
         now = package_versions()
         others = [f"{k} {v} (now {now.get(k)})" for k, v in versions.items() if now.get(k) != v]

@@ -51,13 +51,13 @@ class StageRecord:
             raise ValueError(
                 f"stage '{self._stage}' in {self._path.parent} was run with other settings:"
                 + "".join(f"\n  {line}" for line in changed)
-                + "\nUse another --workdir, revert the change, or delete that folder (and those of the "
-                "later stages) to run it again."
+                + "\nUse another --workdir, revert the change, or delete that folder (and those "
+                "of the later stages) to run it again."
             )
         if record.get("made_from") != self._source():
             raise ValueError(
-                f"stage '{self._stage}' was made from a result of the previous stage that no longer "
-                f"exists; delete {self._path.parent} (and the later stages) to run it again"
+                f"stage '{self._stage}' was made from a result of the previous stage that no "
+                f"longer exists; delete {self._path.parent} (and the later stages) to run it again"
             )
         return record["done"]
 
