@@ -208,3 +208,11 @@ def test_the_command_writes_it_again_and_never_prepares_videos_anew(
     assert not list(copy.glob("data/*/*/*/*.tfrecord*"))
     assert report.main(["--workdir", str(tmp_path / "nothing")]) == 1
     assert "moclip_jax.main" in capsys.readouterr().err
+
+
+def test_times_of_earlier_versions_are_read(tmp_path):
+    for stage, name in (("motion", "gone_on"), ("fusion", "resumed")):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / report.TIME_FILE).write_text(json.dumps({"seconds": 2.5, name: True}))
+    resumed = {time["stage"]: time["resumed"] for time in report._times(tmp_path)}
+    assert resumed["motion"] and resumed["fusion"] and not resumed["prepare"]

@@ -138,6 +138,10 @@ def test_a_contradiction_is_an_error_that_names_the_field(field, value, message,
     assert not list(tmp_path.iterdir())
 
 
+def test_the_table_has_an_entry_for_each_stage():
+    assert tuple(pipeline.STAGE_TABLE) == STAGES
+
+
 def test_a_stage_depends_on_its_own_settings_and_those_before_it():
     def changed_stages(field, value):
         config = testing.get_config()
