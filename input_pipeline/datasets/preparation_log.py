@@ -52,6 +52,8 @@ class PreparationLog:
         self._progress.advance()
         if outcome.kept == REJECTED:
             logging.warning("rejected: %s", outcome.reason)
+        if outcome.warning:
+            logging.warning("%s", outcome.warning)
         if len(self._outcomes) == max(_SAMPLE, 2 * num_workers):
             size, seconds = _means(self._outcomes)
             all_seconds = seconds * self.num_missing / num_workers

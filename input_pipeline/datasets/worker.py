@@ -35,6 +35,8 @@ class Outcome:
       num_frames: Frames of the video; 0 if it was rejected.
       bytes: Size of its record; 0 if it was rejected.
       seconds: Wall-clock time in its worker.
+      warning: What is wrong with it although it was kept (`Clip.warning`), with its path; else
+        empty.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Outcome:
     num_frames: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    warning: str = ""
 
 
 def make_record(source: Source, spec: VideoSpec) -> tuple[bytes, Outcome]:
@@ -64,7 +67,12 @@ def make_record(source: Source, spec: VideoSpec) -> tuple[bytes, Outcome]:
     record = encode_record(entry.name, entry.label, clip, spec)
     kept = KEPT_NATIVE if clip.source == "native" else KEPT_REENCODED
     outcome = Outcome(
-        entry.name, kept, num_frames=clip.num_frames, bytes=len(record), seconds=_since(start)
+        entry.name,
+        kept,
+        num_frames=clip.num_frames,
+        bytes=len(record),
+        seconds=_since(start),
+        warning=f"{entry.name}: {clip.warning}" if clip.warning else "",
     )
     return record, outcome
 

@@ -1,15 +1,20 @@
 """What containers say wrongly or not at all: times, rates, lengths, encryption, side data."""
 
 import dataclasses
+import functools
 import io
 import itertools
 import pickle
 import struct
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from moclip_jax.input_pipeline.datasets.definition import VideoEntry
+from moclip_jax.input_pipeline.datasets.preparation_log import PreparationLog
+from moclip_jax.input_pipeline.datasets.worker import Source, make_record
 from moclip_jax.input_pipeline.video.clip import (
     VideoError,
     VideoSpec,
@@ -249,6 +254,26 @@ def test_a_few_damaged_frames_are_counted(tmp_path, noisy, spec):
     clip = read_clip(damage(noisy, tmp_path / "damaged.mkv", (3, 11)), spec)
     assert clip.num_corrupt == 2
     assert clip.warning == "2 of its 24 frames are damaged"
+
+
+def test_damaged_frames_are_told_in_the_manifest_and_the_log_of_a_preparation(
+    tmp_path, noisy, caplog
+):
+    """The manifest has a line of each `Outcome`."""
+    damaged = damage(noisy, tmp_path / "damaged.mkv", (3, 11))
+    outcomes = []
+    for path in (noisy, damaged):
+        entry = VideoEntry(path.name, 0, "g", ("train",))
+        source = Source(entry, functools.partial(read_clip, path, SPEC))
+        outcomes.append(make_record(source, SPEC)[1])
+    assert [outcome.kept for outcome in outcomes] == ["reencoded", "reencoded"]
+    warnings = ["", "damaged.mkv: 2 of its 24 frames are damaged"]
+    assert [outcome.warning for outcome in outcomes] == warnings
+    folder = SimpleNamespace(outcomes=lambda index: None, path=tmp_path)
+    log = PreparationLog("prepare", folder, [[None] * 2])
+    for outcome in outcomes:
+        log.add(outcome, num_workers=1)
+    assert [record.getMessage() for record in caplog.records] == warnings[1:]
 
 
 def test_where_most_frames_are_damaged_the_video_is_rejected(tmp_path, noisy):

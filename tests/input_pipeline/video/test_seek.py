@@ -1,11 +1,14 @@
 """Frames from their own groups of pictures alone equal those of decoding the whole file."""
 
+import io
 import itertools
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 from moclip_jax.input_pipeline.video import seek
+from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.decode import Limits, VideoError, decode_frames, picture_type
 from moclip_jax.input_pipeline.video.motion_vectors import (
     VECTORS_ONLY,
@@ -14,8 +17,9 @@ from moclip_jax.input_pipeline.video.motion_vectors import (
     frame_vectors,
 )
 from moclip_jax.input_pipeline.video.seek import UncertainOrderError, decode_needed
+from PIL import Image
 
-from tests.input_pipeline.video_fixtures import drifting_frames, write_video
+from tests.input_pipeline.video_fixtures import drifting_frames, remux, write_video
 
 FRAMES = 50
 OPEN = {"bf": "3", "g": "9", "x264-params": "open-gop=1:scenecut=0"}
@@ -179,3 +183,149 @@ def test_runs_that_touch_are_decoded_once(folder):
         given = [index for index, _ in decode_needed(path, wanted, VECTORS_ONLY)]
         assert len(given) == len(set(given))
         assert set(wanted) <= set(given)
+
+
+# --- What the first packet, or another before the frame, says -----------------------------------
+
+
+def x264_says(build: int):
+    """Return an edit that changes the version that x264 wrote into the first packet."""
+
+    def edit(index: int, packet: bytes) -> bytes:
+        begin = packet.find(b"x264 - core ") + len(b"x264 - core ")
+        if begin < len(b"x264 - core "):
+            return packet
+        end = packet.index(b" ", begin)
+        return packet[:begin] + str(build).rjust(end - begin, "0").encode() + packet[end:]
+
+    return edit
+
+
+def test_a_stream_of_an_old_x264_is_read_as_in_the_whole_pass(tmp_path):
+    """x264 before build 151 coded 4:4:4 wrongly, and decoders follow it if they know who coded."""
+    frames = np.random.default_rng(0).integers(0, 255, (FRAMES, 96, 128, 3), np.uint8)
+    frames = frames // 4 + drifting_frames(FRAMES, 96, 128, step=(2, 1)) // 2
+    options = CLOSED | {"bf": "0", "x264-params": "scenecut=0:8x8dct=1"}
+    made = write_video(
+        tmp_path / "a.mkv", frames, codec="libx264", pix_fmt="yuv444p", options=options
+    )
+    path = remux(made, tmp_path / "old.mkv", edit=x264_says(142))
+    fields = whole(path)
+    images = [frame.to_ndarray() for frame in decode_frames(path)]
+    # The old way reads another stream, so that knowing it matters.
+    assert any(
+        (one != other.to_ndarray()).any()
+        for one, other in zip(images, decode_frames(made), strict=True)
+    )
+    for index in (0, 13, 20, FRAMES - 1):
+        np.testing.assert_array_equal(accumulate_motion(path, [index])[0], fields[index])
+
+
+def xvid_says(index: int, packet: bytes) -> bytes:
+    """Write XviD's name into the first packet; decoders then use its inverse transform."""
+    return packet if index else b"\0\0\1\xb2XviD0001" + packet
+
+
+def test_the_first_packet_is_decoded_before_any_other(tmp_path):
+    options = {"g": "10", "qscale": "8", "bf": "0"}
+    frames = drifting_frames(FRAMES, 96, 128, step=(2, 1))
+    made = write_video(tmp_path / "a.mp4", frames, options=options)
+    path = remux(made, tmp_path / "a.mkv", edit=xvid_says)
+    images = [frame.to_ndarray() for frame in decode_frames(path)]
+    plain = [frame.to_ndarray() for frame in decode_frames(made)]
+    for index in (13, 25, FRAMES - 1):
+        assert (images[index] != plain[index]).any()
+        given = dict(decode_needed(path, [index]))
+        assert len(given) <= 10
+        np.testing.assert_array_equal(given[index].to_ndarray(), images[index])
+
+
+def test_frames_that_are_corrupt_in_a_sparse_read_are_read_in_the_whole_pass(folder, monkeypatch):
+    path = folder / "h264.mp4"
+    expected = whole(path)[[20]]
+    frames = seek.decode_packets
+
+    def decode(*arguments):
+        for frame in frames(*arguments):
+            yield SimpleNamespace(pts=frame.pts, is_corrupt=True, pict_type=frame.pict_type)
+
+    monkeypatch.setattr(seek, "decode_packets", decode)
+    with pytest.raises(UncertainOrderError):
+        list(decode_needed(path, [20], VECTORS_ONLY))
+    np.testing.assert_array_equal(accumulate_motion(path, [20]), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "one", "other"),
+    [
+        # Parameter sets of the same number, with and without CABAC.
+        ("a.ts", "libx264", {"coder": "ac"}, {"coder": "vlc"}),
+        ("a.h264.ts", "libx264", {"refs": "1"}, {"refs": "4", "crf": "35"}),
+        # Matrices of the second half are in its first sequence header.
+        ("a.mpg", "mpeg2video", {}, {"intra_matrix": ",".join(["40"] * 64)}),
+        # Quarter-pixel vectors are announced by the header of the layer.
+        ("a.avi", "mpeg4", {}, {"flags": "+qpel"}),
+    ],
+)
+def test_headers_that_change_on_the_way_are_those_of_the_whole_pass(
+    tmp_path, name, codec, one, other
+):
+    """The second half begins with its own headers, which do not come again."""
+    container = name.split(".")[-1]
+    parts = []
+    for number, options in enumerate((one, other)):
+        frames = drifting_frames(30, 48, 64, step=(2, 1), seed=number)
+        options = {"g": "6", "bf": "0", "x264-params": "scenecut=0"} | options
+        if codec != "libx264":
+            del options["x264-params"]
+        part = tmp_path / f"{number}.{container}"
+        parts.append(write_video(part, frames, codec=codec, options=options))
+    # The writer of TS would put the first half's parameter sets before every key frame.
+    path = tmp_path / ("joined.mkv" if container == "ts" else f"joined.{container}")
+    with av.open(str(path), "w") as target:
+        stream = None
+        for number, part in enumerate(parts):
+            with av.open(str(part)) as source:
+                video = source.streams.video[0]
+                stream = stream or target.add_stream_from_template(video)
+                packets = [packet for packet in source.demux(video) if packet.size]
+                origin = packets[0].dts
+                step = packets[1].dts - origin
+                for index, packet in enumerate(packets):
+                    content = bytes(packet)
+                    if index and number:
+                        content = without_headers(content, codec)
+                    copy = av.Packet(content)
+                    copy.pts = packet.pts - origin + number * 30 * step
+                    copy.dts = packet.dts - origin + number * 30 * step
+                    copy.time_base, copy.is_keyframe = packet.time_base, packet.is_keyframe
+                    copy.stream = stream
+                    target.mux(copy)
+    fields = whole(path)
+    images = [frame.to_ndarray() for frame in decode_frames(path)]
+    assert len(fields) == 60
+    with pytest.raises(UncertainOrderError):
+        list(decode_needed(path, [50], VECTORS_ONLY))
+    for index in (20, 31, 50, 59):
+        np.testing.assert_array_equal(accumulate_motion(path, [index])[0], fields[index])
+    spec = VideoSpec(source="native", clip_frames=1)
+    assert Image.open(io.BytesIO(read_clip(path, spec).frames[0])).size == (64, 48)
+    assert len(images) == 60
+
+
+def without_headers(packet: bytes, codec: str) -> bytes:
+    """Take the parameter sets or sequence headers out of a packet."""
+    left_out = {"libx264": (7, 8), "mpeg2video": (0xB3,), "mpeg4": (0xB0, 0xB5, *range(48))}[codec]
+    mask = 31 if codec == "libx264" else 255
+    begin, *units = packet.split(b"\0\0\1")
+    kept = [unit for unit in units if not (unit and unit[0] & mask in left_out)]
+    return begin + b"".join(b"\0\0\1" + unit for unit in kept)
+
+
+def test_extradata_that_a_packet_brings_is_noticed():
+    packet = av.Packet(b"\0\0\1\x65frame")
+    context = av.CodecContext.create("h264", "r")
+    assert not seek._Headers(context).change(packet)
+    side = packet.get_sidedata("new_extradata")
+    packet.set_sidedata(av.packet.PacketSideData.from_packet(packet, "new_extradata") or side)
+    assert packet.has_sidedata("new_extradata") == seek._Headers(context).change(packet)
