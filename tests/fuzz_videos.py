@@ -6,6 +6,9 @@ Every damaged file is prepared in a child process with a time limit. Counted are
 and what must not be: errors of another kind or without the file's name, crashes, hangs, and memory
 that is not given back. The exit status is 1 if there was any of these. A mutation is a function of
 its number and the seed: `--keep=FOLDER` writes the files of what went wrong.
+
+Before that, whole clips are copied into other containers, and side data is put into their packets:
+motion, RGB frames and times must stay what they are.
 """
 
 import argparse
@@ -13,21 +16,43 @@ import collections
 import dataclasses
 import os
 import pathlib
+import struct
 import sys
 import tempfile
 import time
+from fractions import Fraction
 
 import numpy as np
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.subprocess_pool import WorkerError, WorkerPool, run_isolated
 
-from tests.input_pipeline.video_fixtures import drifting_frames, write_video
+from tests.input_pipeline.video_fixtures import drifting_frames, remux, write_video
 
+CLIP_OF_VP9 = {"g": "6", "deadline": "realtime", "cpu-used": "8"}
 CLIPS = {
     "mpeg4.avi": ("mpeg4", {"bf": "1", "g": "6"}),
     "h264.mp4": ("libx264", {"bf": "2", "g": "6"}),
     "mpeg2.ts": ("mpeg2video", {"bf": "1", "g": "6"}),
-    "vp9.webm": ("libvpx-vp9", {"g": "6", "deadline": "realtime", "cpu-used": "8"}),
+    "vp9.webm": ("libvpx-vp9", CLIP_OF_VP9),
+}
+# What each codec's packets are copied into: name of the file, and the options of its container.
+CONTAINERS = {
+    "AVI": ("avi", {}),
+    "MP4": ("mp4", {}),
+    "fragments": ("mp4", {"movflags": "frag_keyframe+empty_moov"}),
+    "MOV": ("mov", {}),
+    "MKV": ("mkv", {}),
+    "FLV": ("flv", {}),
+    "TS": ("ts", {}),
+    "WebM": ("webm", {}),
+}
+# Container of the original, options of the encoder, and containers that do not take the codec.
+CODECS = {
+    "mpeg4": ("ts", {"bf": "1", "g": "6"}, {"FLV", "WebM"}),
+    "libx264": ("mp4", {"bf": "2", "g": "6"}, {"WebM"}),
+    "mpeg2video": ("ts", {"bf": "1", "g": "6"}, {"FLV", "WebM"}),
+    "libvpx-vp9": ("webm", CLIP_OF_VP9, {"AVI", "FLV", "TS", "MOV"}),
+    "mjpeg": ("avi", {}, {"FLV", "TS", "WebM"}),
 }
 SPEC = VideoSpec(width=64, height=48, clip_frames=2, max_frames=100, max_pixels=2**20)
 SECONDS = 10.0
@@ -153,6 +178,105 @@ def fuzz(mutations: int, seed: int, folder: pathlib.Path, keep: pathlib.Path | N
     return report
 
 
+def remux_matrix(folder: pathlib.Path) -> dict[str, dict[str, str]]:
+    """Copy clips into all containers.
+
+    Returns:
+      For each codec and container 'same', or what differs from the original; '-' where the
+      container does not take the codec.
+    """
+    frames = drifting_frames(14, 48, 64, step=(2, 1))
+    matrix: dict[str, dict[str, str]] = {}
+    for codec, (suffix, options, impossible) in CODECS.items():
+        pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        original = write_video(
+            folder / f"{codec}.{suffix}", frames, codec=codec, pix_fmt=pix_fmt, options=options
+        )
+        matrix[codec] = {}
+        for name, (other, container_options) in CONTAINERS.items():
+            if name in impossible:
+                matrix[codec][name] = "-"
+                continue
+            target = folder / f"{codec}_{name}.{other}"
+            remux(original, target, container_options=container_options, time_base=Fraction(1, 25))
+            matrix[codec][name] = difference(original, target)
+    return matrix
+
+
+def difference(original: pathlib.Path, other: pathlib.Path) -> str:
+    """Return what of two files differs, by every source of motion; 'same' for nothing."""
+    for source in ("auto", "reencode"):
+        spec = dataclasses.replace(SPEC, source=source)
+        try:
+            one, two = read_clip(original, spec), read_clip(other, spec)
+        except VideoError as error:
+            return error.reason
+        if one.num_frames != two.num_frames:
+            return "number of frames"
+        if (one.motion.accumulate() != two.motion.accumulate()).any():
+            return "motion"
+        if one.frames != two.frames:
+            return "RGB frames"
+        # Matroska and FLV count milliseconds.
+        if np.abs(one.times - two.times).max() > 1e-3 or abs(one.fps / two.fps - 1) > 2e-3:
+            return "times"
+    return "same"
+
+
+def unregistered_sei(index: int, packet: bytes) -> bytes:
+    """Put a user's own message before an H.264 frame."""
+    return _with_sei(5, bytes(range(1, 17)) + b"anything", packet)
+
+
+def lcevc_sei(index: int, packet: bytes) -> bytes:
+    """Put an enhancement layer (LCEVC, ITU-T T.35) before an H.264 frame, as some encoders do."""
+    return _with_sei(4, bytes([0xB4, 0x00, 0x50, 0x00]) + bytes(range(1, 13)), packet)
+
+
+def reserved_sei(index: int, packet: bytes) -> bytes:
+    """Put a message of a number that no standard gives before an H.264 frame."""
+    return _with_sei(200, bytes(range(1, 9)), packet)
+
+
+def _with_sei(kind: int, payload: bytes, packet: bytes) -> bytes:
+    unit = bytes([6, kind, len(payload)]) + payload + b"\x80"
+    return len(unit).to_bytes(4, "big") + unit + packet
+
+
+def exif_segment(index: int, jpeg: bytes) -> bytes:
+    """Put an EXIF segment (one tag: orientation 1) behind the beginning of a JPEG."""
+    body = b"Exif\0\0" + b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, 1, 0)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+
+
+def user_data(index: int, packet: bytes) -> bytes:
+    """Put user data before an MPEG-4 frame."""
+    return b"\0\0\1\xb2anything" + packet
+
+
+INJECTIONS = {
+    "unregistered SEI": ("libx264", unregistered_sei),
+    "LCEVC SEI": ("libx264", lcevc_sei),
+    "reserved SEI": ("libx264", reserved_sei),
+    "EXIF": ("mjpeg", exif_segment),
+    "MPEG-4 user data": ("mpeg4", user_data),
+}
+
+
+def inject_side_data(folder: pathlib.Path) -> dict[str, str]:
+    """Put side data into every packet of clips; return for each kind 'same', or what differs."""
+    frames = drifting_frames(14, 48, 64, step=(2, 1))
+    found = {}
+    for kind, (codec, edit) in INJECTIONS.items():
+        pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        options = {"g": "6"} if codec != "mjpeg" else {}
+        original = folder / f"plain_{codec}.mkv"
+        write_video(original, frames, codec=codec, pix_fmt=pix_fmt, options=options)
+        target = remux(original, folder / f"{codec}_{kind.replace(' ', '_')}.mkv", edit=edit)
+        found[kind] = difference(original, target)
+    return found
+
+
 def main() -> int:
     """Print a table of the outcomes; return 1 if something went wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz_videos", description=__doc__)
@@ -163,6 +287,13 @@ def main() -> int:
     if arguments.keep:
         arguments.keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
+        matrix = remux_matrix(pathlib.Path(folder))
+        injected = inject_side_data(pathlib.Path(folder))
+        print(f"{'copied into':<12}" + "".join(f"{name:>11}" for name in CONTAINERS))
+        for codec, row in matrix.items():
+            print(f"{codec:<12}" + "".join(f"{outcome:>11}" for outcome in row.values()))
+        for kind, outcome in injected.items():
+            print(f"with {kind}: {outcome}")
         report = fuzz(arguments.mutations, arguments.seed, pathlib.Path(folder), arguments.keep)
     kinds = (*GOOD, "unnamed", "other error", "crash", "hang")
     print(f"{'clip':<12}" + "".join(f"{kind:>13}" for kind in kinds))
@@ -175,7 +306,8 @@ def main() -> int:
     )
     for line in report.bad:
         print(line)
-    return int(bool(report.bad))
+    outcomes = [*injected.values(), *(one for row in matrix.values() for one in row.values())]
+    return int(bool(report.bad) or not {"same", "-"}.issuperset(outcomes))
 
 
 if __name__ == "__main__":
