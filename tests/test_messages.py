@@ -338,7 +338,7 @@ def test_what_the_system_or_ffmpeg_refuses(tmp_path, monkeypatch):
         with pytest.raises(VideoError, match=r"a.avi: no permission to read it"):
             read_clip(path, SPEC)
     with monkeypatch.context() as patch:
-        patch.setattr(clip, "_read_in_parts", refuse(av.FFmpegError(22, "odd")))
+        patch.setattr(clip, "_read", refuse(av.FFmpegError(22, "odd")))
         with pytest.raises(VideoError, match=r"a.avi: its pictures cannot be converted \("):
             read_clip(path, SPEC)
 
@@ -350,6 +350,8 @@ def test_what_the_system_or_ffmpeg_refuses(tmp_path, monkeypatch):
     monkeypatch.setattr(clip, "_LARGEST_MOTION", 10)
     with pytest.raises(VideoError, match="its own motion takes more than 10 bytes from frame 0"):
         read_clip(path, dataclasses.replace(SPEC, source="native"))
+    with pytest.raises(VideoError, match="its motion takes more than 10 bytes from frame 0"):
+        read_clip(path, SPEC)
 
 
 def test_a_stream_of_sound_or_of_nothing(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ __all__ = [
     "reencode",
 ]
 
-# Of the stream's own motion in memory; a record on disk can hold no more than twice that.
+# Of a video's motion in memory; a record on disk can hold no more than twice that.
 _LARGEST_MOTION = 2**30
 # Share of a file's frames up to which those that its RGB frames need are decoded apart: a pass over
 # all frames that gives vectors alone saves more than that, against one that computes all pictures.
@@ -279,8 +279,7 @@ def clip_from_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> Clip:
     images = (
         av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames
     )
-    checked = CheckedVideo(len(frames), float(fps))
-    name = "generated frames"
+    name, checked = "generated frames", CheckedVideo(len(frames), float(fps))
     reading = _Reading(name, spec, checked, len(frames), BlockMotionReader(name))
     _reencode(images, reading)
     return _clip("reencode", reading.motion.result(), reading)
@@ -290,9 +289,6 @@ class _Reading:
     """One pass over the frames of a video, and what is gathered on the way.
 
     Attributes:
-      path: The file.
-      spec: The canonical form.
-      checked: What its container says.
       motion: Gathers motion.
       rgb: Gathers RGB frames.
       stamps: Time stamps of the frames, NaN where there is none.
@@ -386,6 +382,11 @@ def _reencode(frames: Iterable[av.VideoFrame], reading: _Reading) -> None:
         reading.keep_rgb(index, frame)
         for encoded in canonical.add(reading.upright(frame)):
             reading.motion.add(encoded)
+        if reading.motion.num_bytes > _LARGEST_MOTION:
+            raise VideoError(
+                reading.path,
+                f"its motion takes more than {_LARGEST_MOTION} bytes from frame {index} on; cut it",
+            )
     for encoded in canonical.end():
         reading.motion.add(encoded)
 
