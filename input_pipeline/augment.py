@@ -274,15 +274,19 @@ def crop_ten(resized: tf.Tensor, size: int) -> tf.Tensor:
     return tf.concat([five, _flip(five)], 0)
 
 
-def clip_image(jpeg: tf.Tensor, size: int) -> tf.Tensor:
-    """Decode an image, bring its shorter side to `size` and take the middle square, as CLIP does.
+def clip_image(
+    jpeg: tf.Tensor, size: int, resize_size: int = 0, resample: str = "bilinear"
+) -> tf.Tensor:
+    """Decode an image, resize its shorter side and crop the central square, as CLIP does.
 
-    The resize is bilinear with antialiasing; the longer side becomes
-    `int(size * longer / shorter)`, as in Hugging Face's and torchvision's transforms.
+    The resize antialiases; the longer side becomes `int(resize_size * longer / shorter)`, as in
+    Hugging Face's and torchvision's transforms.
 
     Args:
       jpeg: string scalar, a JPEG.
-      size: Side in pixels.
+      size: Side of the crop in pixels.
+      resize_size: Shorter side after resizing, at least `size`; 0 for `size`.
+      resample: 'bilinear' or 'bicubic'.
 
     Returns:
       uint8 `[size, size, 3]` RGB.
@@ -290,12 +294,12 @@ def clip_image(jpeg: tf.Tensor, size: int) -> tf.Tensor:
     image = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
     shape = tf.shape(image)[:2]
     shorter = tf.reduce_min(shape)
-    target = shape * size // shorter
+    target = shape * (resize_size or size) // shorter
     # Columns first, then rows, each rounded to bytes, halves up: so does Pillow, which CLIP was
     # trained with.
     for sides in ([shape[0], target[1]], target):
-        resized = tf.image.resize(image, sides, "bilinear", antialias=True)
-        image = tf.cast(tf.floor(resized + 0.5), tf.uint8)
+        resized = tf.image.resize(image, sides, resample, antialias=True)
+        image = tf.saturate_cast(tf.floor(resized + 0.5), tf.uint8)
     top, left = (target[0] - size) // 2, (target[1] - size) // 2
     crop = image[top : top + size, left : left + size]
     return tf.ensure_shape(crop, [size, size, 3])

@@ -107,6 +107,8 @@ def view_batches(
     augmented_views: int = 0,
     frames: str | None = None,
     image_size: int = 224,
+    resize_size: int = 0,
+    resample: str = "bilinear",
     batch_size: int,
     seed: int = 0,
     first_batch: int = 0,
@@ -122,6 +124,8 @@ def view_batches(
       augmented_views: Random training views of each video; 0 for the test views.
       frames: Which stored RGB frames: 'middle', 'random', 'uniform_<k>', or None for none.
       image_size: Side in pixels of the RGB frames.
+      resize_size: Their shorter side before the crop; 0 for `image_size`.
+      resample: 'bilinear' or 'bicubic'.
       batch_size: Of all processes together.
       seed: Seed of what is random; the draws of a video depend on its position in `names` alone.
       first_batch: Batches to leave out; they are skipped before the heavy work.
@@ -147,7 +151,8 @@ def view_batches(
     records = records.enumerate().skip(first_batch * batch_size)
     records = _of_process(records, batch_size, local_size, process_index)
     base_seed = tf.constant([seed, len(_MOTION_FEATURES)], tf.int64)
-    function = _view_function(dataset, motion, augmented_views, frames, image_size)
+    image = (image_size, resize_size, resample)
+    function = _view_function(dataset, motion, augmented_views, frames, image)
     examples = records.map(
         lambda _, item: function(item[1], item[0], fold_in(base_seed, item[0])),
         num_parallel_calls=tf.data.AUTOTUNE,
@@ -229,12 +234,13 @@ def _view_function(
     motion: MotionViews | None,
     augmented_views: int,
     frames: str | None,
-    image_size: int,
+    image: tuple[int, int, str],
 ) -> Callable:
     features: tuple[str, ...] = ("label", "num_frames")
     if motion is not None:
         features += ("displacements", "is_intra", *native_features(dataset.spec))
     features += _FRAME_FEATURES if frames is not None else ()
+    image_size, resize_size, resample = image
 
     @tf.function(autograph=False)
     def function(record: tf.Tensor, index: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -246,6 +252,8 @@ def _view_function(
             augmented_views=augmented_views,
             frames=frames,
             image_size=image_size,
+            resize_size=resize_size,
+            resample=resample,
             seed=seed,
         )
         view["label"] = tf.cast(example["label"], tf.int32)

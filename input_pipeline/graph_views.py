@@ -127,6 +127,8 @@ def view_of_example(
     augmented_views: int = 0,
     frames: str | None = None,
     image_size: int = 224,
+    resize_size: int = 0,
+    resample: str = "bilinear",
     seed: tf.Tensor | None = None,
 ) -> dict[str, tf.Tensor]:
     """Return what the networks see of one video.
@@ -139,6 +141,8 @@ def view_of_example(
       frames: Which stored RGB frames: 'middle', 'random' (one) or 'uniform_<k>' (the `k` stored
         frames next to the centres of `k` equal parts); None for none.
       image_size: Side in pixels of the RGB frames.
+      resize_size: Their shorter side before the crop; 0 for `image_size`.
+      resample: 'bilinear' or 'bicubic'.
       seed: int `[2]` for the random views and frames; None where nothing is random.
 
     Returns:
@@ -166,7 +170,9 @@ def view_of_example(
         positions = _frame_positions(example, frames, seed)
         view["images"] = tf.stack(
             [
-                augment.clip_image(example["frames"][positions[k]], image_size)
+                augment.clip_image(
+                    example["frames"][positions[k]], image_size, resize_size, resample
+                )
                 for k in range(positions.shape[0])
             ]
         )

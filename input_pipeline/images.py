@@ -5,24 +5,30 @@ import io
 import numpy as np
 from PIL import Image
 
+_RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-def clip_image(jpeg: bytes, size: int) -> np.ndarray:
-    """Decode an image, bring its shorter side to `size` and take the middle square.
+
+def clip_image(
+    jpeg: bytes, size: int, resize_size: int = 0, resample: str = "bilinear"
+) -> np.ndarray:
+    """Decode an image, resize its shorter side and crop the central square.
 
     As the preprocessing that CLIP was trained with (Radford et al., 2021; torchvision and Hugging
-    Face alike): Pillow's antialiased resize, here bilinear as the published MoCLIP-Lite does it;
-    the longer side becomes `int(size * longer / shorter)`.
+    Face alike): Pillow's antialiased resize, by default bilinear as the published MoCLIP-Lite does
+    it; the longer side becomes `int(resize_size * longer / shorter)`.
 
     Args:
       jpeg: An image file.
-      size: Side in pixels.
+      size: Side of the crop in pixels.
+      resize_size: Shorter side after resizing, at least `size`; 0 for `size`.
+      resample: 'bilinear' or 'bicubic'.
 
     Returns:
       uint8 `[size, size, 3]` RGB.
     """
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
     shorter = min(image.size)
-    width, height = (size * side // shorter for side in image.size)
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    width, height = ((resize_size or size) * side // shorter for side in image.size)
+    resized = image.resize((width, height), _RESAMPLE[resample])
     left, top = (width - size) // 2, (height - size) // 2
     return np.asarray(resized.crop((left, top, left + size, top + size)))

@@ -105,7 +105,15 @@ def training_view(
     return _crops(clip, frames, views, spec, crop)
 
 
-def images(clip: Clip, frames: str, image_size: int, draw: int = _DRAW_OF_A_FILE) -> np.ndarray:
+def images(
+    clip: Clip,
+    frames: str,
+    image_size: int,
+    draw: int = _DRAW_OF_A_FILE,
+    *,
+    resize_size: int = 0,
+    resample: str = "bilinear",
+) -> np.ndarray:
     """Return RGB frames of a clip as CLIP sees them.
 
     Args:
@@ -114,6 +122,8 @@ def images(clip: Clip, frames: str, image_size: int, draw: int = _DRAW_OF_A_FILE
         the centres of `k` equal parts).
       image_size: Side in pixels.
       draw: A random number for 'random', uniform in [0, 2**32).
+      resize_size: Shorter side before the crop; 0 for `image_size`.
+      resample: 'bilinear' or 'bicubic'.
 
     Returns:
       uint8 `[k, image_size, image_size, 3]`.
@@ -122,7 +132,8 @@ def images(clip: Clip, frames: str, image_size: int, draw: int = _DRAW_OF_A_FILE
       ValueError: `frames` is unknown.
     """
     chosen = sampling.stored_frames(frames, clip.frame_indices, clip.num_frames, draw)
-    return np.stack([clip_image(clip.frames[position], image_size) for position in chosen])
+    jpegs = [clip.frames[position] for position in chosen]
+    return np.stack([clip_image(jpeg, image_size, resize_size, resample) for jpeg in jpegs])
 
 
 def _crops(

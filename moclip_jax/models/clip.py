@@ -17,10 +17,7 @@ from moclip_jax.models.clip_config import (
     CLIPTextConfig,
     CLIPVisionConfig,
 )
-
-# Mean and standard deviation of RGB in 0..1 over CLIP's own training images.
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, ImagePreprocessing
 
 _ACTIVATIONS = {
     # OpenAI trained with this cheap form of GELU.
@@ -29,14 +26,17 @@ _ACTIVATIONS = {
 }
 
 
-def normalize_images(images: jax.Array | np.ndarray) -> jax.Array:
-    """Scales images for `CLIP.encode_image`.
+def normalize_images(
+    images: jax.Array | np.ndarray, preprocessing: ImagePreprocessing = DEFAULT_PREPROCESSING
+) -> jax.Array:
+    """Scale images for `CLIP.encode_image`.
 
     Args:
         images: uint8 [..., 3], RGB.
+        preprocessing: that of the CLIP, `clip.config.preprocessing`.
 
     Returns:
-        float32 [..., 3], (x / 255 - mean) / std.
+        float32 [..., 3], (x * rescale_factor - mean) / std; by default (x / 255 - mean) / std.
 
     Raises:
         ValueError: if the images are not uint8, as floats may be scaled already.
@@ -44,9 +44,11 @@ def normalize_images(images: jax.Array | np.ndarray) -> jax.Array:
     if images.dtype != jnp.uint8:
         raise ValueError(f"normalize_images takes uint8 images, not {images.dtype}")
     shape = (1,) * (images.ndim - 1) + (3,)
-    mean = jnp.array(IMAGE_MEAN, jnp.float32).reshape(shape)
-    std = jnp.array(IMAGE_STD, jnp.float32).reshape(shape)
-    return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
+    mean = jnp.array(preprocessing.mean, jnp.float32).reshape(shape)
+    std = jnp.array(preprocessing.std, jnp.float32).reshape(shape)
+    # Divided by 255 rather than multiplied by its inverse, as the published code does.
+    divisor = 1 / preprocessing.rescale_factor
+    return (jnp.asarray(images, jnp.float32) / divisor - mean) / std
 
 
 class Block(nnx.Module):

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, ImagePreprocessing
+
 ACTIVATIONS = ("quick_gelu", "gelu")
 
 # Hugging Face wrote this id into the configurations of OpenAI's models although their end token is
@@ -76,6 +78,7 @@ class CLIPConfig:
         activation: of the MLPs, "quick_gelu" (OpenAI's weights) or "gelu".
         layer_norm_eps: of every LayerNorm.
         dtype: of the computation; parameters are always float32.
+        preprocessing: how images are resized and normalised.
     """
 
     vision: CLIPVisionConfig
@@ -84,6 +87,7 @@ class CLIPConfig:
     activation: str = "quick_gelu"
     layer_norm_eps: float = 1e-5  # torch's default, not Flax's 1e-6
     dtype: Any = jnp.float32
+    preprocessing: ImagePreprocessing = DEFAULT_PREPROCESSING
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
@@ -98,10 +102,20 @@ class CLIPConfig:
         return dataclasses.replace(_NAMED[name], **overrides)
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> "CLIPConfig":
-        """Reads the content of a Hugging Face `config.json`.
+    def from_hf(
+        cls,
+        config: Mapping[str, Any],
+        preprocessor: Mapping[str, Any] | None = None,
+        *,
+        dtype: Any = jnp.float32,
+    ) -> "CLIPConfig":
+        """Read the content of a Hugging Face `config.json` and `preprocessor_config.json`.
 
-        Fields that it leaves out have the defaults of transformers' CLIPConfig.
+        Args:
+            config: of config.json. Fields that it leaves out have the defaults of transformers'
+                CLIPConfig.
+            preprocessor: of preprocessor_config.json; None where there is no such file.
+            dtype: of the computation.
 
         Raises:
             ValueError: if it is not a CLIP, or a CLIP of a kind that is not known here.
@@ -135,6 +149,7 @@ class CLIPConfig:
             activation=vision["hidden_act"],
             layer_norm_eps=vision["layer_norm_eps"],
             dtype=dtype,
+            preprocessing=ImagePreprocessing.from_hf(preprocessor, vision["image_size"]),
         )
 
     def to_hf(self) -> dict[str, Any]:

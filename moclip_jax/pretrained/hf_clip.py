@@ -23,6 +23,7 @@ from moclip_jax.pretrained.hf_clip_weights import clip_from_hf, clip_to_hf
 TINY_CLIP = Path(__file__).parent / "tiny_clip"
 
 _CONFIG = "config.json"
+_PREPROCESSOR = "preprocessor_config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
@@ -48,7 +49,7 @@ def load_clip(source: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> tu
     """
     folder = _find_folder(source)
     try:
-        config = CLIPConfig.from_hf(_read_json(folder / _CONFIG), dtype=dtype)
+        config = _read_config(folder, dtype)
         tokenizer = load_tokenizer(folder)
         _check_end_token(tokenizer, config)
         return clip_from_hf(config, _read_weights(folder)), tokenizer
@@ -89,6 +90,8 @@ def save_clip(model: CLIP, tokenizer: Any, folder: str | os.PathLike[str]) -> No
         # An end token that is there already may be the legacy one, which the pooling goes by.
         config["text_config"].setdefault(name, getattr(tokenizer, name))
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    preprocessor = model.config.preprocessing.to_hf(model.config.vision.image_size)
+    (folder / _PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2, sort_keys=True) + "\n")
     weights = {name: np.asarray(value, order="C") for name, value in clip_to_hf(model).items()}
     # transformers refuses a file that does not say which framework's layout it has.
     # Through bytes: save_file would make it readable for its owner only.
@@ -152,6 +155,15 @@ def _find_folder(source: str | os.PathLike[str]) -> Path:
             "--include '*.json' '*.txt' '*.safetensors'\n"
             "bring the folder clip here and give its path instead of the id"
         ) from error
+
+
+def _read_config(folder: Path, dtype: Any) -> CLIPConfig:
+    preprocessor = folder / _PREPROCESSOR
+    return CLIPConfig.from_hf(
+        _read_json(folder / _CONFIG),
+        _read_json(preprocessor) if preprocessor.exists() else None,
+        dtype=dtype,
+    )
 
 
 def _read_json(path: Path) -> Any:

@@ -163,7 +163,9 @@ def _text_features(clip: CLIP, tokenizer: Any, names: tuple[str, ...] | list[str
 
 
 def _image_features(clip: CLIP, pictures: np.ndarray) -> jax.Array:
-    encode = jax.jit(lambda batch: clip.encode_image(normalize_images(batch)))
+    encode = jax.jit(
+        lambda batch: clip.encode_image(normalize_images(batch, clip.config.preprocessing))
+    )
     size = 120
     return _normalize(
         jnp.concatenate(

@@ -69,7 +69,9 @@ def motion_features(network: MotionNetwork, fields: jax.Array) -> jax.Array:
 def appearance_features(clip: CLIP, images: jax.Array) -> jax.Array:
     """Return features `[B, D]` of uint8 images `[B, frames, H, W, 3]`, averaged over frames."""
     batch, frames = images.shape[:2]
-    embeds = clip.encode_image(normalize_images(images.reshape(-1, *images.shape[2:])))
+    embeds = clip.encode_image(
+        normalize_images(images.reshape(-1, *images.shape[2:]), clip.config.preprocessing)
+    )
     return embeds.reshape(batch, frames, -1).mean(axis=1)
 
 
@@ -185,6 +187,8 @@ def extract_features(
             augmented_views=config.features.train_views if augmented else 0,
             frames=config.clip.frame,
             image_size=clip.config.vision.image_size,
+            resize_size=clip.config.preprocessing.resize_size,
+            resample=clip.config.preprocessing.resample,
             batch_size=batch_size,
             seed=config.seed,
             first_batch=first_batch,

@@ -21,6 +21,7 @@ from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
 from moclip_jax.input_pipeline.datasets.definition import LIMITS_IN_DIGEST
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset
 from moclip_jax.models.clip import CLIP
+from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, check_frame_size
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import load_clip
 from moclip_jax.reporting.report import TIME_FILE, write_report
@@ -188,8 +189,11 @@ class Pipeline:
     @functools.cached_property
     def clip_and_tokenizer(self) -> tuple[CLIP, Any]:
         """The frozen CLIP and its tokenizer."""
-        clip = self.config.clip
-        return load_clip(clip.source, dtype=computation_dtype(clip.dtype))
+        settings = self.config.clip
+        clip, tokenizer = load_clip(settings.source, dtype=computation_dtype(settings.dtype))
+        image_size = clip.config.vision.image_size
+        check_frame_size(clip.config.preprocessing, image_size, self.config.video.frame_size)
+        return clip, tokenizer
 
     @functools.cached_property
     def network(self) -> MotionNetwork:
@@ -230,8 +234,11 @@ class Pipeline:
     def weights(self) -> dict[str, dict[str, str]]:
         """The fingerprints of the frozen networks."""
         clip, _ = self.clip_and_tokenizer
+        preprocessing = clip.config.preprocessing
+        # Features also depend on it; the default one, of earlier versions, goes without saying.
+        noted = {} if preprocessing == DEFAULT_PREPROCESSING else {"images": str(preprocessing)}
         return {
-            "clip": weights_fingerprint(self.config.clip.source, nnx.state(clip)),
+            "clip": weights_fingerprint(self.config.clip.source, nnx.state(clip)) | noted,
             "motion": weights_fingerprint("motion/network", nnx.state(self.network)),
         }
 
