@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moclip_jax.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD, CLIPConfig, normalize_images
+from moclip_jax.models.clip import CLIP, CLIPConfig, normalize_images
+from moclip_jax.models.image_preprocessing import CLIP_MEAN, CLIP_STD
 from moclip_jax.models.clip_config import LEGACY_EOS_TOKEN_ID, CLIPTextConfig, CLIPVisionConfig
 from moclip_jax.pretrained.hf_clip_weights import clip_from_hf
 from tests.golden.clip_recipe import CONFIGS, make_images, make_tokens, make_weight
@@ -165,7 +166,7 @@ def test_a_tower_can_be_dropped(clip):
 
 def test_normalize_images():
     pictures = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3) * 10
-    expected = (pictures / 255 - np.array(IMAGE_MEAN)) / np.array(IMAGE_STD)
+    expected = (pictures / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
     result = normalize_images(pictures)
     assert result.dtype == jnp.float32
     np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
