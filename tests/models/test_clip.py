@@ -15,8 +15,8 @@ import pytest
 from flax import nnx
 
 from moclip_jax.models.clip import CLIP, CLIPConfig, normalize_images
-from moclip_jax.models.image_preprocessing import CLIP_MEAN, CLIP_STD
 from moclip_jax.models.clip_config import LEGACY_EOS_TOKEN_ID, CLIPTextConfig, CLIPVisionConfig
+from moclip_jax.models.image_preprocessing import CLIP_MEAN, CLIP_STD
 from moclip_jax.pretrained.hf_clip_weights import clip_from_hf
 from tests.golden.clip_recipe import CONFIGS, make_images, make_tokens, make_weight
 from tests.hidden_states import hidden_states
