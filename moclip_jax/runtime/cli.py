@@ -1,8 +1,8 @@
 """Parse command lines, print help and short error messages, and return exit statuses.
 
-`start` serves the commands that run the recipe (absl flags, `--config`); `CommandParser` and `run`
-serve the others. Nothing heavy is imported here: help and mistakes come at once, and
-worker processes import a command's main module again.
+`start` is for the commands that run the recipe (absl flags, `--config`); `CommandParser` and `run`
+are for the others. Nothing heavy is imported here, so that help and errors on the command line take
+no time, and because worker processes import a command's main module again.
 """
 
 import _thread
@@ -33,7 +33,7 @@ STATUSES = (
     "exit status: 0 success; 1 an error, explained in a message; 2 a mistake on the\n"
     "command line; 130 stopped by Ctrl-C"
 )
-# Of the commands that run the recipe, in addition.
+# Exit statuses of the commands that run the recipe.
 RECIPE_STATUSES = (
     STATUSES + f"; {signals.STATUS_TERMINATED} stopped by SIGTERM, after saving;\n"
     f"{peers.STATUS_PEER_LOST} another process of the run was lost"
@@ -57,23 +57,16 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "processes of the run")
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "which of them this one is, from 0")
 _DISTRIBUTED = flags.DEFINE_string(
-    "distributed", "", "auto, or slurm, gketpu ...: let the cluster say the three above"
+    "distributed", "", "auto, or slurm, gketpu ...: ask the cluster for the three above"
 )
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error was raised")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser with this project's manners.
+    """An argument parser whose help ends with examples and the exit statuses.
 
-    An unknown option is answered with the near one; options and files may come in any order; help
-    ends with examples and the exit statuses.
-
-    Args:
-      module: the command, as in `python -m MODULE`.
-      description: what it does.
-      examples: command lines to show, without `python -m MODULE`.
-      usage: the usage line after `python -m MODULE`; None for argparse's own.
-      statuses: what the exit statuses mean.
+    An error about an unknown option suggests the closest one. Options and files may be given in any
+    order.
     """
 
     def __init__(
@@ -84,6 +77,15 @@ class CommandParser(argparse.ArgumentParser):
         usage: str | None = None,
         statuses: str = STATUSES,
     ):
+        """Describe the command.
+
+        Args:
+          module: The command, as in `python -m MODULE`.
+          description: What it does.
+          examples: Command lines to show, without `python -m MODULE`.
+          usage: The usage line after `python -m MODULE`; None for argparse's own.
+          statuses: The meaning of the exit statuses.
+        """
         shown = "".join(f"  python -m {module} {example}\n" for example in examples)
         super().__init__(
             prog=f"python -m {module}",
@@ -97,7 +99,7 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        """Returns the values; exits with status 2 and a sentence where they are wrong."""
+        """Return the values; print a message and exit with status 2 if they are wrong."""
         argv = sys.argv[1:] if argv is None else list(argv)
         for argument in argv[: argv.index("--")] if "--" in argv else argv:
             name = argument.partition("=")[0]
@@ -106,18 +108,18 @@ class CommandParser(argparse.ArgumentParser):
         return self.parse_intermixed_args(argv)
 
     def error(self, message: str) -> Any:
-        """Tells a mistake and exits with status 2."""
+        """Print an error and exit with status 2."""
         self.exit(STATUS_USAGE, f"error: {message}\n{self.prog} --help shows what there is\n")
 
 
 def _help_formatter(prog: str) -> argparse.HelpFormatter:
-    # A fixed width: help is also read in logs, and tests count its lines.
+    # The width is fixed, because help is also read in logs, and tests count its lines.
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=_WIDTH)
 
 
 def unknown_option(name: str, known: Iterable[str]) -> str:
-    """Returns a sentence about an option that does not exist, with the near one if there is one."""
-    # What follows a dot is the name of a setting.
+    """Return a message about an unknown option, with the closest known one if there is one."""
+    # The part after a dot is the name of a setting.
     first, dot, setting = name.partition(".")
     near = difflib.get_close_matches(first, list(known), n=1)
     return f"unknown option {name}" + (f"; did you mean {near[0]}{dot}{setting}?" if near else "")
@@ -130,13 +132,13 @@ def run(
     traceback: bool = False,
     ended: Callable[[int, str], None] = lambda status, sentence: None,
 ) -> int:
-    """Calls `work` and returns the exit status; tells what a user can cause in a sentence.
+    """Call `work`, print a message for an error that a user can cause, and return the exit status.
 
     Args:
-      work: the command; what it returns is the status, None is 0.
-      stopped: what to say after Ctrl-C.
-      traceback: lets errors through.
-      ended: called with the status and what was said.
+      work: The command, which returns the exit status; None means 0.
+      stopped: Message after Ctrl-C or SIGTERM.
+      traceback: Whether to raise errors instead.
+      ended: Called at the end with the exit status and the message.
     """
     status, sentence = _run(work, stopped, traceback)
     if sentence:
@@ -156,8 +158,8 @@ def _run(work: Callable[[], int | None], stopped: str, traceback: bool) -> tuple
     except signals.StoppedError:
         return signals.STATUS_TERMINATED, stopped
     except BrokenPipeError:
-        # Whoever read our output has had enough (`| head`); nothing can be printed any more, also
-        # not what Python still holds back.
+        # The reader of standard output has closed it (`| head`). Python must not try to print the
+        # rest of its buffer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STATUS_ERROR, ""
     except (ValueError, OSError, RuntimeError) as error:
@@ -168,7 +170,7 @@ def _run(work: Callable[[], int | None], stopped: str, traceback: bool) -> tuple
 
 
 def _again_if_interrupted(unraisable: Any) -> None:
-    # Ctrl-C in the middle of a callback (JAX has one in the garbage collector) would be lost.
+    # Ctrl-C inside a callback (JAX has one in the garbage collector) would be lost.
     if unraisable.exc_type is KeyboardInterrupt:
         threading.Timer(0.05, _interrupt_main_thread).start()
     else:
@@ -176,7 +178,7 @@ def _again_if_interrupted(unraisable: Any) -> None:
 
 
 def _interrupt_main_thread() -> None:
-    # A true signal where there is one: it ends a wait, which `interrupt_main` does not.
+    # A real signal interrupts a wait, which `interrupt_main` does not.
     main_thread = threading.main_thread().ident
     if hasattr(signal, "pthread_kill") and main_thread is not None:
         signal.pthread_kill(main_thread, signal.SIGINT)
@@ -192,11 +194,11 @@ def _sentence(error: Exception) -> str:
 
 
 def start(work: Callable[[ConfigDict, Path], None], examples: Sequence[str] = ()) -> None:
-    """Parses the command line, calls `work(config, workdir)` and ends the program.
+    """Parse the command line, call `work(config, workdir)`, and exit.
 
-    The exit status is 0; 1 after an error that is explained in a sentence, 2 after one on the
-    command line, 130 after Ctrl-C, 143 after SIGTERM, 3 when another process of the run was lost.
-    Help begins with the docstring of the command's module.
+    The exit status is 0; 1 after an error that is explained in a message, 2 after one on the
+    command line, 130 after Ctrl-C, 143 after SIGTERM, 3 if another process of the run was lost. Help starts
+    with the docstring of the command's module.
     """
     module = sys.modules["__main__"]
     name = module.__spec__.name if module.__spec__ else Path(sys.argv[0]).stem
@@ -214,7 +216,7 @@ def start(work: Callable[[ConfigDict, Path], None], examples: Sequence[str] = ()
         workdir = Path(str(_WORKDIR.value)).expanduser()
 
         def joined() -> None:
-            # Training on a CPU frees and takes a gigabyte a step.
+            # Training on a CPU frees and allocates a gigabyte in each step.
             keep_freed_memory()
             signals.handle_sigterm()
             join(launch)
@@ -230,8 +232,8 @@ def start(work: Callable[[ConfigDict, Path], None], examples: Sequence[str] = ()
 
     status = run(parsed, traceback=True)
     if status in (STATUS_STOPPED, signals.STATUS_TERMINATED):
-        # A checkpoint may be half written in the background, under a name that nobody reads. Python
-        # would wait for what writes it, and print its surprise at the end of the program.
+        # A checkpoint may be half written in the background, to a folder that is not read. Python
+        # would wait for its threads, and print their errors at the end of the program.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -304,7 +306,7 @@ def _parse_flags(argv: list[str]) -> ConfigDict:
     except flags.Error as error:
         raise _UsageError(str(error)) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # ConfigDict wraps its message in quotes of its own, once for each level.
+        # ConfigDict puts its message in quotes, once for each level.
         lines = str(error).replace("\\n", "\n").replace("\\'", "'").splitlines()
         told = ". ".join(line.strip("'") for line in lines)
         unknown = isinstance(error, AttributeError | KeyError)

@@ -1,4 +1,4 @@
-"""What a run says on the screen: plain lines, and progress with an estimate for long work."""
+"""Print log lines, and the progress of long work with an estimate of the remaining time."""
 
 import time
 from typing import TextIO
@@ -7,25 +7,25 @@ _silent = False
 
 
 def set_silent(silent: bool) -> None:
-    """Let `say` print nothing: where several processes are one run, one of them tells its story."""
+    """Silence `say`, for all processes of a run but the main one."""
     global _silent
     _silent = silent
 
 
 def say(line: str, file: TextIO | None = None) -> None:
-    """Print a line of the run's own story, at once; to standard output unless another is given."""
+    """Print a log line and flush it, to standard output unless another file is given."""
     if not _silent:
         print(line, flush=True, file=file)
 
 
-# To the beginning of the terminal's line, and what stands there away.
+# Moves to the start of the terminal's line and erases it.
 _CLEAR = "\r\x1b[K"
 
 
 class Progress:
-    """Says at most every few seconds how far the work is and how long it will take.
+    """Prints progress and the remaining time, at most once in `interval_s` seconds.
 
-    The first line comes after `interval_s`, so that short work stays silent; `done` says the total.
+    The first line comes after `interval_s`, so that short work prints only the total, in `done`.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class Progress:
         Args:
           total: Units of work in all.
           what: The work, for example 'prepare ucf101'.
-          unit: What is counted, for example 'videos'.
-          done_before: Units that an earlier run has done; they do not count for the rate.
-          interval_s: Least number of seconds between two lines.
-          file: Where to say it, standard output if None. If given and a terminal, there is a single
-            line that is written again twice a second; `clear` makes room for other output.
+          unit: Name of the units, for example 'videos'.
+          done_before: Units that an earlier run has done, which do not count for the rate.
+          interval_s: Minimum seconds between two lines.
+          file: Where to print; None means standard output. On a terminal that is given, a single
+            line is rewritten twice a second; `clear` makes room for other output.
         """
         self._total, self._what, self._unit, self._interval = total, what, unit, interval_s
         self._file = file
@@ -56,11 +56,11 @@ class Progress:
             self._interval = 0.5
         self._start = self._last = time.monotonic()
         self._before = self._count = done_before
-        # The first unit also pays for compilation and start-up, so the rate is that of the others.
+        # The first unit includes compilation and start-up, so the rate is that of the others.
         self._first_end, self._first_count = 0.0, 0
 
     def advance(self, count: int = 1) -> None:
-        """Count finished units, and say so if the last line is old enough."""
+        """Count finished units, and print a line if the last one is old enough."""
         now = time.monotonic()
         if not self._first_end:
             self._first_end, self._first_count = now, self._count + count
@@ -79,12 +79,12 @@ class Progress:
                 say(line, self._file)
 
     def clear(self) -> None:
-        """Take the line off a terminal; elsewhere lines stay."""
+        """Erase the line on a terminal; elsewhere lines stay."""
         if self._rewrites:
             print(_CLEAR, end="", flush=True, file=self._file)
 
     def done(self) -> None:
-        """Say how much was done in what time."""
+        """Print the number of units and the time they took."""
         self.clear()
         seconds = time.monotonic() - self._start
         count = self._count - self._before

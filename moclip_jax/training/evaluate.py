@@ -21,7 +21,7 @@ from moclip_jax.training.metrics import topk_accuracy
 
 
 def motion_logits(network: MotionNetwork, features: np.ndarray) -> np.ndarray:
-    """Returns `[videos, classes]`, averaged over the views of `features [videos, views, D]`.
+    """Return logits `[videos, classes]`, averaged over the views of `features [videos, views, D]`.
 
     The classifier is linear, so the logits of the mean feature are the mean of the logits.
     """
@@ -29,7 +29,7 @@ def motion_logits(network: MotionNetwork, features: np.ndarray) -> np.ndarray:
 
 
 def fused_logits(head: FusionHead, features: Features) -> np.ndarray:
-    """Returns a head's logits `[videos, classes]` for motion features averaged over the views."""
+    """Return a head's logits `[videos, classes]` for motion features averaged over the views."""
     motion = jnp.asarray(features.motion.mean(axis=1)) if head.config.motion_features else None
     return np.asarray(head(motion, jnp.asarray(features.appearance)))
 

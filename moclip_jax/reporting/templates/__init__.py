@@ -1,4 +1,4 @@
-"""Texts with gaps, beside this file, and filling the gaps."""
+"""Render the Jinja templates in this folder."""
 
 import functools
 from typing import Any
@@ -7,12 +7,12 @@ import jinja2
 
 
 def render(template: str, **values: Any) -> str:
-    """Returns a template's text with its gaps filled.
+    """Return the text of a template with its values filled in.
 
     Args:
-      template: name of a file beside this one; in `*.html.jinja` every value is escaped, because
-        names of files and classes are the user's and none of them is markup.
-      **values: what its gaps name; one that is missing is an error.
+      template: Name of a file in this folder; in `*.html.jinja` all values are escaped, because
+        names of files and classes may contain markup.
+      **values: Values of the template's variables; a missing one is an error.
     """
     return _environment().get_template(template).render(**values)
 
