@@ -197,8 +197,8 @@ def start(work: Callable[[ConfigDict, Path], None], examples: Sequence[str] = ()
     """Parse the command line, call `work(config, workdir)`, and exit.
 
     The exit status is 0; 1 after an error that is explained in a message, 2 after one on the
-    command line, 130 after Ctrl-C, 143 after SIGTERM, 3 if another process of the run was lost. Help starts
-    with the docstring of the command's module.
+    command line, 130 after Ctrl-C, 143 after SIGTERM, 3 if another process of the run was lost.
+    Help starts with the docstring of the command's module.
     """
     module = sys.modules["__main__"]
     name = module.__spec__.name if module.__spec__ else Path(sys.argv[0]).stem
