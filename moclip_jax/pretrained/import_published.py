@@ -89,7 +89,7 @@ if __name__ == "__main__":
     cli.start(
         main,
         (
-            "--config=configs/ucf101.py --workdir=runs/published \\\n"
+            "--config=ucf101 --workdir=runs/published \\\n"
             "      --motion=mv.safetensors --fusion=fusion.safetensors --classes=classInd.txt",
         ),
     )

@@ -92,7 +92,7 @@ def test_an_option_that_does_not_exist_ends_with_status_2(module, capsys):
         (["--confi.motion.dtype=x"], "did you mean --config.motion.dtype?"),
         (["--workdir=x"], "--config is missing; for example --config=configs/demo.py"),
         (["--config=configs/demo.py"], "--workdir is missing"),
-        (["--config=configs/dem.py"], "no such file; there are configs/common.py, configs/demo.py"),
+        (["--config=configs/dem.py"], "no such file; there are configs/demo.py, configs/hmdb51.py"),
         (["--config=README.md", "--workdir=x"], "cannot be run as a file of settings: SyntaxError"),
         (["--config=configs/demo.py", "--workdir=x", "more"], "unknown argument 'more'"),
         (["--config=configs/demo.py", "--config.motion.num_epochs=a"], "invalid literal for int"),
@@ -182,7 +182,7 @@ def test_ctrl_c_leaves_one_sentence_of_parent_and_workers(tmp_path):
 
 def test_a_reader_that_has_had_enough_ends_a_command_without_a_word():
     code = (
-        "from moclip_jax import command_line\n"
+        "from moclip_jax.runtime import cli\n"
         "def work():\n"
         "    for number in range(100_000):\n"
         "        print(number)\n"
