@@ -9,8 +9,14 @@ from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from PIL import Image
 
 from moclip_jax import visualize
-from moclip_jax.reporting.motion_figures import color_wheel, field_to_rgb, motion_fields
+from moclip_jax.reporting.motion_figures import (
+    color_wheel,
+    field_to_rgb,
+    motion_fields,
+    write_annotated_video,
+)
 from tests.input_pipeline import real_clips
+from tests.input_pipeline.video_fixtures import write_video
 
 SPEC = VideoSpec(width=128, height=96, clip_frames=2)
 
@@ -106,3 +112,25 @@ def test_a_wrong_option_is_told(options, message, capsys):
 def test_a_workdir_without_results_is_told(tmp_path, capsys):
     assert visualize.main([f"--workdir={tmp_path}", f"--out={tmp_path}"]) == 1
     assert "finish its run first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["turned.mp4", "uneven.mkv"])
+def test_a_written_video_shows_frames_upright_and_at_their_own_times(tmp_path, name):
+    times = np.cumsum([0, 40, 40, 500, 40, 40, 1200, 33, 33, 34])
+    frames = np.zeros((10, 64, 96, 3), np.uint8)
+    frames[:, :32] = 255  # The upper half is white.
+    rotation = 90 if name == "turned.mp4" else 0
+    path = write_video(tmp_path / name, frames, times_ms=times, rotation=rotation)
+    clip, target = read_clip(path, SPEC), tmp_path / "out.mp4"
+    write_annotated_video(str(path), clip, target, raw=False, guesses_at=None)
+    with av.open(str(target)) as container:
+        time_base = container.streams.video[0].time_base
+        shown = list(container.decode(video=0))
+    seconds = np.array([float(frame.pts * time_base) for frame in shown])
+    np.testing.assert_allclose(seconds - seconds[0], clip.times, atol=2e-3)
+    np.testing.assert_allclose(clip.times, times / 1000, atol=1e-3)
+    image = shown[0].to_ndarray(format="gray")
+    left = image[:, : image.shape[1] // 2]  # The motion is drawn in the right half.
+    across, down = (np.abs(np.diff(left.astype(int).mean(axis=axis))).max() for axis in (0, 1))
+    assert (across > 50) == (rotation == 90)
+    assert (down > 50) == (rotation == 0)

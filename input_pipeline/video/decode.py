@@ -142,7 +142,7 @@ def open_video(
         container = av.open(f"file:{name}", metadata_errors="replace", options=options)
     except PermissionError as error:
         raise VideoError(name, "no permission to read it") from error
-    except (OSError, EOFError, ValueError) as error:
+    except (av.FFmpegError, OSError, EOFError, ValueError) as error:
         raise VideoError(
             name,
             f"not a video that FFmpeg can open, or cut before its header ({short_reason(error)})",

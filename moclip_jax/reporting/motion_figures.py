@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import BLOCK
-from moclip_jax.input_pipeline.video.orientation import orient_field
+from moclip_jax.input_pipeline.video.orientation import Uprighter, orient_field
 from moclip_jax.runtime.files import atomic_write
 
 # A guess and its probability, most likely first.
@@ -28,6 +28,9 @@ Guesses = Sequence[tuple[str, float]]
 _ARROW_STEP = 16
 # Height of the annotated video, and width of its panel of predictions.
 _HEIGHT, _PANEL = 256, 256
+
+# Fine enough for any frame rate; MPEG-4 takes no finer one.
+_TIME_BASE = Fraction(1, 60_000)
 
 
 def field_to_rgb(field: np.ndarray, bound: float | None = None) -> np.ndarray:
@@ -191,19 +194,23 @@ def write_annotated_video(
             rate = Fraction(video.fps or 25.0).limit_denominator(1001)
             stream = cast(av.VideoStream, container.add_stream(codec, rate=rate))
             stream.width, stream.height, stream.pix_fmt = total, _HEIGHT, "yuv420p"
+            stream.codec_context.time_base = _TIME_BASE
+            upright = Uprighter()
             pictures = zip(decode_frames(path), motion_fields(video, raw=raw), strict=True)
             for number, (frame, field) in enumerate(pictures):
                 canvas = Image.new("RGB", (total, _HEIGHT), (24, 24, 24))
-                canvas.paste(frame.to_image().resize((width, _HEIGHT)), (0, 0))
+                canvas.paste(upright(frame).to_image().resize((width, _HEIGHT)), (0, 0))
                 colors = Image.fromarray((field_to_rgb(field, bound) * 255).astype(np.uint8))
                 canvas.paste(colors.resize((width, _HEIGHT)), (width, 0))
                 canvas.paste(wheel, (width + 4, 4), wheel)
                 draw = ImageDraw.Draw(canvas)
                 draw.text((width + side + 8, 6), f"{bound:.0f} px", "white", font)
                 if guesses_at:
-                    seconds = number / float(rate)
-                    _draw_guesses(draw, 2 * width, f"{seconds:.2f} s", guesses_at(number), font)
-                container.mux(stream.encode(av.VideoFrame.from_image(canvas)))
+                    title = f"{video.times[number]:.2f} s"
+                    _draw_guesses(draw, 2 * width, title, guesses_at(number), font)
+                drawn = av.VideoFrame.from_image(canvas)
+                drawn.pts, drawn.time_base = round(video.times[number] / _TIME_BASE), _TIME_BASE
+                container.mux(stream.encode(drawn))
                 each_frame()
             container.mux(stream.encode(None))
     except (av.FFmpegError, ValueError, OSError) as error:
