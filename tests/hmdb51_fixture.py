@@ -6,7 +6,14 @@ from tests.ucf101_fixture import write_avi
 
 CLASSES = ("brush_hair", "ride_bike")
 # Source of the clip, and its mark in splits 1 to 3.
-CLIPS = {"April_09": "122", "April_10": "211", "Movie_a": "012", "Movie_b": "120"}
+CLIPS = {
+    "April_09": "122",
+    "April_10": "211",
+    "Movie_a": "012",
+    "Movie_b": "120",
+    "Movie_c": "111",
+    "Movie_d": "111",
+}
 
 
 def file_name(source: str, class_name: str) -> str:

@@ -1,1 +1,1 @@
-"""TFDS builders: one file per data set, and what they share in base.py."""
+"""Data sets: what defines one, how it is prepared, and how it is opened; one file per data set."""
