@@ -1,5 +1,6 @@
 """Rows from a video file to its label: 300 frames, 32 motion fields and one picture."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,10 +13,15 @@ from benchmarks.networks import CLASSES, Networks
 from benchmarks.peer import Peer
 from benchmarks.timing import Comparison, in_turns, timed
 from moclip_jax.config import default_config, motion_views, video_spec
-from moclip_jax.export.exporter import Recognizer
-from moclip_jax.inference.recognize import Classifier, predict_videos
+from moclip_jax.inference.recognizer import Recognizer
 from moclip_jax.models.fusion import FusionConfig, FusionHead
-from moclip_jax.runtime.device import matmul_dtype
+from moclip_jax.models.moclip import (
+    MoCLIP,
+    MoCLIPConfig,
+    appearance_features,
+    motion_features,
+)
+from moclip_jax.runtime.device import compiler_options, matmul_dtype
 
 FRAMES = 300
 
@@ -38,14 +44,13 @@ def make_recognizer(networks: Networks, source: str, dtype: str = "auto") -> Rec
         ),
         rngs=nnx.Rngs(2),
     )
+    parts = MoCLIPConfig(networks.motion.config, networks.clip.config, head.config)
+    model = nnx.eval_shape(lambda: MoCLIP(parts, rngs=nnx.Rngs(0)))
+    model.motion, model.clip, model.head = networks.motion, networks.clip, head
     return Recognizer(
-        class_names=tuple(f"class {number}" for number in range(CLASSES)),
-        network=networks.motion,
-        clip=networks.clip,
-        tokenizer=networks.tokenizer,
-        head=head,
-        text=np.zeros((CLASSES, networks.clip.config.projection_dim), np.float32),
-        templates=tuple(config.zero_shot.templates),
+        lambda: model,
+        [f"class {number}" for number in range(CLASSES)],
+        image_size=networks.clip.config.vision.image_size,
         video=video_spec(config),
         views=motion_views(config.motion, num_segments=config.predict.num_segments),
         frame=config.clip.frame,
@@ -55,7 +60,7 @@ def make_recognizer(networks: Networks, source: str, dtype: str = "auto") -> Rec
 
 
 class OurSide:
-    """What `recognize.make_classifier` does with a file.
+    """What `Recognizer.predict` does with a file.
 
     Args:
       networks: both backbones.
@@ -65,7 +70,6 @@ class OurSide:
     Attributes:
       dtype: as it was given, and what it means here.
       recognizer: what `predict` loads.
-      classifier: compiled.
       video: the file.
       compile_s: seconds that the first file took longer than another; programs that a side before
         has compiled may come from the cache.
@@ -74,14 +78,13 @@ class OurSide:
     def __init__(self, networks: Networks, source: str, dtype: str = "auto"):
         self.dtype = f"{dtype} ({matmul_dtype(dtype).name})" if dtype == "auto" else dtype
         self.recognizer = make_recognizer(networks, source, dtype)
-        self.classifier = Classifier(self.recognizer)
         self.video = str(generated_video(networks.folder, FRAMES))
         first, second = (timed(self.label)() for _ in range(2))
         self.compile_s = first - second
 
     def label(self) -> None:
         """From the file to its label."""
-        self.classifier.probabilities_of_file(self.video)
+        self.recognizer.predict(self.video)
 
 
 def one_file(
@@ -149,17 +152,29 @@ def one_file(
 
 
 def _stages(side: OurSide) -> dict[str, Callable[[], float]]:
-    classifier = side.classifier
-    prepared = read_clip(side.video, side.recognizer.reading)
-    view = classifier.view(prepared)
+    recognizer = side.recognizer
+    clip = read_clip(side.video, recognizer.reading)
+    view = recognizer.view(clip)
+    model = recognizer.inference_model
+    motion = _compiled(model.motion, motion_features)
+    appearance = _compiled(model.clip, appearance_features)
     return {
         "read": timed(lambda: read_clip(side.video, side.recognizer.reading)),
-        "views": timed(lambda: classifier.view(prepared)),
-        "motion network": timed(
-            lambda: jax.block_until_ready(classifier.run_motion_network(view["motion"]))
-        ),
-        "CLIP": timed(lambda: jax.block_until_ready(classifier.run_clip(view["images"]))),
+        "views": timed(lambda: recognizer.view(clip)),
+        "motion network": timed(lambda: jax.block_until_ready(motion(view["motion"]))),
+        "CLIP": timed(lambda: jax.block_until_ready(appearance(view["images"]))),
     }
+
+
+def _compiled(module: nnx.Module, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    graph, state = nnx.split(module)
+    options = compiler_options()
+
+    @functools.partial(jax.jit, compiler_options=options)
+    def compiled(state, inputs):
+        return function(nnx.merge(graph, state), inputs)
+
+    return functools.partial(compiled, state)
 
 
 def many_files(side: OurSide, count: int, rounds: int) -> Comparison:
@@ -167,7 +182,7 @@ def many_files(side: OurSide, count: int, rounds: int) -> Comparison:
 
     def together() -> None:
         files = [side.video] * count
-        list(predict_videos(side.recognizer, files, classifier=side.classifier))
+        list(side.recognizer.predict_batch(files))
 
     def one_by_one() -> None:
         for _ in range(count):

@@ -27,29 +27,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(workdir: Path) -> None:
-    from moclip_jax.export.exporter import load_export
-    from moclip_jax.inference.recognize import Classifier
+    from moclip_jax.inference.recognizer import load
     from moclip_jax.training.evaluate import fused_logits
     from moclip_jax.training.features import load_features
 
-    recognizer = load_export(workdir / "export")
+    recognizer = load(workdir)
     count = sum(
         len(np.load(path)["label"]) for path in (workdir / "features" / "test").glob("*.npz")
     )
     features = load_features(workdir / "features", "test", count)
-    logits = np.asarray(fused_logits(recognizer.head, features), np.float64)
+    logits = np.asarray(fused_logits(recognizer.model.head, features), np.float64)
     names = [recognizer.class_names[label] for label in features.label]
     shapes = list(dict.fromkeys(name.split()[0] for name in recognizer.class_names))
     print(f"{count} test videos\nnamed shapes  words  zero-shot  with the head")
     for named in range(len(shapes) + 1):
         full = [name for name in recognizer.class_names if name.split()[0] in shapes[:named]]
         words = full + [f"a {shape}" for shape in shapes[named:]]
-        classifier = Classifier(recognizer, words)
+        label_set = recognizer.label_set(words)
         right = {False: 0, True: 0}
         for name, scores, appearance in zip(names, logits, features.appearance, strict=True):
             truth = name if name in full else f"a {name.split()[0]}"
             for with_head in right:
-                got = classifier.combine(scores, appearance, use_head=with_head)
+                got = label_set.probabilities(scores, appearance, use_head=with_head)
                 right[with_head] += words[int(np.argmax(got))] == truth
         print(
             f"{named:12}  {len(words):5}  {100 * right[False] / count:9.1f}  "

@@ -223,11 +223,18 @@ def _pipeline(rounds: int) -> list[dict[str, Any]]:
     return pipeline.print_rows(rounds)
 
 
+def _startup(rounds: int) -> list[dict[str, Any]]:
+    from benchmarks import startup
+
+    return startup.print_rows(rounds)
+
+
 # Of one core, and with units of their own, so each prints its own table.
 TABLES: dict[str, Callable[[int], list[dict[str, Any]]]] = {
     "reading": _reading,
     "preparation": _preparation,
     "pipeline": _pipeline,
+    "startup": _startup,
 }
 
 GROUPS: dict[str, Callable[[Setup], Iterator[Any]]] = {

@@ -1,11 +1,81 @@
-"""Efficient video action recognition in JAX: one CLIP frame and the codec's motion vectors."""
+"""Video action recognition in JAX from one CLIP frame and the codec's motion vectors.
 
-import os
+    >>> import moclip_jax
+    >>> model = moclip_jax.load("runs/demo")
+    >>> prediction = model.predict("clip.mp4", top_k=3)
+    >>> len(prediction.scores)
+    3
+    >>> 0 < prediction.probability <= 1
+    True
+    >>> own = model.predict("clip.mp4", labels=["a star", "a ring"])
+    >>> sorted(score.label for score in own.scores)
+    ['a ring', 'a star']
+    >>> [bool(result.error) for result in model.predict_batch(["clip.mp4", "absent.mp4"])]
+    [False, True]
+    >>> [window.start_s for window in model.timeline("clip.mp4", seconds=2)][0]
+    0.0
 
-# TensorFlow only feeds data here; its start-up banner would drown what the user asked for.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Its oneDNN kernels announce themselves too, and give other roundings on other processors.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-# Only transformers' tokenizer is used; that there is no PyTorch for its models needs no saying.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+Names are imported when they are first used, so that `import moclip_jax` is fast.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from moclip_jax.inference.prediction import Prediction as Prediction
+    from moclip_jax.inference.prediction import Score as Score
+    from moclip_jax.inference.recognizer import Recognizer as Recognizer
+    from moclip_jax.inference.recognizer import load as load
+    from moclip_jax.input_pipeline.video.clip import Clip as Clip
+    from moclip_jax.input_pipeline.video.clip import VideoSpec as VideoSpec
+    from moclip_jax.input_pipeline.video.clip import read_clip as read_clip
+    from moclip_jax.input_pipeline.video.decode import VideoError as VideoError
+    from moclip_jax.input_pipeline.video.motion_vectors import (
+        accumulate_motion as accumulate_motion,
+    )
+    from moclip_jax.input_pipeline.video.motion_vectors import (
+        read_motion_vectors as read_motion_vectors,
+    )
+    from moclip_jax.models.clip import CLIP as CLIP
+    from moclip_jax.models.fusion import FusionHead as FusionHead
+    from moclip_jax.models.moclip import MoCLIP as MoCLIP
+    from moclip_jax.models.moclip import MoCLIPConfig as MoCLIPConfig
+    from moclip_jax.models.motion_network import MotionNetwork as MotionNetwork
+    from moclip_jax.pretrained.hf_clip import load_clip as load_clip
+    from moclip_jax.pretrained.timm_efficientnet import load_efficientnet as load_efficientnet
+
+_HOMES = {
+    "CLIP": "models.clip",
+    "Clip": "input_pipeline.video.clip",
+    "FusionHead": "models.fusion",
+    "MoCLIP": "models.moclip",
+    "MoCLIPConfig": "models.moclip",
+    "MotionNetwork": "models.motion_network",
+    "Prediction": "inference.prediction",
+    "Recognizer": "inference.recognizer",
+    "Score": "inference.prediction",
+    "VideoError": "input_pipeline.video.decode",
+    "VideoSpec": "input_pipeline.video.clip",
+    "accumulate_motion": "input_pipeline.video.motion_vectors",
+    "load": "inference.recognizer",
+    "load_clip": "pretrained.hf_clip",
+    "load_efficientnet": "pretrained.timm_efficientnet",
+    "read_clip": "input_pipeline.video.clip",
+    "read_motion_vectors": "input_pipeline.video.motion_vectors",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -8,7 +8,6 @@ uploads.
 
 import argparse
 import contextlib
-import io
 import ipaddress
 import os
 import re
@@ -22,23 +21,17 @@ from types import FrameType
 from typing import Any
 
 import av
-import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from moclip_jax.export.exporter import Recognizer, export_folder, load_export
-from moclip_jax.inference.video_reader import VideoReader
+from moclip_jax.inference.clip_reader import ClipReader, predict_with_windows
+from moclip_jax.inference.recognizer import Recognizer, load
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip
-from moclip_jax.input_pipeline.video.clip import Clip, VideoError
+from moclip_jax.input_pipeline.video.clip import VideoError
 from moclip_jax.input_pipeline.video.files import videos_under
-from moclip_jax.reporting.motion_figures import field_to_rgb
+from moclip_jax.reporting.page_figures import MOST_LABELS, motion_picture, timeline_picture
 from moclip_jax.runtime.cli import CommandParser, run
 
-MOST_LABELS = 5
 MOST_WORDS = 50
-FRAMES_SHOWN = 5
-FRAME_WIDTH = 200
 # The browser is told to load nothing from elsewhere, whatever Gradio's page asks for.
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
@@ -48,56 +41,6 @@ POLICY = (
 )
 # Gradio would fetch addresses on the visitor's behalf; this page has no use for that.
 FOREIGN = re.compile(r"/(file=(https?|ftp):|proxy=)", re.IGNORECASE)
-
-
-def motion_picture(video: Clip) -> Image.Image:
-    """Returns frames of a video above their accumulated motion, as one picture."""
-    fields = video.motion.accumulate(video.frame_indices.tolist())
-    height, width = fields.shape[1:3]
-    lengths = np.hypot(*np.moveaxis(fields.astype(np.float32), -1, 0))
-    # Right after an I-frame there is little motion: of each part, the frame with the most is shown.
-    parts = np.array_split(np.arange(len(fields)), min(FRAMES_SHOWN, len(fields)))
-    chosen = [part[lengths[part].mean(axis=(1, 2)).argmax()] for part in parts]
-    # One scale for all, so that a still moment looks still.
-    bound = max(float(np.percentile(lengths[chosen], 99)), 1.0)
-    size = (FRAME_WIDTH, round(FRAME_WIDTH * height / width))
-    picture = Image.new("RGB", (len(chosen) * (size[0] + 4) - 4, 2 * size[1] + 4), "white")
-    for column, position in enumerate(chosen):
-        left = column * (size[0] + 4)
-        frame = Image.open(io.BytesIO(video.frames[position]))
-        colours = Image.fromarray((255 * field_to_rgb(fields[position], bound)).astype(np.uint8))
-        picture.paste(frame.resize(size), (left, 0))
-        picture.paste(colours.resize(size), (left, size[1] + 4))
-    return picture
-
-
-def timeline_picture(answer: dict[str, Any], unit: str) -> Image.Image:
-    """Returns a chart of the likeliest labels over the windows of `VideoReader.answer`."""
-    figure = Figure(figsize=(8, 2.8), layout="constrained")
-    axis = figure.subplots()
-    starts, ends, probabilities = zip(*answer["timeline"], strict=True)
-    edges = [*starts, ends[-1]]
-    styles = zip(answer["labels"][:MOST_LABELS], ("-", "--", "-.", ":", (0, (1, 4))), strict=False)
-    for position, (label, style) in enumerate(styles):
-        values = [scores[position] for scores in probabilities]
-        axis.stairs(
-            values,
-            edges,
-            label=label,
-            linestyle=style,
-            linewidth=2.2 - 0.3 * position,
-            baseline=None,
-        )
-    axis.set_ylim(-0.03, 1.03)
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.set_xlabel(unit)
-    legend = axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    for text in legend.get_texts():
-        # A dollar sign in a label is no formula.
-        text.set_parse_math(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return Image.open(buffer)
 
 
 def parse_words(text: str) -> tuple[str, ...]:
@@ -178,7 +121,7 @@ class OnlyOwnContent:
 
 
 def make_page(
-    reader: VideoReader,
+    reader: ClipReader | None,
     recognizer: Recognizer,
     examples: Sequence[str],
     *,
@@ -188,8 +131,8 @@ def make_page(
     """Returns the page, a `gradio.Blocks`.
 
     Args:
-      reader: answers.
-      recognizer: its model.
+      reader: reads the files.
+      recognizer: the model.
       examples: video files to choose from.
       limits: a sentence about what may be uploaded.
       kept_s: seconds after which an upload, and what was drawn of it, is deleted.
@@ -201,19 +144,18 @@ def make_page(
             if not path:
                 raise ValueError("Drop a video first, or choose an example.")
             words = parse_words(text or "")
-            video = reader.read(path)
+            clip = reader.read(path)
         except VideoError as error:
             # The visitor knows the file by its own name, not by where it is kept here.
             reason = str(error).replace(str(path), Path(str(path)).name)
             raise gradio.Error(reason, duration=None) from error
         except ValueError as error:
             raise gradio.Error(str(error), duration=None) from error
-        answer = reader.answer(video, words)
-        best = zip(answer["labels"], answer["probabilities"], strict=True)
+        prediction = predict_with_windows(recognizer, clip, words)
         return (
-            {label: float(probability) for label, probability in list(best)[:MOST_LABELS]},
-            motion_picture(video),
-            timeline_picture(answer, "seconds" if video.fps else "frames"),
+            {score.label: score.probability for score in prediction.scores[:MOST_LABELS]},
+            motion_picture(clip),
+            timeline_picture(prediction, "seconds" if clip.fps else "frames"),
         )
 
     with gradio.Blocks(
@@ -328,12 +270,11 @@ def serve(arguments: argparse.Namespace) -> None:
                 f"{sys.executable} -m pip install -r requirements-app.txt"
             ) from error
 
-        workdir = Path(arguments.workdir).expanduser()
-        recognizer = load_export(export_folder(workdir))
+        recognizer = load(arguments.workdir)
         drawn = folder / "examples"
         drawn.mkdir()
-        reader = VideoReader(
-            recognizer, max_seconds=arguments.max_seconds, timeout_s=arguments.timeout
+        reader = ClipReader(
+            recognizer.video, max_seconds=arguments.max_seconds, timeout_s=arguments.timeout
         )
         opened.callback(reader.close)
         page = make_page(

@@ -6,17 +6,19 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moclip_jax.inference import stream
 from moclip_jax.runtime.cli import STATUS_ERROR, STATUS_OK, CommandParser, run
+
+if TYPE_CHECKING:
+    from moclip_jax.inference.recognizer import Prediction
 
 CSV_FIELDS = ("video", "start", "end", "rank", "label", "probability", "trained_as", "error")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the command line's values; exits with status 2 where it is not of the right form."""
+    """Return the command line's values; exits with status 2 where it is not of the right form."""
     parser = CommandParser(
         "moclip_jax.predict",
         "Label videos with a trained model: files, folders, patterns, or - for a list of them on "
@@ -70,7 +72,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def names_given(arguments: Sequence[str]) -> Iterator[str]:
-    """Yields the command line's names, with those of standard input in place of '-'."""
+    """Yield the command line's names, with those of standard input in place of '-'."""
     for name in arguments:
         if name == "-":
             yield from (line.strip() for line in sys.stdin if line.strip())
@@ -78,8 +80,34 @@ def names_given(arguments: Sequence[str]) -> Iterator[str]:
             yield name
 
 
+def predictions(prediction: "Prediction") -> list[dict[str, Any]]:
+    """Return `label`, `probability` and, for labels of the user's own, `trained_as`."""
+    return [
+        {"label": score.label, "probability": round(score.probability, 6)}
+        | ({"trained_as": score.trained_as} if score.trained_as else {})
+        for score in prediction.scores
+    ]
+
+
+def to_json(prediction: "Prediction", *, with_timeline: bool) -> dict[str, Any]:
+    """Return what `--json` prints of a prediction."""
+    if prediction.error:
+        return {"video": prediction.video, "error": prediction.error}
+    result = {"video": prediction.video, "predictions": predictions(prediction)}
+    if with_timeline:
+        result["timeline"] = [
+            {
+                "start": round(window.start_s, 3),
+                "end": round(window.end_s, 3),
+                "predictions": predictions(window),
+            }
+            for window in prediction.windows
+        ]
+    return result
+
+
 def text_lines(result: dict[str, Any]) -> Iterator[str]:
-    """Yields what is printed of a result for people."""
+    """Yield what is printed of a result for people."""
     if "error" in result:
         yield f"error: {result['error']}"
         return
@@ -93,7 +121,7 @@ def text_lines(result: dict[str, Any]) -> Iterator[str]:
 
 
 def csv_rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields the table's rows of a result; those of the whole video have no start and end."""
+    """Yield the table's rows of a result; those of the whole video have no start and end."""
     if "error" in result:
         yield result
     parts = ({"predictions": result.get("predictions", ())}, *result.get("timeline", ()))
@@ -104,7 +132,7 @@ def csv_rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def make_printer(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], None]:
-    """Returns what prints a result in the form that was asked for."""
+    """Return what prints a result in the form that was asked for."""
     if arguments.json:
         return lambda result: print(json.dumps(result), flush=True)
     if arguments.csv:
@@ -120,52 +148,45 @@ def make_printer(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], No
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a result for each video; returns the exit status, 1 if any video failed."""
+    """Print a result for each video; returns the exit status, 1 if any video failed."""
     arguments = parse_arguments(argv)
     return run(lambda: _predict(arguments), traceback=arguments.traceback)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     # Imported late, so that help and mistakes come at once.
-    from moclip_jax.export.exporter import export_folder, load_export
-    from moclip_jax.inference.recognize import Classifier, best_labels, predict_videos
+    from moclip_jax.inference.recognizer import load
     from moclip_jax.input_pipeline.video.files import find_videos
-    from moclip_jax.input_pipeline.video.subprocess_pool import GRACE_S, SubprocessReader
     from moclip_jax.runtime.progress import Progress
 
-    workdir = Path(arguments.workdir).expanduser()
-    recognizer = load_export(export_folder(workdir))
     if arguments.stream:
-        classifier = Classifier(recognizer, arguments.words)
-        return stream.run(
-            arguments,
-            recognizer.video,
-            lambda video: best_labels(
-                classifier, classifier.probabilities(classifier.view(video)), arguments.topk
-            ),
-        )
+        model = load(arguments.workdir)
+
+        def label(clip: Any) -> list[dict[str, Any]]:
+            prediction = model.predict_clip(clip, top_k=arguments.topk, labels=arguments.words)
+            return predictions(prediction)
+
+        return stream.run(arguments, model.video, label)
+    model = load(arguments.workdir)
     videos = list(find_videos(names_given(arguments.videos)))
     if not videos:
         raise ValueError("standard input (-) names no video")
     show = make_printer(arguments)
     progress = Progress(len(videos), "predict", "videos", file=sys.stderr)
     status = STATUS_OK
-    num_workers = min(os.cpu_count() or 1, len(videos))
-    with SubprocessReader(num_workers, recognizer.video.max_seconds + GRACE_S) as reader:
-        for result in predict_videos(
-            recognizer,
-            videos,
-            topk=arguments.topk,
-            classes=arguments.words,
-            window_s=arguments.timeline,
-            num_workers=num_workers,
-            read=reader,
-        ):
-            if "error" in result:
-                status = STATUS_ERROR
-            progress.clear()
-            show(result)
-            progress.advance()
+    for prediction in model.predict_batch(
+        videos,
+        top_k=arguments.topk,
+        labels=arguments.words,
+        window_s=arguments.timeline,
+        num_workers=min(os.cpu_count() or 1, len(videos)),
+        isolate=True,
+    ):
+        if prediction.error:
+            status = STATUS_ERROR
+        progress.clear()
+        show(to_json(prediction, with_timeline=bool(arguments.timeline)))
+        progress.advance()
     progress.clear()
     return status
 

@@ -6,13 +6,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec, read_clip
+from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.files import find_videos
 from moclip_jax.reporting.motion_figures import draw_motion, field_to_rgb, write_annotated_video
 from moclip_jax.reporting.run_figures import (
@@ -25,6 +24,9 @@ from moclip_jax.reporting.run_figures import (
 )
 from moclip_jax.runtime.cli import STATUS_ERROR, STATUS_OK, CommandParser, run
 from moclip_jax.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from moclip_jax.inference.recognizer import Prediction, Recognizer
 
 # Frames drawn of a video, and seconds between two predictions in an annotated one.
 PICTURES = 6
@@ -86,9 +88,8 @@ def draw_examples(workdir: Path, out: Path, *, columns: int = 8) -> Path:
         batch_size=len(chosen),
     ).as_numpy_iterator()
     scores = np.load(workdir / "evaluate" / "scores.npz")
-    figure, axes = plt.subplots(
-        2, len(chosen), figsize=(2.0 * len(chosen), 5.2), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(2.0 * len(chosen), 5.2), layout="constrained")
+    axes = figure.subplots(2, len(chosen), squeeze=False)
     for row, index in enumerate(batch["index"]):
         position, column = chosen[index], row
         field = (batch["motion"][row, 0, 0].astype(np.float32) - 128) * config.motion.bound / 127.5
@@ -104,7 +105,6 @@ def draw_examples(workdir: Path, out: Path, *, columns: int = 8) -> Path:
             axis.set_axis_off()
     target = out / "examples.png"
     figure.savefig(target, dpi=110)
-    plt.close(figure)
     return target
 
 
@@ -151,15 +151,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _draw_videos(arguments: argparse.Namespace) -> int:
-    classifier: Any = None
+    model: Recognizer | None = None
     spec = VideoSpec(clip_frames=PICTURES)
     if arguments.workdir:
-        from moclip_jax.export.exporter import export_folder, load_export
-        from moclip_jax.inference.recognize import Classifier
+        from moclip_jax.inference.recognizer import load
 
-        recognizer = load_export(export_folder(Path(arguments.workdir).expanduser()))
-        classifier = Classifier(recognizer)
-        spec = dataclasses.replace(recognizer.video, clip_frames=PICTURES)
+        model = load(arguments.workdir)
+        spec = dataclasses.replace(model.video, clip_frames=PICTURES)
     status = STATUS_OK
     for found in find_videos(arguments.videos):
         try:
@@ -169,41 +167,30 @@ def _draw_videos(arguments: argparse.Namespace) -> int:
                 out = Path(arguments.out).expanduser()
                 out.mkdir(parents=True, exist_ok=True)
                 video = read_clip(found, spec)
-                guesses = (
-                    _guesses(classifier, read_clip(found, recognizer.reading)) if classifier else []
-                )
+                guesses = _guesses(model.predict(found)) if model else []
                 target = out / f"{Path(found).name}_motion.png"
                 draw_motion(found, video, target, raw=arguments.raw, guesses=guesses[:3])
                 print(target, flush=True)
             if arguments.video:
-                print(_write_video(found, arguments, classifier, spec), flush=True)
+                print(_write_video(found, arguments, model, spec), flush=True)
         except VideoError as error:
             status = STATUS_ERROR
             print(f"error: {error}", file=sys.stderr)
     return status
 
 
-def _guesses(classifier: Any, video: Clip) -> list[tuple[str, float]]:
-    scores = classifier.probabilities(classifier.view(video))
-    best = np.argsort(-scores, kind="stable")[:5]
-    return [(classifier.labels[i], float(scores[i])) for i in best]
+def _guesses(prediction: "Prediction") -> list[tuple[str, float]]:
+    return [(score.label, score.probability) for score in prediction.scores]
 
 
 def _write_video(
-    path: str, arguments: argparse.Namespace, classifier: Any, spec: VideoSpec
+    path: str, arguments: argparse.Namespace, model: "Recognizer | None", spec: VideoSpec
 ) -> Path:
     target = Path(arguments.video).expanduser()
-    if not classifier:
-        video, guesses_at = read_clip(path, spec), None
-    else:
-        from moclip_jax.inference.recognize import decode_for_windows, split_windows
-
-        video = decode_for_windows(path, WINDOW_S, spec)
-        try:
-            windows = split_windows(video, WINDOW_S, spec)
-        except ValueError as error:
-            raise VideoError(path, str(error)) from error
-        guesses = [_guesses(classifier, window.video) for window in windows]
+    video, guesses_at = read_clip(path, spec), None
+    if model:
+        windows = list(model.timeline(path, seconds=WINDOW_S))
+        guesses = [_guesses(window) for window in windows]
         # A window may begin before the one before it has ended; then the later one holds.
         starts = np.array([window.start_s for window in windows])
 

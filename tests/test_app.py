@@ -21,12 +21,14 @@ import numpy as np
 import pytest
 from moclip_jax.input_pipeline.video import subprocess_pool
 from moclip_jax.input_pipeline.video.accumulate import accumulate
-from moclip_jax.input_pipeline.video.clip import VideoError
+from moclip_jax.input_pipeline.video.clip import VideoError, read_clip
 
 from moclip_jax import app
-from moclip_jax.export.exporter import load_export
-from moclip_jax.inference import recognize, video_reader
-from moclip_jax.inference.video_reader import VideoReader, split_windows
+from moclip_jax.inference import clip_reader
+from moclip_jax.inference.clip_reader import ClipReader, predict_with_windows
+from moclip_jax.inference.recognizer import load
+from moclip_jax.inference.windows import split_at_groups
+from moclip_jax.reporting.page_figures import motion_picture, timeline_picture
 from tests.input_pipeline import real_clips
 
 MAX_MEGABYTES, MAX_SECONDS = 1.0, 20
@@ -41,12 +43,12 @@ def clip() -> str:
 
 @pytest.fixture(scope="module")
 def recognizer(finished_run):
-    return load_export(finished_run / "export")
+    return load(finished_run)
 
 
 @pytest.fixture(scope="module")
-def reader(recognizer) -> Iterator[VideoReader]:
-    with VideoReader(recognizer, max_seconds=MAX_SECONDS) as opened:
+def reader(recognizer) -> Iterator[ClipReader]:
+    with ClipReader(recognizer.video, max_seconds=MAX_SECONDS) as opened:
         yield opened
 
 
@@ -201,7 +203,7 @@ def test_in_a_browser_an_uploaded_video_is_labelled_as_predict_labels_it(
     wait(lambda: find("#video video"))
     find("#recognise").click()
     wait(lambda: find("#timeline img") and find("#motion img"))
-    scores = recognize.make_classifier(recognizer)(clip)
+    scores = recognizer.probabilities(recognizer.view(read_clip(clip, recognizer.reading)))
     order = np.argsort(-scores)[:5]
     shown = re.findall(r"^(\w+ \w+)\n+(\d+)%", text("#labels"), flags=re.MULTILINE)
     assert len(shown) == 5
@@ -287,7 +289,7 @@ def test_windows_tile_the_video_and_move_as_the_whole_does(reader, recognizer, c
     whole = accumulate(
         video.displacements, video.is_intra, spec.height, spec.width, range(video.num_frames)
     )
-    windows = split_windows(video, 12)
+    windows = split_at_groups(video, 12)
     assert 1 < len(windows) <= 12
     assert windows[0][0] == 0 and windows[-1][1] == video.num_frames
     assert all(left[1] == right[0] for left, right in itertools.pairwise(windows))
@@ -303,23 +305,24 @@ def test_windows_tile_the_video_and_move_as_the_whole_does(reader, recognizer, c
 @pytest.mark.parametrize("words", [(), ("a star", "a ring", "a dog")])
 def test_the_answer_for_the_whole_video_is_that_of_predict(reader, recognizer, clip, words):
     video = reader.read(clip)
-    answer = reader.answer(video, words)
-    expected = recognize.make_classifier(recognizer, words)(clip)
+    answer = predict_with_windows(recognizer, video, words)
+    expected = recognizer.probabilities(recognizer.view(read_clip(clip, recognizer.reading)), words)
     names = words or recognizer.class_names
-    for label, probability in zip(answer["labels"], answer["probabilities"], strict=True):
-        assert probability == pytest.approx(expected[names.index(label)], abs=1e-5)
-    assert (np.diff(answer["probabilities"]) <= 0).all()
-    assert answer["timeline"][-1][1] == pytest.approx(video.num_frames / video.fps)
-    for start, end, probabilities in answer["timeline"]:
-        assert start < end
-        assert probabilities.sum() == pytest.approx(1, abs=1e-5)
-    assert app.motion_picture(video).size == (5 * 204 - 4, 404)
-    assert app.timeline_picture(answer, "seconds").size == (800, 280)
+    assert len(answer.scores) == len(names)
+    for score in answer.scores:
+        assert score.probability == pytest.approx(expected[names.index(score.label)], abs=1e-5)
+    assert (np.diff([score.probability for score in answer.scores]) <= 0).all()
+    assert answer.windows[-1].end_s == pytest.approx(video.num_frames / video.fps)
+    for window in answer.windows:
+        assert window.start_s < window.end_s
+        assert sum(score.probability for score in window.scores) == pytest.approx(1, abs=1e-5)
+    assert motion_picture(video).size == (5 * 204 - 4, 404)
+    assert timeline_picture(answer, "seconds").size == (800, 280)
 
 
 def test_a_video_that_is_too_long_is_refused_before_it_is_decoded(recognizer, clip):
     with (
-        VideoReader(recognizer, max_seconds=3) as reader,
+        ClipReader(recognizer.video, max_seconds=3) as reader,
         pytest.raises(VideoError, match=r"it is 4 s long; 3 s is allowed"),
     ):
         reader.read(clip)
@@ -340,18 +343,18 @@ def never_end(*_):
 def test_a_file_that_crashes_or_holds_up_its_process_costs_only_its_own_answer(
     recognizer, clip, monkeypatch
 ):
-    with VideoReader(recognizer, max_seconds=60, timeout_s=30) as reader:
+    with ClipReader(recognizer.video, max_seconds=60, timeout_s=30) as reader:
         expected = reader.read(clip)
         with monkeypatch.context() as patch:
-            patch.setattr(video_reader, "read_clip", end_by_a_crash)
+            patch.setattr(clip_reader, "read_clip", end_by_a_crash)
             with pytest.raises(VideoError, match=r"reading it crashed \(signal 11"):
                 reader.read(clip)
         np.testing.assert_array_equal(reader.read(clip).displacements, expected.displacements)
         with monkeypatch.context() as patch:
-            patch.setattr(video_reader, "read_clip", take_all_memory)
+            patch.setattr(clip_reader, "read_clip", take_all_memory)
             with pytest.raises(VideoError, match="reading it takes too much memory"):
                 reader.read(clip)
-        monkeypatch.setattr(video_reader, "read_clip", never_end)
+        monkeypatch.setattr(clip_reader, "read_clip", never_end)
         reader._isolated.timeout_s = 0.5
         with pytest.raises(VideoError, match=r"reading it gave no result within 0.5 seconds"):
             reader.read(clip)

@@ -18,8 +18,8 @@ from moclip_jax.input_pipeline.video import clip, decode, stream
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.stream import read_stream
 
-from moclip_jax.export.exporter import load_export
-from moclip_jax.inference.recognize import split_windows
+from moclip_jax.inference.exported import load_model
+from moclip_jax.inference.windows import split_windows
 from moclip_jax.pretrained import TINY_CLIP, load_clip
 from moclip_jax.training import ablate, pipeline, splits
 from moclip_jax.training.features import load_features
@@ -396,7 +396,7 @@ def test_an_export_of_another_version(finished_run, tmp_path):
     metadata = json.loads((finished_run / "export" / "metadata.json").read_text())
     (tmp_path / "metadata.json").write_text(json.dumps(metadata | {"format": 99}))
     with pytest.raises(ValueError, match=r"metadata.json has format 99; this version reads"):
-        load_export(tmp_path)
+        load_model(tmp_path)
 
 
 def test_a_timeline_of_a_file_without_times(tmp_path):

@@ -14,8 +14,9 @@ import pytest
 from moclip_jax.input_pipeline.video.clip import VideoError, read_clip
 
 from moclip_jax import predict
-from moclip_jax.export.exporter import load_export
-from moclip_jax.inference import recognize
+from moclip_jax.inference import label_sets, recognizer, windows
+from moclip_jax.inference.decode_ahead import decoded_ahead
+from moclip_jax.inference.recognizer import load
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
@@ -64,7 +65,7 @@ def crash_at_one(path, spec):
 def test_a_file_that_crashes_its_process_costs_only_itself(
     finished_run, real_videos, capsys, monkeypatch
 ):
-    monkeypatch.setattr(recognize, "read_clip", crash_at_one)
+    monkeypatch.setattr(recognizer, "read_clip", crash_at_one)
     assert predict.main(["--workdir", str(finished_run), "--json", *real_videos]) == 1
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert ["error" in line for line in lines] == [True, False, False]
@@ -119,19 +120,20 @@ def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, 
     from moclip_jax.input_pipeline import views
     from moclip_jax.input_pipeline.video.clip import clip_from_frames
 
-    from moclip_jax.training.features import appearance_features, motion_features
+    from moclip_jax.models.moclip import appearance_features, motion_features
 
-    recognizer = load_export(finished_run / "export")
-    clip = clip_from_frames(frames, recognizer.video, 25.0)
-    fields = views.test_view(clip, recognizer.views, recognizer.video)[None]
-    size = recognizer.clip.config.vision.image_size
-    images = views.images(clip, recognizer.frame, size)[None]
-    logits = recognizer.head(
-        motion_features(recognizer.network, fields).mean(axis=1),
-        appearance_features(recognizer.clip, images),
+    model = load(finished_run)
+    clip = clip_from_frames(frames, model.video, 25.0)
+    fields = views.test_view(clip, model.views, model.video)[None]
+    size = model.model.config.clip.vision.image_size
+    images = views.images(clip, model.frame, size)[None]
+    logits = model.model.head(
+        motion_features(model.model.motion, fields).mean(axis=1),
+        appearance_features(model.model.clip, images),
     )
     expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
-    got = recognize.make_classifier(recognizer)(str(path))
+    scores = {s.label: s.probability for s in model.predict(path, top_k=36).scores}
+    got = [scores[name] for name in model.class_names]
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -142,28 +144,24 @@ def test_what_is_not_read_for_a_label_was_not_seen(finished_run, real_videos):
 
     for num_frames in range(1, 100):
         assert frame_positions(num_frames, 1).tolist() == [num_frames // 2]
-    recognizer = load_export(finished_run / "export")
-    assert recognizer.frame == "middle"
-    spec = dataclasses.replace(recognizer.video, clip_frames=8)
-    recognizer = dataclasses.replace(recognizer, video=spec)
-    classifier = recognize.Classifier(recognizer)
-    videos = [read_clip(real_videos[1], s) for s in (recognizer.video, recognizer.reading)]
+    model = load(finished_run)
+    assert model.frame == "middle"
+    model.video = dataclasses.replace(model.video, clip_frames=8)
+    videos = [read_clip(real_videos[1], s) for s in (model.video, model.reading)]
     assert [len(video.frames) for video in videos] == [9, 1]
-    all_kept, one_kept = map(classifier.view, videos)
+    all_kept, one_kept = map(model.view, videos)
     for name in ("motion", "images"):
         np.testing.assert_array_equal(one_kept[name], all_kept[name])
-    several = dataclasses.replace(recognizer, frame="uniform_3")
-    assert several.reading == recognizer.video
+    model.frame = "uniform_3"
+    assert model.reading == model.video
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_motion_network_that_runs_multiplies_in_the_dtype_of_its_features(dtype, finished_run):
-    import dataclasses
-
-    recognizer = load_export(finished_run / "export")
-    assert recognizer.motion_dtype == "float32"  # As configs/demo.py says.
-    recognizer = dataclasses.replace(recognizer, motion_dtype=dtype)
-    assert recognizer.frozen[0].backbone.head.dtype == dtype
+    model = load(finished_run)
+    assert model._dtypes[1] == "float32"  # As configs/demo.py says.
+    model._dtypes = (model._dtypes[0], dtype)
+    assert model.inference_model.motion.backbone.head.dtype == dtype
 
 
 def test_a_file_whose_end_is_damaged_gets_no_label(finished_run, tmp_path):
@@ -173,9 +171,8 @@ def test_a_file_whose_end_is_damaged_gets_no_label(finished_run, tmp_path):
     last = content.rindex(b"00dc", 0, content.rindex(b"idx1")) + 8
     content[last : last + 16] = b"\xff" * 16
     path.write_bytes(content)
-    classify = recognize.make_classifier(load_export(finished_run / "export"))
     with pytest.raises(VideoError, match=r"a\.avi: damaged at packet 60 "):
-        classify(str(path))
+        load(finished_run).predict(path)
 
 
 def test_folders_patterns_and_standard_input_name_videos(
@@ -227,23 +224,23 @@ def test_the_timeline_says_when_and_leaves_the_whole_as_it_is(finished_run, real
 
 def test_a_window_is_judged_as_a_video_of_its_own(finished_run, real_videos):
     """One window over everything is the whole video; two are cut at I-frames, each with a frame."""
-    recognizer = load_export(finished_run / "export")
-    video = recognize.decode_for_windows(real_videos[1], 2.0, recognizer.video)
-    (only,) = recognize.split_windows(video, 1000.0, recognizer.video)
-    np.testing.assert_array_equal(only.video.displacements, video.displacements)
-    whole = recognize.with_frames_of(video, recognizer.video)
-    plain = read_clip(real_videos[1], recognizer.video)
+    spec = load(finished_run).video
+    video = windows.decode_for_windows(real_videos[1], 2.0, spec)
+    (only,) = windows.split_windows(video, 1000.0, spec)
+    np.testing.assert_array_equal(only.clip.displacements, video.displacements)
+    whole = windows.with_frames_of(video, spec)
+    plain = read_clip(real_videos[1], spec)
     assert whole.frames == plain.frames
     np.testing.assert_array_equal(whole.frame_indices, plain.frame_indices)
-    windows = recognize.split_windows(video, 2.0, recognizer.video)
-    assert len(windows) == round(video.num_frames / video.fps / 2)
-    for window in windows:
-        assert window.video.is_intra[0]
-        assert len(window.video.frames) == len(window.video.frame_indices) >= 1
-        assert window.video.num_frames == len(window.video.displacements)
+    parts = windows.split_windows(video, 2.0, spec)
+    assert len(parts) == round(video.num_frames / video.fps / 2)
+    for window in parts:
+        assert window.clip.is_intra[0]
+        assert len(window.clip.frames) == len(window.clip.frame_indices) >= 1
+        assert window.clip.num_frames == len(window.clip.displacements)
         begin = round(window.start_s * video.fps)
-        place = video.frame_indices.tolist().index(begin + window.video.frame_indices[0])
-        assert video.frames[place] == window.video.frames[0]
+        place = video.frame_indices.tolist().index(begin + window.clip.frame_indices[0])
+        assert video.frames[place] == window.clip.frames[0]
 
 
 def test_the_table_holds_a_line_for_each_label_of_the_whole_and_of_each_window(
@@ -263,9 +260,8 @@ def test_the_table_holds_a_line_for_each_label_of_the_whole_and_of_each_window(
 def test_words_that_name_all_trained_classes_get_the_trained_heads_answer(
     finished_run, real_videos, capsys
 ):
-    recognizer = load_export(finished_run / "export")
     # The same names, written in other ways.
-    words = [name.title().replace(" ", "") for name in recognizer.class_names]
+    words = [name.title().replace(" ", "") for name in load(finished_run).class_names]
     results = []
     for extra in ([], [f"--classes={','.join(words)}"]):
         command = ["--workdir", str(finished_run), "--json", "--topk=36", *extra, real_videos[1]]
@@ -284,10 +280,10 @@ def test_the_head_divides_the_share_of_its_own_classes_and_no_other():
     zero_shot = np.array([0.5, 0.2, 0.1, 0.2])
     logits = np.log([0.6, 0.1, 0.3])
     # The first and second words are class 0 and 2; the third is class 2 as well; the last is none.
-    got = recognize.word_probabilities(zero_shot, logits, np.array([0, 2, 2, -1]))
+    got = label_sets.word_probabilities(zero_shot, logits, np.array([0, 2, 2, -1]))
     np.testing.assert_allclose(got, [0.8 * 2 / 3, 0.8 / 3 * 2 / 3, 0.8 / 3 / 3, 0.2])
     for owners in ([-1, -1, -1, -1], [1, -1, -1, -1], [1, 1, 1, 1]):
-        got = recognize.word_probabilities(zero_shot, logits, np.array(owners))
+        got = label_sets.word_probabilities(zero_shot, logits, np.array(owners))
         np.testing.assert_allclose(got, zero_shot)
 
 
@@ -297,15 +293,15 @@ def test_a_word_names_the_class_that_it_is_nearer_to_than_classes_are_to_each_ot
 
     classes = np.stack([direction(0), direction(30), direction(90)])
     words = np.stack([direction(-20), direction(59), direction(121), direction(180)])
-    got = recognize.match_words(
+    got = label_sets.match_words(
         ["near", "between", "too far", "JumpRope"], ["a", "b", "jump_rope"], words, classes
     )
     np.testing.assert_array_equal(got, [0, 1, -1, 2])
-    single = recognize.match_words(["other", "A"], ["a"], words[:2], classes[:1])
+    single = label_sets.match_words(["other", "A"], ["a"], words[:2], classes[:1])
     np.testing.assert_array_equal(single, [-1, 0])
 
 
-def test_results_come_in_order_while_files_aredecoded_ahead():
+def test_results_come_in_order_while_files_are_decoded_ahead():
     import threading
 
     both = threading.Barrier(2, timeout=30)
@@ -317,7 +313,7 @@ def test_results_come_in_order_while_files_aredecoded_ahead():
 
     got = [
         (number, future.result())
-        for number, future in recognize.decoded_ahead(decode, range(8), num_workers=2)
+        for number, future in decoded_ahead(decode, range(8), num_workers=2)
     ]
     assert got == [(n, n) for n in range(8)]
 

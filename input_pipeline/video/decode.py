@@ -13,7 +13,6 @@ from fractions import Fraction
 
 import av
 import av.container
-import av.logging
 import numpy as np
 from av.sidedata.sidedata import SideData, SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
@@ -32,9 +31,6 @@ from moclip_jax.input_pipeline.video.times import (
     lacks_presentation_times,
     note_decoding_times,
 )
-
-# FFmpeg's own messages name neither the file nor what they mean for it; `VideoError` does.
-av.logging.set_level(None)
 
 # What FFmpeg can open as "video" although it is text, a still image or a list of other files.
 _NOT_VIDEO_FORMATS = frozenset(

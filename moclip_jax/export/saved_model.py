@@ -10,16 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-import tensorflow as tf
 from flax import nnx
 from jax import export as jax_export
-from orbax.export import ExportManager, JaxModule, ServingConfig
 
-from moclip_jax.export.exporter import Recognizer, export_folder, load_export
-from moclip_jax.input_pipeline.views import num_images
+from moclip_jax.inference.recognizer import Recognizer, load
 from moclip_jax.models.depthwise import depthwise_implementation
 from moclip_jax.runtime.cli import CommandParser, run
-from moclip_jax.training.features import appearance_features, motion_features
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -56,7 +52,7 @@ def export_stablehlo(recognizer: Recognizer, directory: Path) -> None:
     (batch,) = jax_export.symbolic_shape("b")
     inputs = {
         name: jax.ShapeDtypeStruct((batch, *shape), jnp.uint8)
-        for name, shape in input_shapes(recognizer).items()
+        for name, shape in recognizer.input_shapes.items()
     }
     exported = jax_export.export(jax.jit(recognize), platforms=PLATFORMS)(
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parameters), inputs
@@ -65,7 +61,7 @@ def export_stablehlo(recognizer: Recognizer, directory: Path) -> None:
     (directory / "model.stablehlo").write_bytes(exported.serialize())
     arrays = {name: np.array(value, order="C") for name, value in parameters.items()}
     safetensors.numpy.save_file(arrays, directory / "parameters.safetensors")
-    shapes = {name: ["b", *shape] for name, shape in input_shapes(recognizer).items()}
+    shapes = {name: ["b", *shape] for name, shape in recognizer.input_shapes.items()}
     described = {"inputs": shapes, "class_names": recognizer.class_names}
     (directory / "inputs.json").write_text(json.dumps(described, indent=2) + "\n")
     (directory / "README.md").write_text(_README)
@@ -82,8 +78,12 @@ def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
       recognizer: the trained model.
       directory: made anew.
     """
+    # Imported late: the command first asks TensorFlow to be quiet.
+    import tensorflow as tf
+    from orbax.export import ExportManager, JaxModule, ServingConfig
+
     parameters, recognize = _function(recognizer)
-    shapes = input_shapes(recognizer)
+    shapes = recognizer.input_shapes
     module = JaxModule(
         parameters,
         recognize,
@@ -108,31 +108,22 @@ def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
     ).save(str(directory))
 
 
-def input_shapes(recognizer: Recognizer) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of `motion` and `images` of one video."""
-    views, side = recognizer.views, recognizer.clip.config.vision.image_size
-    return {
-        "motion": (views.crops, views.num_segments, views.image_size, views.image_size, 2),
-        "images": (num_images(recognizer.frame), side, side, 3),
-    }
-
-
 def _function(recognizer: Recognizer) -> tuple[Parameters, Recognize]:
     """Returns all weights by name, and a pure function of them and of what the networks see."""
-    clip = nnx.clone(recognizer.clip)
-    del clip.text  # The heads were trained; words are not looked at any more.
-    graphdef, state = nnx.split((recognizer.network, clip, recognizer.head))
+    model = nnx.merge(*nnx.split(recognizer.model))
+    model.clip = nnx.merge(*nnx.split(recognizer.model.clip))
+    del model.clip.text  # The head was trained; texts are not looked at any more.
+    graphdef, state = nnx.split(model)
     leaves = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
     structure = jax.tree.structure(state)
     parameters = {name: leaf[...] for name, leaf in leaves.items()}
 
     def recognize(parameters: Parameters, inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
         state = jax.tree.unflatten(structure, [parameters[name] for name in leaves])
-        network, clip, head = nnx.merge(graphdef, state)
         # The program is for all platforms, so each gets its own spelling of the convolution.
         with depthwise_implementation("by_platform"):
-            motion = motion_features(network, inputs["motion"]).mean(axis=1)
-        logits = head(motion, appearance_features(clip, inputs["images"])).astype(jnp.float32)
+            logits = nnx.merge(graphdef, state)(inputs["motion"], inputs["images"])
+        logits = logits.astype(jnp.float32)
         return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
 
     return parameters, recognize
@@ -159,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse(argv)
 
     def work() -> None:
-        recognizer = load_export(export_folder(Path(arguments.workdir).expanduser()))
+        recognizer = load(arguments.workdir)
         out = Path(arguments.out).expanduser()
         export_stablehlo(recognizer, out / "stablehlo")
         export_saved_model(recognizer, out / "saved_model")

@@ -4,6 +4,8 @@ Written for zero-shot recognition: a few phrases a class, whose text features ar
 without an entry is called by its own name, split into words.
 """
 
+import re
+
 UCF101: dict[str, tuple[str, ...]] = {
     "ApplyEyeMakeup": ("applying eye makeup", "putting on eyeliner", "brushing on eye shadow"),
     "ApplyLipstick": ("applying lipstick", "painting the lips"),
@@ -163,3 +165,9 @@ HMDB51: dict[str, tuple[str, ...]] = {
 }
 
 PHRASES: dict[str, dict[str, tuple[str, ...]]] = {"ucf101": UCF101, "hmdb51": HMDB51}
+
+
+def class_phrase(class_name: str) -> str:
+    """Return a class name as words: `ApplyEyeMakeup`, `apply_eye_makeup` -> apply eye makeup."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", class_name.replace("_", " "))
+    return " ".join(words.lower().split())

@@ -1,6 +1,7 @@
-"""`predict --stream`: labels of a stream that is still growing, one JSON line a window."""
+"""Windows of a stream that is still growing, reconnections, and the lines of `predict --stream`."""
 
 import argparse
+import dataclasses
 import datetime
 import json
 import time
@@ -16,8 +17,126 @@ _LONGEST_WAIT_S = 30.0
 Label = Callable[[Clip], list[dict[str, Any]]]
 
 
+@dataclasses.dataclass(frozen=True)
+class StreamOptions:
+    """How a stream is cut into windows and reconnected.
+
+    Attributes:
+      window_s: seconds that one label is of.
+      hop_s: seconds from one window to the next.
+      timeout_s: seconds to wait for data.
+      retries: connections in a row that may fail (addresses).
+      endless: connect again also where the stream ends.
+      container_format: FFmpeg's name of the format, if it must be told.
+    """
+
+    window_s: float = 4.0
+    hop_s: float = 1.0
+    timeout_s: float = 10.0
+    retries: int = 5
+    endless: bool = False
+    container_format: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamWindow:
+    """A window of a stream.
+
+    Attributes:
+      connection: number of the connection, from 1.
+      start_s: seconds since the connection's first frame.
+      end_s: likewise.
+      clip: its frames.
+    """
+
+    connection: int
+    start_s: float
+    end_s: float
+    clip: Clip
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconnection:
+    """A lost connection that is made again after a wait.
+
+    Attributes:
+      connection: number of the lost connection, from 1.
+      reason: why it was lost.
+      wait_s: seconds until the next.
+    """
+
+    connection: int
+    reason: str
+    wait_s: float
+
+
+class StreamError(VideoError):
+    """A stream that cannot be read, also not by connecting again.
+
+    Attributes:
+      connection: number of the last connection, from 1.
+    """
+
+    def __init__(self, address: str, reason: str, connection: int):
+        super().__init__(address, reason)
+        self.connection = connection
+
+    def __reduce__(self):
+        return type(self), (self.path, self.reason, self.connection)
+
+
+def events(
+    address: str,
+    spec: VideoSpec,
+    options: StreamOptions,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[StreamWindow | Reconnection]:
+    """Yield the windows of a stream and the reconnections in between.
+
+    Args:
+      address: as `read_stream`.
+      spec: form of videos that the model takes.
+      options: windows and reconnection.
+      sleep: waits some seconds.
+
+    Raises:
+      StreamError: the stream cannot be opened or read; addresses after `options.retries` more
+        connections.
+    """
+    connection = failures = 0
+    while True:
+        connection += 1
+        try:
+            for window in read_stream(
+                address,
+                spec,
+                length_s=options.window_s,
+                hop_s=options.hop_s,
+                timeout_s=options.timeout_s,
+                container_format=options.container_format,
+            ):
+                failures = 0
+                yield StreamWindow(connection, window.start_s, window.end_s, window.video)
+            if not options.endless:
+                return
+            reason = "the stream ended"
+        except VideoError as error:
+            # A file or a pipe does not come back, and another try finds no other codec.
+            if "://" not in address or isinstance(error, NoVectorsError):
+                raise StreamError(address, error.reason, connection) from error
+            reason = error.reason
+        if failures >= options.retries:
+            raise StreamError(
+                address, f"{reason}; gave up after {failures} more connections", connection
+            )
+        wait = min(2.0**failures, _LONGEST_WAIT_S)
+        failures += 1
+        yield Reconnection(connection, reason, wait)
+        sleep(wait)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of `predict --stream`."""
+    """Add the flags of `predict --stream`."""
     group = parser.add_argument_group("streams (one JSON line a window)")
     group.add_argument(
         "--stream",
@@ -39,7 +158,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Exits with status 2 where the flags do not go together."""
+    """Exit with status 2 where the flags do not go together."""
     if bool(arguments.stream) == bool(arguments.videos):
         parser.error("name at least one VIDEO, or a --stream, but not both")
     for name in ("window", "hop", "timeout"):
@@ -50,7 +169,7 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
 
 
 def run(arguments: argparse.Namespace, spec: VideoSpec, label: Label) -> int:
-    """Prints a JSON line a window; returns 1 if the stream ended with an error."""
+    """Print a JSON line a window; return 1 if the stream ended with an error."""
     failed = False
     for line in stream_lines(arguments, spec, label):
         failed = "error" in line
@@ -64,7 +183,7 @@ def stream_lines(
     label: Label,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[dict[str, Any]]:
-    """Yields what is to be printed.
+    """Yield what is to be printed.
 
     Every line has `stream`, `connection` (from 1) and `time` (now, UTC). A result has `start_s` and
     `end_s` (seconds since the connection's first frame), `num_frames` and `predictions`; a lost
@@ -72,48 +191,36 @@ def stream_lines(
 
     Args:
       arguments: the flags of `add_arguments`.
-      spec: how the model wants its videos.
+      spec: form of videos that the model takes.
       label: from a window to its predictions.
       sleep: waits some seconds.
     """
-    address = arguments.stream
-    connection = failures = 0
+    address, connection = arguments.stream, 1
+    options = StreamOptions(
+        window_s=arguments.window,
+        hop_s=arguments.hop,
+        timeout_s=arguments.timeout,
+        retries=arguments.retries,
+        endless=arguments.endless,
+        container_format=arguments.stream_format,
+    )
 
     def line(**values: Any) -> dict[str, Any]:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         return {"stream": address, "connection": connection, "time": now, **values}
 
-    while True:
-        connection += 1
-        try:
-            for window in read_stream(
-                address,
-                spec,
-                length_s=arguments.window,
-                hop_s=arguments.hop,
-                timeout_s=arguments.timeout,
-                container_format=arguments.stream_format,
-            ):
-                failures = 0
-                yield line(
-                    start_s=round(window.start_s, 3),
-                    end_s=round(window.end_s, 3),
-                    num_frames=window.video.num_frames,
-                    predictions=label(window.video),
-                )
-            if not arguments.endless:
-                return
-            reason = "the stream ended"
-        except VideoError as error:
-            # A file or a pipe does not come back, and another try finds no other codec.
-            if "://" not in address or isinstance(error, NoVectorsError):
-                yield line(error=str(error))
-                return
-            reason = error.reason
-        if failures >= arguments.retries:
-            yield line(error=f"{address}: {reason}; gave up after {failures} more connections")
-            return
-        wait = min(2.0**failures, _LONGEST_WAIT_S)
-        failures += 1
-        yield line(reconnect=reason, wait_s=wait)
-        sleep(wait)
+    try:
+        for event in events(address, spec, options, sleep):
+            connection = event.connection
+            if isinstance(event, Reconnection):
+                yield line(reconnect=event.reason, wait_s=event.wait_s)
+                continue
+            yield line(
+                start_s=round(event.start_s, 3),
+                end_s=round(event.end_s, 3),
+                num_frames=event.clip.num_frames,
+                predictions=label(event.clip),
+            )
+    except StreamError as error:
+        connection = error.connection
+        yield line(error=str(error))

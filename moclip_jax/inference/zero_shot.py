@@ -1,6 +1,5 @@
 """Classes as words: prompts, their text features, and scores of images against them."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,15 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moclip_jax.inference.class_phrases import PHRASES
+from moclip_jax.inference.class_phrases import PHRASES, class_phrase
 from moclip_jax.models.clip import CLIP
-from moclip_jax.pretrained import tokenize
-
-
-def class_phrase(class_name: str) -> str:
-    """Returns a class name as words: `ApplyEyeMakeup`, `apply_eye_makeup` -> apply eye makeup."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", class_name.replace("_", " "))
-    return " ".join(words.lower().split())
 
 
 def class_phrases(class_names: Sequence[str], known: str = "") -> list[Sequence[str]]:
@@ -48,6 +40,9 @@ def class_embeddings(
     Returns:
       float32 `[classes, projection_dim]` of unit length.
     """
+    # Imported late: only who has texts to embed needs transformers.
+    from moclip_jax.pretrained import tokenize
+
     graphdef, state = nnx.split(clip)
 
     @jax.jit

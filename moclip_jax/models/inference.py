@@ -16,6 +16,7 @@ from moclip_jax.models import activations
 from moclip_jax.models.batch_norm import BatchNorm
 from moclip_jax.models.clip import CLIP, Block, Encoder, VisionTower
 from moclip_jax.models.efficientnet import Conv, DepthwiseConv, PointwiseConv, SqueezeExcite
+from moclip_jax.models.moclip import MoCLIP
 from moclip_jax.models.motion_network import MotionNetwork
 
 
@@ -84,6 +85,24 @@ def _fold(conv: Conv | PointwiseConv | DepthwiseConv, norm: BatchNorm) -> Folded
     factor = scale / np.sqrt(var + np.float32(norm.eps))
     conv.kernel[...] = jnp.asarray(kernel * factor)
     return FoldedNorm(bias - mean * factor)
+
+
+def moclip_for_inference(
+    model: MoCLIP,
+    clip_products: jax.typing.DTypeLike,
+    motion_products: jax.typing.DTypeLike | None = None,
+) -> MoCLIP:
+    """Return the model with both networks in the forms that run fastest, without the text tower.
+
+    Args:
+        model: its own arrays stay as they are.
+        clip_products: see `clip_for_inference`.
+        motion_products: see `motion_network_for_inference`.
+    """
+    frozen = _same_arrays(model)
+    frozen.motion = motion_network_for_inference(model.motion, motion_products)
+    frozen.clip = clip_for_inference(model.clip, clip_products)
+    return frozen
 
 
 class TransposedLinear(nnx.Module):

@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from transformers import CLIPTokenizer
 
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.clip_config import LEGACY_EOS_TOKEN_ID, CLIPConfig
@@ -72,6 +69,9 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
                     f"{folder} holds no tokenizer: neither tokenizer.json nor {name}; "
                     "download the model's tokenizer files into it"
                 )
+    # Imported late: it takes seconds, and only texts need it.
+    from transformers import CLIPTokenizer
+
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -138,6 +138,9 @@ def _find_folder(source: str | os.PathLike[str]) -> Path:
             "the CLIP that comes with this package is called 'tiny'"
         )
     repository, _, revision = str(source).partition("@")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
     # No pickles: what is never loaded need not be downloaded.
     wanted = ["*.json", "*.txt", "*.safetensors"]
     try:

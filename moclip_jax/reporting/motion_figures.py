@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import av
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError
@@ -107,7 +104,8 @@ def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Gue
     bound = common_bound(fields)
     high, wide = fields.shape[1:3]
     width = 2.4 * len(indices) + 1
-    figure, axes = plt.subplots(3, len(indices), figsize=(width, 6.4), squeeze=False)
+    figure = Figure(figsize=(width, 6.4))
+    axes = figure.subplots(3, len(indices), squeeze=False)
     # The last inch is the legend's.
     figure.set_layout_engine("constrained", rect=(0, 0, 1 - 1 / width, 1))
     rows, columns = np.mgrid[
@@ -149,7 +147,6 @@ def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Gue
     told = ", ".join(f"{label} {probability:.0%}" for label, probability in guesses)
     figure.suptitle(f"{Path(path).name}: frames, and motion {kind}" + (f"\n{told}" if told else ""))
     figure.savefig(target, dpi=110)
-    plt.close(figure)
 
 
 def _aspect(jpeg: bytes) -> float:

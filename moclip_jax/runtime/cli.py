@@ -147,7 +147,21 @@ def run(
     return status
 
 
+def quiet_libraries() -> None:
+    """Keep the start-up messages of TensorFlow and transformers out of what a user asked for.
+
+    In this process and its children; call it before they are imported. What is set already stays.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Its oneDNN kernels also give other roundings on other processors.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # Only transformers' tokenizer is used; that PyTorch is missing needs no message.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
 def _run(work: Callable[[], int | None], stopped: str, traceback: bool) -> tuple[int, str]:
+    quiet_libraries()
     logging.set_verbosity(logging.ERROR)
     sys.unraisablehook = _again_if_interrupted
     use_compilation_cache()

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from moclip_jax.inference.zero_shot import zero_shot_logits
 from moclip_jax.input_pipeline.views import num_images
+from moclip_jax.models import moclip
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.flops import count_parameters, multiply_adds
 from moclip_jax.models.fusion import FusionHead
@@ -30,8 +31,8 @@ def motion_logits(network: MotionNetwork, features: np.ndarray) -> np.ndarray:
 
 def fused_logits(head: FusionHead, features: Features) -> np.ndarray:
     """Return a head's logits `[videos, classes]` for motion features averaged over the views."""
-    motion = jnp.asarray(features.motion.mean(axis=1)) if head.config.motion_features else None
-    return np.asarray(head(motion, jnp.asarray(features.appearance)))
+    motion, appearance = jnp.asarray(features.motion), jnp.asarray(features.appearance)
+    return np.asarray(moclip.fused_logits(head, motion, appearance))
 
 
 def cost_of_one_view(config: ConfigDict, network: MotionNetwork, clip: CLIP) -> dict[str, int]:

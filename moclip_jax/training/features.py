@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 from moclip_jax.config import motion_views
 from moclip_jax.input_pipeline.batches import PreparedDataset, view_batches
 from moclip_jax.input_pipeline.views import MotionViews, num_images
-from moclip_jax.models.clip import CLIP, normalize_images
+from moclip_jax.models.clip import CLIP
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.inference import clip_for_inference, motion_network_for_inference
+from moclip_jax.models.moclip import appearance_features, motion_features
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.device import (
@@ -49,30 +50,6 @@ class Features(NamedTuple):
     motion: np.ndarray
     appearance: np.ndarray
     label: np.ndarray
-
-
-def motion_features(network: MotionNetwork, fields: jax.Array) -> jax.Array:
-    """Return features `[B, views, D]` of uint8 motion fields `[B, views, S, H, W, 2]`.
-
-    Views are computed one after the other, so that memory does not grow with their number.
-    """
-    if fields.shape[1] == 1:
-        return network.features(fields[:, 0]).mean(axis=1)[:, None]
-    graphdef, state = nnx.split(network)
-
-    def one_view(view: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, state).features(view).mean(axis=1)
-
-    return jnp.moveaxis(jax.lax.map(one_view, jnp.moveaxis(fields, 1, 0)), 0, 1)
-
-
-def appearance_features(clip: CLIP, images: jax.Array) -> jax.Array:
-    """Return features `[B, D]` of uint8 images `[B, frames, H, W, 3]`, averaged over frames."""
-    batch, frames = images.shape[:2]
-    embeds = clip.encode_image(
-        normalize_images(images.reshape(-1, *images.shape[2:]), clip.config.preprocessing)
-    )
-    return embeds.reshape(batch, frames, -1).mean(axis=1)
 
 
 def make_extract_step(

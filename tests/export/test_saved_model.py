@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from moclip_jax.export.exporter import Recognizer, load_export
-from moclip_jax.export.saved_model import export_saved_model, export_stablehlo, input_shapes, main
+from moclip_jax.export.saved_model import export_saved_model, export_stablehlo, main
+from moclip_jax.inference.recognizer import Recognizer, load
 
 STABLEHLO = """
 import json, sys, jax, numpy, safetensors.numpy
@@ -35,7 +35,7 @@ assert not {"moclip_jax", "input_pipeline", "flax"} & set(sys.modules)
 
 @pytest.fixture(scope="module")
 def recognizer(finished_run: Path) -> Recognizer:
-    return load_export(finished_run / "export")
+    return load(finished_run)
 
 
 def run_elsewhere(program: str, folder: Path, given: dict, tmp_path: Path) -> dict:
@@ -56,13 +56,13 @@ def some_inputs(recognizer: Recognizer, batch: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(batch)
     return {
         name: rng.integers(0, 256, (batch, *shape)).astype(np.uint8)
-        for name, shape in input_shapes(recognizer).items()
+        for name, shape in recognizer.input_shapes.items()
     }
 
 
 def expected_logits(recognizer: Recognizer, inputs: dict[str, np.ndarray]) -> np.ndarray:
     """By the package's own networks, without what is exported."""
-    from moclip_jax.training.features import appearance_features, motion_features
+    from moclip_jax.models.moclip import appearance_features, motion_features
 
     @jax.jit
     def run(models, motion, images):
@@ -70,7 +70,7 @@ def expected_logits(recognizer: Recognizer, inputs: dict[str, np.ndarray]) -> np
         features = motion_features(network, motion).mean(axis=1)
         return head(features, appearance_features(clip, images))
 
-    models = recognizer.network, recognizer.clip, recognizer.head
+    models = recognizer.model.motion, recognizer.model.clip, recognizer.model.head
     return np.asarray(run(models, inputs["motion"], inputs["images"]))
 
 

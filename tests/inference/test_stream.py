@@ -146,17 +146,15 @@ def test_a_window_gets_the_label_of_a_file_of_its_frames(finished_run, tmp_path)
     from moclip_jax.input_pipeline.video.clip import read_clip
     from moclip_jax.input_pipeline.video.stream import read_stream
 
-    from moclip_jax.export.exporter import load_export
-    from moclip_jax.inference.recognize import Classifier
+    from moclip_jax.inference.recognizer import load
 
-    recognizer = load_export(finished_run / "export")
+    recognizer = load(finished_run)
     frames = drifting_frames(60, step=(1, 0))
     whole = write_video(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="bgr0")
     part = write_video(tmp_path / "b.mkv", frames[:25], codec="ffv1", pix_fmt="bgr0")
-    classifier = Classifier(recognizer)
 
     def classify(video):
-        return classifier.probabilities(classifier.view(video))
+        return recognizer.probabilities(recognizer.view(video))
 
     window = next(read_stream(str(whole), recognizer.video, length_s=1.0, hop_s=1.0))
     expected = classify(read_clip(part, recognizer.video))

@@ -10,7 +10,7 @@ import safetensors.numpy
 from flax import nnx
 from moclip_jax.configs import testing
 
-from moclip_jax.export.exporter import load_export
+from moclip_jax.inference.recognizer import load
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
@@ -73,12 +73,14 @@ def test_the_command_writes_a_model_with_the_files_own_weights(tmp_path, classes
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert f"predict --workdir={workdir}" in done.stdout
-    model = load_export(workdir / "export")
+    model = load(workdir / "export")
     assert model.class_names == ("Star", "Ring", "CrossSpinning")
     arrays = safetensors.numpy.load_file(fusion)
-    np.testing.assert_array_equal(model.head.hidden.kernel.T, arrays["fusion_classifier.0.weight"])
     np.testing.assert_array_equal(
-        model.network.input_norm.var, arrays["mv_feature_extractor.data_bn.running_var"]
+        model.model.head.hidden.kernel.T, arrays["fusion_classifier.0.weight"]
+    )
+    np.testing.assert_array_equal(
+        model.model.motion.input_norm.var, arrays["mv_feature_extractor.data_bn.running_var"]
     )
     card = (workdir / "export" / "README.md").read_text()
     assert "imported from its state dicts" in card and "Not measured by this package" in card

@@ -83,16 +83,16 @@ def test_the_published_head_has_969829_parameters():
 
 
 def test_logits_of_the_mean_feature_are_the_mean_of_the_logits(finished_run):
-    from moclip_jax.export.exporter import load_export
+    from moclip_jax.inference.recognizer import load
 
-    recognizer = load_export(finished_run / "export")
+    network = load(finished_run).model.motion
     rng = np.random.default_rng(0)
-    width = recognizer.network.backbone.config.num_features
+    width = network.backbone.config.num_features
     features = rng.normal(size=(3, 4, width)).astype(np.float32)
     expected = np.mean(
-        [recognizer.network.backbone.classifier(features[:, view]) for view in range(4)], axis=0
+        [network.backbone.classifier(features[:, view]) for view in range(4)], axis=0
     )
-    np.testing.assert_allclose(motion_logits(recognizer.network, features), expected, atol=1e-5)
+    np.testing.assert_allclose(motion_logits(network, features), expected, atol=1e-5)
 
 
 def test_a_head_on_clip_alone_does_not_see_motion():

@@ -1,0 +1,126 @@
+"""Compile the program that turns a clip's views into logits, and keep it for the next start.
+
+Beside XLA's own cache of compiled programs there is one of ours, because tracing the networks and
+preparing their arrays takes longer than reading a compiled program: a file holds the executable and
+the arrays in the form for inference, so that a start needs neither Flax nor the models' code.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pickle
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moclip_jax.runtime.compilation_cache import JAX_VARIABLE
+from moclip_jax.runtime.files import atomic_write
+from moclip_jax.runtime.host_memory import computes_on_cpu
+
+if TYPE_CHECKING:
+    from moclip_jax.models.moclip import MoCLIP
+
+# Programs kept, of different exports or versions; each is as large as its networks.
+_MOST_PROGRAMS = 4
+Program = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
+
+
+def program_file(identity: Any) -> Path | None:
+    """Return where the program of an export is kept.
+
+    Args:
+      identity: JSON value from which the program and its arrays follow, besides the code, the
+        versions of JAX and Flax, and the processor, whose kind is in the name of the folder.
+
+    Returns:
+      The file; None where nothing is kept: without a compilation cache, or not on a CPU.
+    """
+    folder = os.environ.get(JAX_VARIABLE)
+    if not folder or not computes_on_cpu():
+        return None
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    for name in ("jax", "jaxlib", "flax"):
+        digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
+    for variable in ("JAX_PLATFORMS", "XLA_FLAGS", "JAX_ENABLE_X64"):
+        digest.update(f"{variable}={os.environ.get(variable)}\n".encode())
+    package = Path(__file__).parents[1]
+    for path in (Path(__file__), package / "runtime/device.py", *(package / "models").glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return Path(folder) / "programs" / digest.hexdigest()
+
+
+def open_program(path: Path | None) -> Program | None:
+    """Return the program that `compile_program` kept; None where there is none that can be used."""
+    if path is None or not path.exists():
+        return None
+    import jax
+    from jax.experimental import serialize_executable
+
+    try:
+        with open(path, "rb") as file:
+            executable, arrays = pickle.load(file)
+        compiled = serialize_executable.deserialize_and_load(
+            *executable, execution_devices=jax.local_devices()[:1]
+        )
+    except Exception:
+        # Damaged, or of a JAX that was built otherwise: it is compiled and written again.
+        return None
+    os.utime(path)
+    return _call(compiled, arrays)
+
+
+def compile_program(
+    model: "MoCLIP", shapes: Mapping[str, Sequence[int]], path: Path | None
+) -> Program:
+    """Return a compiled function of `motion` and `images`, as `MoCLIP` takes them.
+
+    It returns the logits float32 `[B, classes]` and CLIP's feature float32 `[B, D]`, which labels
+    of the user's own are compared with.
+
+    Args:
+      model: from `moclip_for_inference`.
+      shapes: of `motion` and `images`.
+      path: where to keep the program, from `program_file`; None keeps none.
+    """
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+    from jax.experimental import serialize_executable
+
+    from moclip_jax.models.moclip import fused_logits
+    from moclip_jax.runtime.device import compiler_options
+
+    graph, state = nnx.split(model)
+    arrays, structure = jax.tree.flatten(state)
+
+    def program(arrays: list[Any], motion: Any, images: Any) -> tuple[Any, Any]:
+        merged = nnx.merge(graph, jax.tree.unflatten(structure, arrays))
+        appearance = merged.appearance_features(images)
+        logits = fused_logits(merged.head, merged.motion_features(motion), appearance)
+        return logits.astype(jnp.float32), appearance.astype(jnp.float32)
+
+    # XLA's CPU backend cannot serialize what itself came out of JAX's cache of compiled programs.
+    # That finds programs by their names too, so a new name makes it compile.
+    program.__name__ = f"program_{uuid.uuid4().hex}" if path is not None else "program"
+    inputs = [jax.ShapeDtypeStruct(shapes[name], jnp.uint8) for name in ("motion", "images")]
+    jitted = jax.jit(program, compiler_options=compiler_options())
+    compiled = jitted.lower(arrays, *inputs).compile()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            kept = serialize_executable.serialize(compiled), [np.asarray(x) for x in arrays]
+            temporary.write_bytes(pickle.dumps(kept, protocol=pickle.HIGHEST_PROTOCOL))
+        for old in sorted(path.parent.glob("[0-9a-f]*"), key=os.path.getmtime)[:-_MOST_PROGRAMS]:
+            old.unlink(missing_ok=True)
+    return _call(compiled, arrays)
+
+
+def _call(compiled: Any, arrays: Sequence[Any]) -> Program:
+    import jax
+
+    on_device = jax.device_put(list(arrays), jax.local_devices()[0])
+    return lambda motion, images: compiled(on_device, motion, images)

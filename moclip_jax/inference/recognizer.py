@@ -1,0 +1,373 @@
+"""Recognize actions in video files and streams with a trained model.
+
+`load` opens the export of a finished run; the `Recognizer` that it returns is what the commands,
+the web page and the exports for other programs use.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moclip_jax.inference import stream as streams
+from moclip_jax.inference.decode_ahead import decoded_ahead
+from moclip_jax.inference.label_sets import LabelSet
+from moclip_jax.inference.prediction import Prediction, Score
+from moclip_jax.inference.program import Program, compile_program, open_program
+from moclip_jax.inference.windows import (
+    Window,
+    decode_for_windows,
+    read_here,
+    split_windows,
+    with_frames_of,
+)
+from moclip_jax.input_pipeline import views as sample_views
+from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec, read_clip
+from moclip_jax.input_pipeline.video.subprocess_pool import GRACE_S, SubprocessReader
+from moclip_jax.input_pipeline.views import MotionViews
+from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, ImagePreprocessing
+
+if TYPE_CHECKING:
+    from moclip_jax.models.moclip import MoCLIP
+
+
+class Recognizer:
+    """A trained model and all that turns a video into labels.
+
+    Attributes:
+      class_names: the classes, in the order of the logits.
+      image_size: side in pixels of the square images that CLIP takes.
+      video: form that video files are brought to.
+      views: how motion fields are sampled and cropped.
+      frame: which RGB frames CLIP sees: 'middle', 'random' or 'uniform_K'.
+      preprocessing: how they are resized for CLIP.
+    """
+
+    def __init__(
+        self,
+        load_model: "Callable[[], MoCLIP]",
+        class_names: Sequence[str],
+        *,
+        image_size: int,
+        video: VideoSpec,
+        views: MotionViews,
+        frame: str = "middle",
+        load_tokenizer: Callable[[], Any] | None = None,
+        clip_dtype: str = "auto",
+        motion_dtype: str = "auto",
+        preprocessing: ImagePreprocessing = DEFAULT_PREPROCESSING,
+        program: Path | None = None,
+    ):
+        """Make a recognizer; `load` makes one from an export.
+
+        Args:
+          load_model: returns the trained `MoCLIP`, with both towers of CLIP; called at most once.
+          class_names: one for each logit.
+          image_size: see the class.
+          video: see the class.
+          views: see the class.
+          frame: see the class.
+          load_tokenizer: returns CLIP's tokenizer; called only for labels of the user's own.
+          clip_dtype: `config.clip.dtype`.
+          motion_dtype: `config.features.motion_dtype`.
+          preprocessing: see the class.
+          program: file that keeps the compiled program, from `program_file`; None for none.
+        """
+        self.class_names, self.image_size = tuple(class_names), image_size
+        self.video, self.views, self.frame = video, views, frame
+        self._load_model, self._load_tokenizer = load_model, load_tokenizer
+        self._program_file = program
+        self.preprocessing = preprocessing
+        self._dtypes = clip_dtype, motion_dtype
+        self._label_sets: dict[tuple[str, ...], LabelSet] = {}
+
+    @property
+    def reading(self) -> VideoSpec:
+        """Form of a video of which only the label is wanted.
+
+        Where CLIP sees the middle frame, that is the only RGB frame to decode.
+        """
+        if self.frame != "middle":
+            return self.video
+        # The middle frame is always kept, and it is the centre of a single part.
+        return dataclasses.replace(self.video, clip_frames=1)
+
+    def predict(
+        self, path: str | os.PathLike[str], *, top_k: int = 5, labels: Sequence[str] = ()
+    ) -> Prediction:
+        """Recognize a video file.
+
+        Args:
+          path: anything that FFmpeg reads.
+          top_k: number of scores to return.
+          labels: labels of your own to choose from, at least two; none means the trained classes.
+
+        Returns:
+          The prediction; `windows` and `error` are empty.
+
+        Raises:
+          VideoError: the file cannot be read; the message names it and the reason.
+        """
+        clip = read_clip(path, self.reading)
+        prediction = self.predict_clip(clip, top_k=top_k, labels=labels)
+        return dataclasses.replace(prediction, video=os.fspath(path))
+
+    def predict_clip(self, clip: Clip, *, top_k: int = 5, labels: Sequence[str] = ()) -> Prediction:
+        """Recognize a clip in memory, from `read_clip`; arguments as `predict`."""
+        return self._prediction("", self.view(clip), 0.0, _seconds(clip), top_k, labels)
+
+    def predict_batch(
+        self,
+        paths: Iterable[str | os.PathLike[str] | VideoError],
+        *,
+        top_k: int = 5,
+        labels: Sequence[str] = (),
+        window_s: float = 0.0,
+        num_workers: int = 0,
+        isolate: bool = False,
+    ) -> Iterator[Prediction]:
+        """Recognize many video files, in order; files are decoded ahead while the model works.
+
+        At most `2 * num_workers + 1` decoded files wait, however many there are. A file that cannot
+        be read gives a prediction with `error` set, and the others go on.
+
+        Args:
+          paths: the files; a `VideoError` stands for one that is already known to be bad.
+          top_k: as `predict`.
+          labels: as `predict`.
+          window_s: length of the windows of a timeline in seconds; 0 for none.
+          num_workers: files that are decoded at once; 0 means one for each core.
+          isolate: decode in child processes, so that a file that crashes or hangs FFmpeg costs
+            only itself. As always with processes, a script that asks for it needs
+            `if __name__ == "__main__":` around its own work.
+
+        Yields:
+          One prediction a file.
+        """
+        num_workers = num_workers or os.cpu_count() or 1
+        if not isolate:
+            yield from self._predict_batch(
+                paths, top_k, tuple(labels), window_s, num_workers, read_here
+            )
+            return
+        with SubprocessReader(num_workers, self.video.max_seconds + GRACE_S) as read:
+            yield from self._predict_batch(paths, top_k, tuple(labels), window_s, num_workers, read)
+
+    def _predict_batch(
+        self,
+        paths: Iterable[str | os.PathLike[str] | VideoError],
+        top_k: int,
+        labels: tuple[str, ...],
+        window_s: float,
+        num_workers: int,
+        read: Callable[..., Any],
+    ) -> Iterator[Prediction]:
+        def decode(
+            path: str | os.PathLike[str] | VideoError,
+        ) -> tuple[dict[str, np.ndarray], float, list[Window]]:
+            if isinstance(path, VideoError):
+                raise path
+            if not window_s:
+                clip = read(read_clip, os.fspath(path), self.reading)
+                return self.view(clip), _seconds(clip), []
+            clip, windows = self._read_windows(os.fspath(path), window_s, read)
+            return self.view(with_frames_of(clip, self.video)), _seconds(clip), windows
+
+        for path, decoded in decoded_ahead(decode, paths, num_workers):
+            name = path.path if isinstance(path, VideoError) else os.fspath(path)
+            # Opened while the first file is read.
+            _ = self._program
+            try:
+                view, end_s, windows = decoded.result()
+            except VideoError as error:
+                yield Prediction(name, error=str(error))
+                continue
+            whole = self._prediction(name, view, 0.0, end_s, top_k, labels)
+            parts = (self._window(name, window, top_k, labels) for window in windows)
+            yield dataclasses.replace(whole, windows=tuple(parts))
+
+    def timeline(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        seconds: float = 2.0,
+        top_k: int = 5,
+        labels: Sequence[str] = (),
+    ) -> Iterator[Prediction]:
+        """Recognize what happens when: one prediction a window, in order.
+
+        Windows are equal and begin at an I-frame, so that their motion is that of the whole video;
+        they overlap by less than a group of pictures.
+
+        Args:
+          path: as `predict`.
+          seconds: length of a window.
+          top_k: as `predict`.
+          labels: as `predict`.
+
+        Yields:
+          The predictions, with `start_s` and `end_s`.
+
+        Raises:
+          VideoError: as `predict`, or the file's frame rate is unknown.
+        """
+        _, windows = self._read_windows(os.fspath(path), seconds, read_here)
+        for window in windows:
+            yield self._window(os.fspath(path), window, top_k, labels)
+
+    def stream(
+        self, address: str, *, top_k: int = 5, labels: Sequence[str] = (), **options: Any
+    ) -> Iterator[Prediction]:
+        """Recognize a stream that is still growing: one prediction a window, as it comes.
+
+        Args:
+          address: rtsp:// or http:// address, device, FIFO, growing file, or - for standard input.
+          top_k: as `predict`.
+          labels: as `predict`.
+          **options: fields of `moclip_jax.inference.stream.StreamOptions`: `window_s`, `hop_s`,
+            `timeout_s`, `retries`, `endless`, `container_format`.
+
+        Yields:
+          The predictions; `start_s` and `end_s` count from the connection's first frame.
+
+        Raises:
+          VideoError: the stream cannot be opened or read, also not after `retries` connections.
+        """
+        for event in streams.events(address, self.video, streams.StreamOptions(**options)):
+            if isinstance(event, streams.StreamWindow):
+                window = Window(event.start_s, event.end_s, event.clip)
+                yield self._window(address, window, top_k, labels)
+
+    def view(self, clip: Clip) -> dict[str, np.ndarray]:
+        """Return what the networks see of a clip.
+
+        Returns:
+          `motion` uint8 `[1, crops, segments, size, size, 2]` and `images` uint8
+          `[1, frames, image_size, image_size, 3]`.
+        """
+        images = sample_views.images(
+            clip,
+            self.frame,
+            self.image_size,
+            resize_size=self.preprocessing.resize_size,
+            resample=self.preprocessing.resample,
+        )
+        motion = sample_views.test_view(clip, self.views, self.video)
+        return {"motion": motion[None], "images": images[None]}
+
+    def probabilities(self, view: dict[str, np.ndarray], labels: Sequence[str] = ()) -> np.ndarray:
+        """Return float64 `[labels]` that sum to 1, for what `view` gave; labels as `predict`."""
+        logits, appearance = self._program(view["motion"], view["images"])
+        return self.label_set(labels).probabilities(
+            np.asarray(logits[0]), np.asarray(appearance[0])
+        )
+
+    def label_set(self, labels: Sequence[str] = ()) -> LabelSet:
+        """Return the labels to choose from; their text features are computed once."""
+        words = tuple(labels)
+        if words not in self._label_sets:
+            tokenizer = self._load_tokenizer() if words and self._load_tokenizer else None
+            # A service must not keep every set that its users have asked for.
+            if len(self._label_sets) >= 16:
+                self._label_sets.clear()
+            self._label_sets[words] = LabelSet(
+                self.class_names, words, self.model.clip if words else None, tokenizer
+            )
+        return self._label_sets[words]
+
+    @functools.cached_property
+    def model(self) -> "MoCLIP":
+        """The trained model, with both towers of CLIP."""
+        return self._load_model()
+
+    @functools.cached_property
+    def inference_model(self) -> "MoCLIP":
+        """The model in the form that runs fastest, without the text tower; made once."""
+        from moclip_jax.models.inference import moclip_for_inference
+        from moclip_jax.runtime.device import matmul_dtype
+
+        clip_dtype, motion_dtype = self._dtypes
+        return moclip_for_inference(
+            self.model, matmul_dtype(clip_dtype), matmul_dtype(motion_dtype)
+        )
+
+    @functools.cached_property
+    def _program(self) -> Program:
+        """A compiled function from `motion` and `images` to logits and CLIP's feature, float32."""
+        kept = open_program(self._program_file)
+        if kept is not None:
+            return kept
+        shapes = {name: (1, *shape) for name, shape in self.input_shapes.items()}
+        return compile_program(self.inference_model, shapes, self._program_file)
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of `motion` and `images` of one video."""
+        views, side = self.views, self.image_size
+        return {
+            "motion": (views.crops, views.num_segments, views.image_size, views.image_size, 2),
+            "images": (sample_views.num_images(self.frame), side, side, 3),
+        }
+
+    def _read_windows(
+        self, path: str, seconds: float, read: Callable[..., Any]
+    ) -> tuple[Clip, list[Window]]:
+        clip = decode_for_windows(path, seconds, self.video, read)
+        try:
+            return clip, split_windows(clip, seconds, self.video)
+        except ValueError as error:
+            raise VideoError(path, str(error)) from error
+
+    def _window(self, name: str, window: Window, top_k: int, labels: Sequence[str]) -> Prediction:
+        view = self.view(window.clip)
+        return self._prediction(name, view, window.start_s, window.end_s, top_k, labels)
+
+    def _prediction(
+        self,
+        name: str,
+        view: dict[str, np.ndarray],
+        start_s: float,
+        end_s: float,
+        top_k: int,
+        labels: Sequence[str],
+    ) -> Prediction:
+        label_set = self.label_set(labels)
+        scores = self.probabilities(view, labels)
+        best = np.argsort(-scores, kind="stable")[:top_k].tolist()
+        return Prediction(
+            name,
+            tuple(
+                Score(label_set.labels[i], float(scores[i]), label_set.trained_as[i]) for i in best
+            ),
+            start_s,
+            end_s,
+        )
+
+
+def _seconds(clip: Clip) -> float:
+    return clip.num_frames / clip.fps if clip.fps else math.nan
+
+
+def load(path: str | os.PathLike[str]) -> Recognizer:
+    """Open a trained model.
+
+    Args:
+      path: folder of a finished run, or its export.
+
+    Returns:
+      The model, ready to recognize videos.
+
+    Raises:
+      FileNotFoundError: there is no export; the message says how to make one.
+      ValueError: it was written in a format that this version does not read, or is damaged.
+    """
+    from moclip_jax.inference.exported import load_model
+
+    folder = Path(path).expanduser()
+    folder = folder if (folder / "metadata.json").exists() else folder / "export"
+    return load_model(folder)

@@ -1,0 +1,129 @@
+"""MoCLIP: a motion network and a frozen CLIP whose features a small head fuses.
+
+Architecture: "MoCLIP-Lite: Efficient Video Recognition by Fusing CLIP with Motion Vectors" (arXiv
+2509.17084).
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moclip_jax.models.clip import CLIP, normalize_images
+from moclip_jax.models.clip_config import CLIPConfig
+from moclip_jax.models.efficientnet import EfficientNetConfig
+from moclip_jax.models.fusion import FusionConfig, FusionHead
+from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
+
+
+@dataclass(frozen=True)
+class MoCLIPConfig:
+    """Architecture of the three parts.
+
+    Attributes:
+        motion: the motion network.
+        clip: both towers of CLIP.
+        fusion: the head; its feature lengths and classes must be those of the two networks.
+    """
+
+    motion: MotionNetworkConfig
+    clip: CLIPConfig
+    fusion: FusionConfig
+
+    def __post_init__(self):
+        for field, needed in (
+            ("motion_features", self.motion.num_features),
+            ("appearance_features", self.clip.projection_dim),
+            ("num_classes", self.motion.num_classes),
+        ):
+            if getattr(self.fusion, field) != needed:
+                raise ValueError(
+                    f"MoCLIPConfig.fusion.{field} must be {needed}, as the networks give, got "
+                    f"{getattr(self.fusion, field)}"
+                )
+
+    @classmethod
+    def published(cls, num_classes: int = 101) -> "MoCLIPConfig":
+        """Return the published model: EfficientNet-B0, CLIP ViT-B/32, a head of width 512."""
+        backbone = EfficientNetConfig.named("b0", in_channels=2, num_classes=num_classes)
+        return cls(
+            MotionNetworkConfig(backbone),
+            CLIPConfig.named("vit_b32"),
+            FusionConfig(num_classes=num_classes),
+        )
+
+
+class MoCLIP(nnx.Module):
+    """Classifies a video from its motion fields and a few RGB frames.
+
+    Attributes:
+        config: its `MoCLIPConfig`.
+        motion: `MotionNetwork`.
+        clip: `CLIP`; the text tower is not used here and may be deleted.
+        head: `FusionHead`.
+    """
+
+    def __init__(self, config: MoCLIPConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.motion = MotionNetwork(config.motion, rngs=rngs)
+        self.clip = CLIP(config.clip, rngs=rngs)
+        self.head = FusionHead(config.fusion, rngs=rngs)
+
+    def motion_features(self, fields: jax.Array) -> jax.Array:
+        """Return `motion_features` of the motion network."""
+        return motion_features(self.motion, fields)
+
+    def appearance_features(self, images: jax.Array) -> jax.Array:
+        """Return `appearance_features` of CLIP."""
+        return appearance_features(self.clip, images)
+
+    def __call__(self, motion: jax.Array, images: jax.Array) -> jax.Array:
+        """Classify videos.
+
+        Args:
+            motion: uint8 [B, views, S, H, W, 2], motion fields (x, y); 128 is no motion.
+            images: uint8 [B, frames, H, W, 3], RGB of the size that CLIP takes.
+
+        Returns:
+            Logits, float32 [B, num_classes].
+        """
+        return fused_logits(
+            self.head, self.motion_features(motion), self.appearance_features(images)
+        )
+
+
+def motion_features(network: MotionNetwork, fields: jax.Array) -> jax.Array:
+    """Return features float32 [B, views, D] of uint8 fields [B, views, S, H, W, 2].
+
+    They are averaged over the S segments. One view at a time, so that memory does not grow with the
+    number of views.
+    """
+    if fields.shape[1] == 1:
+        return network.features(fields[:, 0]).mean(axis=1)[:, None]
+    graphdef, state = nnx.split(network)
+
+    def one_view(view: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, state).features(view).mean(axis=1)
+
+    return jnp.moveaxis(jax.lax.map(one_view, jnp.moveaxis(fields, 1, 0)), 0, 1)
+
+
+def appearance_features(clip: CLIP, images: jax.Array) -> jax.Array:
+    """Return float32 [B, D] of uint8 images [B, frames, H, W, 3], averaged over the frames."""
+    batch, frames = images.shape[:2]
+    pixels = normalize_images(images.reshape(-1, *images.shape[2:]), clip.config.preprocessing)
+    embeds = clip.encode_image(pixels)
+    return embeds.reshape(batch, frames, -1).mean(axis=1)
+
+
+def fused_logits(head: FusionHead, motion: jax.Array, appearance: jax.Array) -> jax.Array:
+    """Return a head's logits float32 [B, classes].
+
+    Args:
+        head: also one on CLIP alone, which leaves the motion out.
+        motion: float32 [B, views, D], from `motion_features`; averaged over the views.
+        appearance: float32 [B, D], from `appearance_features`.
+    """
+    averaged = motion.mean(axis=1) if head.config.motion_features else None
+    return head(averaged, appearance)
