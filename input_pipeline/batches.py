@@ -1,38 +1,38 @@
 """Batches that are fed to the networks, from prepared data sets."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from moclip_jax.input_pipeline import training_kernel
 from moclip_jax.input_pipeline.datasets.definition import VideoEntry
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset, prepare_dataset
-from moclip_jax.input_pipeline.graph_views import (
-    example_from_video,
-    fold_in,
+from moclip_jax.input_pipeline.datasets.records import clip_from_record, motion_features
+from moclip_jax.input_pipeline.sampling import Draws, test_segments, training_segments
+from moclip_jax.input_pipeline.video.spec import VideoSpec
+from moclip_jax.input_pipeline.views import (
+    MotionViews,
+    images,
+    num_images,
+    test_view,
     training_view,
-    view_of_example,
 )
-from moclip_jax.input_pipeline.native_motion import native_features
-from moclip_jax.input_pipeline.views import MotionViews, num_images
 
 __all__ = [
     "MotionViews",
     "PreparedDataset",
     "VideoEntry",
-    "example_from_video",
     "prepare_dataset",
     "train_batches",
     "view_batches",
-    "view_of_example",
 ]
 
 # TensorFlow only feeds data here; it must not take the accelerators' memory from JAX.
 tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")
 
-_MOTION_FEATURES = ("label", "displacements", "is_intra", "num_frames")
-_FRAME_FEATURES = ("frames", "frame_indices")
+_FRAME_FEATURES = ("num_frames", "frames", "frame_indices")
 
 
 def train_batches(
@@ -90,7 +90,7 @@ def train_batches(
     epoch_seed = tf.constant(generator.integers(2**62, size=2), tf.int64)
     function = _train_function(dataset, views)
     examples = records.map(
-        lambda position, item: function(item[1], fold_in(epoch_seed, position)),
+        lambda position, item: function(item[1], tf.random.fold_in(epoch_seed, position)),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
@@ -150,11 +150,11 @@ def view_batches(
     records = _named(dataset, tf.data.TFRecordDataset(dataset.records()), names)
     records = records.enumerate().skip(first_batch * batch_size)
     records = _of_process(records, batch_size, local_size, process_index)
-    base_seed = tf.constant([seed, len(_MOTION_FEATURES)], tf.int64)
+    base_seed = tf.constant([seed, 4], tf.int64)
     image = (image_size, resize_size, resample)
     function = _view_function(dataset, motion, augmented_views, frames, image)
     examples = records.map(
-        lambda _, item: function(item[1], item[0], fold_in(base_seed, item[0])),
+        lambda _, item: function(item[1], item[0], tf.random.fold_in(base_seed, item[0])),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
@@ -216,14 +216,20 @@ def _of_process(
 # a small data set's epoch.
 @functools.lru_cache(maxsize=32)
 def _train_function(dataset: PreparedDataset, views: MotionViews) -> Callable:
+    spec = dataset.spec
+    canonical = spec.source == "reencode"
+
     @tf.function(autograph=False)
     def function(record: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        features = _MOTION_FEATURES + native_features(dataset.spec)
-        example = dataset.parse(record, features, packed=True)
-        return {
-            "motion": training_view(example, views, dataset.spec, seed),
-            "label": tf.cast(example["label"], tf.int32),
-        }
+        example = dataset.parse(record, ("label", *motion_features(spec)), packed=True)
+        label = tf.cast(example.pop("label"), tf.int32)
+        draws = _draw(seed, views.num_segments)
+        if canonical:
+            motion = training_kernel.training_view(example, draws, views, spec)
+        else:
+            one = Draws(*(part[None] for part in draws))
+            motion = _motion_views(example, views, spec, one)[0]
+        return {"motion": motion, "label": label}
 
     return function
 
@@ -236,29 +242,105 @@ def _view_function(
     frames: str | None,
     image: tuple[int, int, str],
 ) -> Callable:
-    features: tuple[str, ...] = ("label", "num_frames")
-    if motion is not None:
-        features += ("displacements", "is_intra", *native_features(dataset.spec))
-    features += _FRAME_FEATURES if frames is not None else ()
-    image_size, resize_size, resample = image
+    spec = dataset.spec
+    of_motion = motion_features(spec) if motion is not None else ()
+    of_frames = _FRAME_FEATURES if frames is not None else ()
 
     @tf.function(autograph=False)
     def function(record: tf.Tensor, index: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = dataset.parse(record, features, packed=True)
-        view = view_of_example(
-            example,
-            dataset.spec,
-            motion=motion,
-            augmented_views=augmented_views,
-            frames=frames,
-            image_size=image_size,
-            resize_size=resize_size,
-            resample=resample,
-            seed=seed,
-        )
+        features = dict.fromkeys(("label", *of_motion, *of_frames))
+        example = dataset.parse(record, tuple(features), packed=True)
+        view = {}
+        if motion is not None:
+            draws = None
+            if augmented_views:
+                draws = _draw_each(seed, augmented_views, motion.num_segments)
+            stored = {name: example[name] for name in of_motion}
+            view["motion"] = _motion_views(stored, motion, spec, draws)
+        if frames is not None:
+            stored = {name: example[name] for name in of_frames}
+            view["images"] = _images(stored, frames, image, spec, seed)
         view["label"] = tf.cast(example["label"], tf.int32)
         view["index"] = tf.cast(index, tf.int32)
         view["mask"] = tf.constant(True)
         return view
 
     return function
+
+
+def _draw(seed: tf.Tensor, num_segments: int) -> Draws:
+    """Draw the random numbers of a training view, a pure function of an int `[2]` seed."""
+    seeds = tf.random.split(seed, 2)
+    of_crop = tf.random.split(seeds[1], 4)
+    # Whole numbers are taken modulo the number of choices, as TensorFlow itself does.
+    crop = [tf.random.stateless_uniform([], of_crop[i], None, None, tf.uint32) for i in range(3)]
+    return Draws(
+        segments=tf.random.stateless_uniform([num_segments], seeds[0], dtype=tf.float64),
+        crop=tf.stack(crop),
+        flip=tf.random.stateless_uniform([], of_crop[3]),
+    )
+
+
+def _draw_each(seed: tf.Tensor, count: int, num_segments: int) -> Draws:
+    """Draw the numbers of several views, each `[count, ...]`."""
+    each = [_draw(tf.random.fold_in(seed, number + 1), num_segments) for number in range(count)]
+    return Draws(*(tf.stack(parts) for parts in zip(*each, strict=True)))
+
+
+def _motion_views(
+    example: Mapping[str, tf.Tensor], views: MotionViews, spec: VideoSpec, draws: Draws | None
+) -> tf.Tensor:
+    """Return views of a stored video's motion by NumPy.
+
+    Args:
+      example: The features of its motion.
+      views: Segments and crops.
+      spec: The canonical form.
+      draws: Numbers of `V` augmented views; None for the test views.
+
+    Returns:
+      uint8 `[V, S, image_size, image_size, 2]`.
+    """
+
+    def make(*arrays: np.ndarray) -> np.ndarray:
+        stored = dict(zip(example, arrays, strict=False))
+        count, segments = int(stored["num_frames"]), views.num_segments
+        if draws is None:
+            clip = clip_from_record(stored, spec, test_segments(count, segments))
+            return test_view(clip, views, spec)
+        each = [Draws(*parts) for parts in zip(*arrays[len(example) :], strict=True)]
+        frames = [training_segments(count, segments, one.segments) for one in each]
+        clip = clip_from_record(stored, spec, np.concatenate(frames))
+        return np.stack([training_view(clip, one, views, spec) for one in each])
+
+    count = views.crops if draws is None else draws.flip.shape[0]
+    inputs = [*example.values(), *(draws or ())]
+    result = tf.numpy_function(make, inputs, tf.uint8, stateful=False)
+    size = views.image_size
+    return tf.ensure_shape(result, [count, views.num_segments, size, size, 2])
+
+
+def _images(
+    example: Mapping[str, tf.Tensor],
+    frames: str,
+    image: tuple[int, int, str],
+    spec: VideoSpec,
+    seed: tf.Tensor,
+) -> tf.Tensor:
+    """Return uint8 `[k, image_size, image_size, 3]`, RGB frames of a stored video by Pillow."""
+    draw = tf.random.stateless_uniform([], tf.random.fold_in(seed, 0), None, None, tf.uint32)
+    image_size, resize_size, resample = image
+
+    def make(draw: np.ndarray, *arrays: np.ndarray) -> np.ndarray:
+        stored = dict(zip(example, arrays, strict=True))
+        return images(
+            clip_from_record(stored, spec),
+            frames,
+            image_size,
+            int(draw),
+            resize_size=resize_size,
+            resample=resample,
+        )
+
+    result = tf.numpy_function(make, [draw, *example.values()], tf.uint8, stateful=False)
+    return tf.ensure_shape(result, [num_images(frames), image_size, image_size, 3])

@@ -108,8 +108,8 @@ class CropResizer:
           width: Of the fields in pixels.
           crop: What is taken of them.
         """
-        upper, lower, self._down = _taps(crop.side, height, crop.top, crop.size)
-        columns = _taps(crop.side, width, crop.left, crop.size)
+        upper, lower, self._down = bilinear_taps(crop.side, height, crop.top, crop.size)
+        columns = bilinear_taps(crop.side, width, crop.left, crop.size)
         self._flip = crop.flip
         self._left, self._right, across = (part[::-1] if crop.flip else part for part in columns)
         self._rows = slice(upper[0], lower[-1] + 1)
@@ -165,13 +165,20 @@ def _all_taps(side: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return lower, upper, place - floor
 
 
-def _taps(
+def bilinear_taps(
     side: int, length: int, first: int, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return between which pixels of `length` some of `side` are interpolated.
+    """Return between which pixels a bilinear resize with half-pixel centres interpolates.
+
+    Args:
+      side: Number of pixels that an axis is resized to.
+      length: Number of pixels that it has.
+      first: First of the pixels that are wanted, of `side`.
+      count: Number of the pixels that are wanted.
 
     Returns:
-      The lower and the upper pixel, and the weight of the upper one, float32; each `[count]`.
+      The lower and the upper pixel, int64, and the weight of the upper one, float32; each
+      `[count]`.
     """
     lower, upper, weight = _all_taps(side, length)
     taken = slice(first, first + count)

@@ -4,7 +4,23 @@ The rules for motion are those of TSN (Wang et al., 2016) as CoViAR applies them
 frame 0 never carries any, so it is never drawn. Rounding is half to even, as NumPy and Python do.
 """
 
+from typing import NamedTuple
+
 import numpy as np
+
+
+class Draws(NamedTuple):
+    """The random numbers that a training view is made from.
+
+    Attributes:
+      segments: float64 `[S]`, uniform in [0, 1): which frame of each segment.
+      crop: uint32 `[3]`, uniform: which of the scales, and the crop's first row and column.
+      flip: float32 scalar, uniform in [0, 1).
+    """
+
+    segments: np.ndarray
+    crop: np.ndarray
+    flip: np.ndarray
 
 
 def training_segments(num_frames: int, num_segments: int, uniform: np.ndarray) -> np.ndarray:

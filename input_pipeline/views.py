@@ -13,7 +13,7 @@ from moclip_jax.input_pipeline.sampling import num_images
 from moclip_jax.input_pipeline.video.clip import Clip
 from moclip_jax.input_pipeline.video.spec import VideoSpec
 
-__all__ = ["MotionViews", "images", "num_images", "test_view", "training_view"]
+__all__ = ["MotionViews", "images", "num_images", "test_view", "training_crop", "training_view"]
 
 # Of a file that is no part of a data set, so that it always gets the same label. It is the number
 # that TensorFlow drew for it when exports were first made.
@@ -88,21 +88,33 @@ test_view.__test__ = False  # type: ignore[attr-defined]
 
 
 def training_view(
-    clip: Clip, frames: np.ndarray, crop: Crop, views: MotionViews, spec: VideoSpec
+    clip: Clip, draws: sampling.Draws, views: MotionViews, spec: VideoSpec
 ) -> np.ndarray:
-    """Return an augmented view of a clip's motion, whose random choices were made before.
+    """Return an augmented view of a clip's motion (TSN's group transforms).
+
+    All segments are resized, cropped and flipped in the same way.
 
     Args:
       clip: As `test_view`.
-      frames: int `[S]`, from `sampling.training_segments`.
-      crop: Of all segments.
-      views: How motion is scaled.
+      draws: Random numbers; the view is a pure function of them and the clip.
+      views: Segments, scales and flip.
       spec: The canonical form of the clip.
 
     Returns:
-      uint8 `[S, crop.size, crop.size, 2]`, (x, y); no motion is 128, or 127 for the x of a flip.
+      uint8 `[S, image_size, image_size, 2]`, (x, y); no motion is 128, or 127 for x if flipped.
     """
-    return _crops(clip, frames, views, spec, crop)
+    frames = sampling.training_segments(clip.num_frames, views.num_segments, draws.segments)
+    return _crops(clip, frames, views, spec, training_crop(draws, views))
+
+
+def training_crop(draws: sampling.Draws, views: MotionViews) -> Crop:
+    """Return the crop of a training view: its scale and its place are uniform."""
+    choice, top, left = (int(number) for number in draws.crop)
+    size = views.image_size
+    side = round(size / views.scales[choice % len(views.scales)])
+    room = side - size + 1
+    flip = bool(draws.flip < np.float32(views.flip_probability))
+    return Crop(side, top % room, left % room, size, flip)
 
 
 def images(

@@ -18,7 +18,7 @@ that read.
 
 import functools
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,6 +111,63 @@ def unpack_displacements(packed: Iterable[bytes], grid: tuple[int, int]) -> np.n
     return joined.view(np.int16)
 
 
+def clip_from_record(
+    example: Mapping[str, np.ndarray], spec: VideoSpec, frame_indices: Iterable[int] = ()
+) -> Clip:
+    """Return the video of a record, or those parts of it that were parsed.
+
+    Args:
+      example: `num_frames`, and what else is wanted, as `parse_record` gives it with `packed`, in
+        NumPy.
+      spec: The canonical form that the record was written with.
+      frame_indices: Frames whose motion is wanted. Of canonical motion only their groups of
+        pictures, and those of the frames before them, are unpacked; the others are zero.
+
+    Returns:
+      The video. What was not parsed is empty.
+    """
+    native = "height" in example
+    height, width, orientation = spec.height, spec.width, 0
+    if native:
+        height, width, orientation = (int(example[field]) for field in _NATIVE_FIELDS)
+    grid = -(-height // BLOCK), -(-width // BLOCK)
+    is_intra = example.get("is_intra", np.zeros(0, bool))
+    displacements = np.zeros((len(is_intra), *grid, 2), np.int16)
+    future = np.zeros(displacements.shape[:3], bool)
+    is_bidirectional = np.zeros(len(is_intra), bool)
+    if native:
+        displacements = example["displacements"].reshape(-1, *grid, 2)
+        future = example["future"].reshape(-1, *grid)
+        is_bidirectional = example["is_bidirectional"]
+    elif len(is_intra):
+        group = np.cumsum(is_intra) - is_intra[0]
+        wanted = np.asarray(frame_indices, np.int64)
+        needed = np.unique(group[np.maximum([wanted, wanted - 1], 0)])
+        motion = unpack_displacements((example["displacements"][i] for i in needed), grid)
+        displacements[np.isin(group, needed)] = motion
+    return Clip(
+        displacements=displacements,
+        is_intra=is_intra,
+        frames=list(example.get("frames", [])),
+        frame_indices=example.get("frame_indices", np.zeros(0, np.int32)),
+        num_frames=int(example["num_frames"]),
+        fps=0.0,
+        source="native" if native else "reencode",
+        height=height,
+        width=width,
+        orientation=orientation,
+        is_bidirectional=is_bidirectional,
+        future=future,
+    )
+
+
+def motion_features(spec: VideoSpec) -> tuple[str, ...]:
+    """Return the features of a record that describe its motion."""
+    canonical = ("num_frames", "is_intra", "displacements")
+    native = (*canonical, "future", "is_bidirectional", *_NATIVE_FIELDS)
+    return canonical if spec.source == "reencode" else native
+
+
 def grid_size(spec: VideoSpec) -> tuple[int, int]:
     """Return the height and width of the canonical displacement grid, in cells."""
     return -(-spec.height // BLOCK), -(-spec.width // BLOCK)
@@ -158,7 +215,7 @@ def parse_record(
         only some of the groups.
 
     Returns:
-      The features, in the dtypes that `views.example_from_video` gives.
+      The features, in the dtypes of the fields of `Clip`.
     """
     import tensorflow as tf
 

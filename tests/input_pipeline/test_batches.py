@@ -5,19 +5,17 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from moclip_jax.input_pipeline import augment
-from moclip_jax.input_pipeline import graph_sampling as sampling
 from moclip_jax.input_pipeline.batches import (
     MotionViews,
     PreparedDataset,
-    example_from_video,
     prepare_dataset,
     train_batches,
     view_batches,
-    view_of_example,
 )
-from moclip_jax.input_pipeline.video.accumulate import accumulate
+from moclip_jax.input_pipeline.images import clip_image
+from moclip_jax.input_pipeline.sampling import Draws
 from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames, read_clip
+from moclip_jax.input_pipeline.views import images, test_view, training_view
 
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
@@ -243,23 +241,10 @@ def test_stored_video_gives_what_the_file_itself_gives(dataset, videos):
     options = {"motion": views, "frames": "uniform_3", "image_size": 16}
     for batch in collect(view_batches(dataset, names, batch_size=1, **options)):
         prepared = read_clip(videos / names[batch["index"][0]], SPEC)
-        view = view_of_example(example_from_video(prepared), SPEC, **options)
-        assert view["motion"].shape == (10, 5, 24, 24, 2)
-        np.testing.assert_array_equal(view["motion"], batch["motion"][0])
-        np.testing.assert_array_equal(view["images"], batch["images"][0])
-
-
-@pytest.mark.parametrize("num_segments", [3, 12])  # at once, and in turns
-def test_test_view_is_accumulated_scaled_resized_and_cropped(videos, num_segments):
-    prepared = read_clip(videos / "Clap/v_Clap_g05_c01.avi", SPEC)
-    views = MotionViews(num_segments=num_segments, image_size=24, resize_size=32)
-    view = view_of_example(example_from_video(prepared), SPEC, motion=views)["motion"]
-    indices = sampling.test_segments(prepared.num_frames, num_segments)
-    indices = sampling.frame_before_intra(indices, prepared.is_intra).numpy()
-    fields = accumulate(prepared.displacements, prepared.is_intra, 64, 96, indices)
-    scaled = augment.scale_to_uint8(tf.constant(fields))
-    np.testing.assert_array_equal(view[0], augment.center_crop(scaled, 32, 24))
-    assert (view.numpy() != 128).any()
+        motion = test_view(prepared, views, SPEC)
+        assert motion.shape == (10, 5, 24, 24, 2)
+        np.testing.assert_array_equal(motion, batch["motion"][0])
+        np.testing.assert_array_equal(images(prepared, "uniform_3", 16), batch["images"][0])
 
 
 def test_augmented_views_differ_and_depend_on_the_position_alone(dataset):
@@ -281,14 +266,11 @@ def test_augmented_views_differ_and_depend_on_the_position_alone(dataset):
 
 def test_random_frame_is_a_stored_one_and_follows_the_seed(videos):
     prepared = read_clip(videos / "Clap/v_Clap_g05_c01.avi", SPEC)
-    example = example_from_video(prepared)
-    stored = [augment.clip_image(tf.constant(jpeg), 16).numpy() for jpeg in prepared.frames]
+    stored = [clip_image(jpeg, 16) for jpeg in prepared.frames]
     seen = set()
-    for seed in range(30):
-        image = view_of_example(
-            example, SPEC, motion=None, frames="random", image_size=16, seed=tf.constant([seed, 1])
-        )["images"][0]
-        seen.add(next(i for i, s in enumerate(stored) if (image.numpy() == s).all()))
+    for draw in np.random.default_rng(1).integers(0, 2**32, 30):
+        (image,) = images(prepared, "random", 16, int(draw))
+        seen.add(next(i for i, s in enumerate(stored) if (image == s).all()))
     assert seen == set(range(len(stored)))
 
 
@@ -305,20 +287,20 @@ def test_chosen_frames_are_the_stored_ones_next_to_those_wanted(videos, frames, 
     prepared = read_clip(videos / "Clap/v_Clap_g05_c01.avi", SPEC)
     assert prepared.num_frames == 28
     assert prepared.frame_indices.tolist() == [3, 10, 14, 17, 24]
-    images = view_of_example(
-        example_from_video(prepared), SPEC, motion=None, frames=frames, image_size=16
-    )["images"]
+    chosen = images(prepared, frames, 16)
     stored = dict(zip(prepared.frame_indices.tolist(), prepared.frames, strict=True))
-    wanted = [augment.clip_image(tf.constant(stored[i]), 16).numpy() for i in expected]
-    np.testing.assert_array_equal(images, wanted)
+    wanted = [clip_image(stored[i], 16) for i in expected]
+    np.testing.assert_array_equal(chosen, wanted)
 
 
 def test_a_video_of_one_frame_has_views_without_motion():
-    example = example_from_video(clip_from_frames(drifting_frames(1, 64, 96), SPEC, 25.0))
-    for options in ({}, {"augmented_views": 2, "seed": tf.constant([1, 2])}):
-        view = view_of_example(example, SPEC, motion=VIEWS, frames="uniform_3", **options)
+    clip = clip_from_frames(drifting_frames(1, 64, 96), SPEC, 25.0)
+    rng = np.random.default_rng(0)
+    draws = Draws(rng.random(3), rng.integers(0, 2**32, 3, np.uint32), np.float32(0.1))
+    assert images(clip, "uniform_3", 16).shape == (3, 16, 16, 3)
+    for view in (test_view(clip, VIEWS, SPEC), training_view(clip, draws, VIEWS, SPEC)):
         # Flipped, no motion is 255 - 128.
-        assert np.isin(view["motion"], [127, 128]).all()
+        assert np.isin(view, [127, 128]).all()
 
 
 def test_a_prepared_data_set_is_opened_and_not_made_again(dataset, videos, data_dir, monkeypatch):

@@ -6,9 +6,7 @@ against the other.
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from moclip_jax.input_pipeline import augment
-from moclip_jax.input_pipeline.video.accumulate import accumulate
+from moclip_jax.input_pipeline.motion_fields import Crop, CropResizer, scale_to_uint8, ten_crops
 from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames
 from moclip_jax.input_pipeline.video.decode import decode_frames
 
@@ -22,20 +20,21 @@ SIDE = 256  # At which the resize leaves the rows alone.
 ONE_LEVEL, ONE_PIXEL = 1, 7
 
 
-def field_of(pictures: np.ndarray, index: int) -> tf.Tensor:
-    """Encode uint8 `[n, h, w, 3]` and return the field uint8 `[1, H, W, 2]` of one frame."""
+def field_of(pictures: np.ndarray, index: int) -> np.ndarray:
+    """Encode uint8 `[n, h, w, 3]` and return the field uint8 `[SIDE, SIDE, 2]` of one frame."""
     prepared = clip_from_frames(pictures, SPEC, 25)
     motion = accumulate(prepared.displacements, prepared.is_intra, SPEC.height, SPEC.width, [index])
-    return augment.scale_to_uint8(tf.constant(motion))
+    field = scale_to_uint8(motion[0], (SPEC.height, SPEC.width), SPEC, 20.0)
+    return CropResizer(SPEC.height, SPEC.width, Crop(SIDE, 0, 0, SIDE))(field)
 
 
 def views(pictures: np.ndarray, index: int) -> dict[str, np.ndarray]:
     """Return int `[SIDE, SIDE, 2]`: the mirrored video's field, and what is held against it."""
     field = field_of(pictures, index)
     # The sixth of the ten crops is the first one flipped; at this size all are the whole picture.
-    crops = augment.ten_crops(field, SIDE, SIDE).numpy()[:, 0].astype(int)
+    crops = ten_crops(field[None], SIDE)[:, 0].astype(int)
     mirrored = np.ascontiguousarray(pictures[:, :, ::-1])
-    expected = augment.center_crop(field_of(mirrored, index), SIDE, SIDE)[0].numpy().astype(int)
+    expected = field_of(mirrored, index).astype(int)
     return {
         "expected": expected,
         "flipped": crops[5],

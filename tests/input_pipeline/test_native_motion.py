@@ -1,24 +1,20 @@
-"""A stream's own motion in TensorFlow and on disk, against NumPy and plain Python."""
+"""A stream's own motion as bytes and on disk, against plain Python."""
 
 import dataclasses
 import pathlib
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from moclip_jax.input_pipeline import augment
 from moclip_jax.input_pipeline.batches import (
     MotionViews,
-    example_from_video,
     prepare_dataset,
     train_batches,
     view_batches,
-    view_of_example,
 )
 from moclip_jax.input_pipeline.motion_fields import byte_fields
-from moclip_jax.input_pipeline.native_motion import native_fields
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.motion_vectors import BlockMotion
+from moclip_jax.input_pipeline.views import test_view
 
 from moclip_jax.reporting.motion_figures import motion_fields
 from tests.input_pipeline import real_clips
@@ -48,11 +44,7 @@ def random_motion(
     )
 
 
-def as_example(motion: BlockMotion) -> dict[str, tf.Tensor]:
-    return {name: tf.constant(value) for name, value in vars(motion).items()}
-
-
-def in_memory(motion: BlockMotion, indices: np.ndarray, *arguments, **options) -> np.ndarray:
+def all_fields(motion: BlockMotion, indices: np.ndarray, *arguments, **options) -> np.ndarray:
     """All fields at once; each is copied, as the next takes its place."""
     fields = {
         row: field.copy()
@@ -83,13 +75,7 @@ def to_bytes(fields: np.ndarray, spec: VideoSpec, bound: float) -> np.ndarray:
 def test_fields_equal_the_numpy_ones(kinds, height, width):
     motion = random_motion(kinds, height, width)
     expected = to_bytes(motion.accumulate(), SPEC, 20.0)
-    indices = tf.range(len(kinds))
-    function = tf.function(native_fields, autograph=False)
-    for implementation in (native_fields, function):
-        fields = implementation(as_example(motion), indices, SPEC, 20.0)
-        assert fields.dtype == tf.uint8
-        np.testing.assert_array_equal(fields, expected)
-    fields = in_memory(motion, indices.numpy(), SPEC, 20.0)
+    fields = all_fields(motion, np.arange(len(kinds)), SPEC, 20.0)
     assert fields.dtype == np.uint8
     np.testing.assert_array_equal(fields, expected)
 
@@ -101,11 +87,7 @@ def test_frames_are_wanted_in_any_order_and_some_twice(kinds, accumulated):
     indices = np.array([7, 1, 4, 1, 6, 5, 2, 2], np.int32)
     of = motion.accumulate if accumulated else motion.each_alone
     expected = to_bytes(of(indices), SPEC, 70.0)
-    function = tf.function(native_fields, autograph=False)
-    for implementation in (native_fields, function):
-        fields = implementation(as_example(motion), tf.constant(indices), SPEC, 70.0, accumulated)
-        np.testing.assert_array_equal(fields, expected)
-    fields = in_memory(motion, indices, SPEC, 70.0, accumulated)
+    fields = all_fields(motion, indices, SPEC, 70.0, accumulated)
     np.testing.assert_array_equal(fields, expected)
 
 
@@ -113,25 +95,24 @@ def test_frames_are_wanted_in_any_order_and_some_twice(kinds, accumulated):
 def test_turned_fields_equal_the_numpy_ones(orientation):
     motion = random_motion("IPBP", 37, 51, orientation)
     expected = to_bytes(motion.accumulate(), SPEC, 20.0)
-    fields = native_fields(as_example(motion), tf.range(4), SPEC, 20.0)
-    np.testing.assert_array_equal(fields, expected)
-    np.testing.assert_array_equal(in_memory(motion, np.arange(4), SPEC, 20.0), expected)
+    np.testing.assert_array_equal(all_fields(motion, np.arange(4), SPEC, 20.0), expected)
 
 
 def test_canonical_pixels_are_the_unit():
     # A picture of twice the canonical size that moves by 12 x 10 moves by 6 x 5 there.
     motion = random_motion("IP", 128, 192)
     motion.displacements[1] = -12, -10
-    fields = native_fields(as_example(motion), tf.constant([1]), SPEC, 20.0)
-    middle = fields[0, 64, 96].numpy().tolist()
+    middle = all_fields(motion, np.array([1]), SPEC, 20.0)[0, 64, 96].tolist()
     assert middle == [int(6 * 127.5 / 20) + 128, int(5 * 127.5 / 20) + 128]
 
 
 def test_at_the_canonical_size_bytes_are_those_of_the_canonical_form():
     motion = random_motion("IPPPPPP", 64, 96)
     for bound in (20.0, 8.0, 33.0):
-        fields = native_fields(as_example(motion), tf.range(7), SPEC, bound)
-        expected = augment.scale_to_uint8(tf.constant(motion.accumulate()), bound)
+        fields = all_fields(motion, np.arange(7), SPEC, bound)
+        values = motion.accumulate()
+        expected = [min(max(int(v * 127.5 / bound) + 128, 0), 255) for v in values.flat]
+        expected = np.reshape(expected, values.shape)
         np.testing.assert_array_equal(fields, expected)
 
 
@@ -140,7 +121,6 @@ def test_motion_of_a_frame_alone_points_forward_in_time():
     height, width = 37, 51
     motion = random_motion(kinds, height, width)
     indices = np.arange(6, dtype=np.int32)
-    fields = native_fields(as_example(motion), tf.constant(indices), SPEC, 20.0, accumulated=False)
     expected = np.zeros((6, height, width, 2), np.int32)
     for index, y, x in np.ndindex(6, height, width):
         dx, dy = motion.displacements[index, y // 8, x // 8].tolist()
@@ -149,8 +129,7 @@ def test_motion_of_a_frame_alone_points_forward_in_time():
             continue
         if 0 <= x + dx < width and 0 <= y + dy < height:
             expected[index, y, x] = (dx, dy) if ahead else (-dx, -dy)
-    np.testing.assert_array_equal(fields, to_bytes(expected, SPEC, 20.0))
-    fields = in_memory(motion, indices, SPEC, 20.0, accumulated=False)
+    fields = all_fields(motion, indices, SPEC, 20.0, accumulated=False)
     np.testing.assert_array_equal(fields, to_bytes(expected, SPEC, 20.0))
     np.testing.assert_array_equal(motion.each_alone(indices), expected)
     for outside in (-1, len(motion.is_intra)):
@@ -164,7 +143,7 @@ def test_a_real_video_with_b_frames_equals_the_numpy_fields():
     assert prepared.future.sum() > 1000
     indices = np.array([249, 3, 100, 4, 31, 0], np.int32)
     expected = to_bytes(prepared.motion.accumulate(indices), SPEC, 20.0)
-    fields = native_fields(example_from_video(prepared), tf.constant(indices), SPEC, 20.0)
+    fields = all_fields(prepared.motion, indices, SPEC, 20.0)
     np.testing.assert_array_equal(fields, expected)
 
 
@@ -209,8 +188,7 @@ def test_stored_videos_give_what_the_files_give(folder, tmp_path):
         name = names[index]
         prepared = read_clip(folder / name, dataset.spec)
         assert prepared.source == ("reencode" if name.endswith("webm") else "native")
-        view = view_of_example(example_from_video(prepared), dataset.spec, motion=VIEWS)
-        np.testing.assert_array_equal(fields, view["motion"])
+        np.testing.assert_array_equal(fields, test_view(prepared, VIEWS, dataset.spec))
         # All drift left or down, the turned one as well.
         x, y = (fields[0].astype(int) - 128).mean((0, 1, 2))
         along, across = (-x, y) if name.startswith("Left") else (y, x)
@@ -247,8 +225,7 @@ def test_a_part_from_an_i_frame_on_moves_as_it_does_in_the_whole(source, tmp_pat
         assert 0 <= part.frame_indices.min() <= part.frame_indices.max() < part.num_frames
         if source == "native":
             views = MotionViews(num_segments=part.num_frames, image_size=24, resize_size=32)
-            seen = view_of_example(example_from_video(part), SPEC, motion=views)["motion"]
-            assert seen.shape == (1, part.num_frames, 24, 24, 2)
+            assert test_view(part, views, SPEC).shape == (1, part.num_frames, 24, 24, 2)
 
 
 @pytest.mark.parametrize("raw", [False, True])

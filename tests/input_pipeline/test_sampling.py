@@ -4,8 +4,7 @@ import collections
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from moclip_jax.input_pipeline import graph_sampling as sampling
+from moclip_jax.input_pipeline import sampling
 
 
 def training_bounds(num_frames: int, num_segments: int, s: int) -> tuple[int, int]:
@@ -23,41 +22,33 @@ def clip(index: int, num_frames: int) -> int:
 
 @pytest.mark.parametrize("num_segments", [1, 3, 25, 32])
 def test_test_segments_follow_the_formula_at_every_length(num_segments):
-    function = tf.function(lambda n: sampling.test_segments(n, num_segments))
     for num_frames in range(1, 400):
         expected = [
             clip(round((num_frames - 1) / num_segments * (s + 0.5)) + 1, num_frames)
             for s in range(num_segments)
         ]
-        indices = function(tf.constant(num_frames, tf.int64))
-        assert indices.dtype == tf.int32
-        assert indices.numpy().tolist() == expected, num_frames
+        assert sampling.test_segments(num_frames, num_segments).tolist() == expected, num_frames
 
 
 def test_test_segments_of_an_average_ucf101_video():
     # 185 / 3 * .5 = 30.83, 92.5 (half to even: 92) and 154.17, plus one.
-    assert sampling.test_segments(186, 3).numpy().tolist() == [32, 93, 155]
+    assert sampling.test_segments(186, 3).tolist() == [32, 93, 155]
 
 
 @pytest.mark.parametrize("num_segments", [1, 3, 8])
 def test_training_segments_stay_in_their_parts_at_every_length(num_segments):
-    function = tf.function(lambda n, seed: sampling.training_segments(n, num_segments, seed))
+    rng = np.random.default_rng(5)
     for num_frames in range(1, 200):
-        indices = function(
-            tf.constant(num_frames, tf.int64), tf.constant([num_frames, 5], tf.int64)
-        )
-        for s, index in enumerate(indices.numpy()):
+        indices = sampling.training_segments(num_frames, num_segments, rng.random(num_segments))
+        for s, index in enumerate(indices):
             first, last = training_bounds(num_frames, num_segments, s)
             assert clip(first, num_frames) <= index <= clip(last, num_frames), (num_frames, s)
 
 
 def test_training_segments_reach_every_frame_of_a_part_equally_often():
     num_frames, draws = 20, 4000
-    seeds = tf.stack([tf.range(draws), tf.ones([draws], tf.int32)], 1)
-    draw = tf.function(
-        lambda: tf.map_fn(lambda seed: sampling.training_segments(num_frames, 3, seed), seeds)
-    )
-    indices = draw().numpy()
+    uniform = np.random.default_rng(0).random((draws, 3))
+    indices = np.stack([sampling.training_segments(num_frames, 3, one) for one in uniform])
     for s in range(3):
         first, last = training_bounds(num_frames, 3, s)
         counts = collections.Counter(indices[:, s].tolist())
@@ -66,16 +57,18 @@ def test_training_segments_reach_every_frame_of_a_part_equally_often():
         assert all(abs(count - expected) < 5 * np.sqrt(expected) for count in counts.values())
 
 
-def test_training_segments_are_a_function_of_the_seed():
-    one = sampling.training_segments(186, 3, tf.constant([1, 2]))
-    np.testing.assert_array_equal(one, sampling.training_segments(186, 3, tf.constant([1, 2])))
-    others = [sampling.training_segments(186, 3, tf.constant([1, k])).numpy() for k in range(3, 9)]
-    assert any((other != one.numpy()).any() for other in others)
+def test_the_least_and_the_greatest_number_draw_the_ends_of_the_parts():
+    bounds = [training_bounds(186, 3, s) for s in range(3)]
+    for uniform, ends in (
+        (0.0, [first for first, _ in bounds]),
+        (1.0, [last for _, last in bounds]),
+    ):
+        numbers = np.full(3, np.nextafter(uniform, 0))
+        assert sampling.training_segments(186, 3, numbers).tolist() == ends
 
 
 def test_an_i_frame_gives_way_to_the_last_frame_of_the_gop_before():
-    is_intra = tf.constant([True] + [False] * 11 + [True, False, True, True])
-    indices = tf.constant([0, 1, 11, 12, 13, 14, 15])
+    is_intra = np.array([True] + [False] * 11 + [True, False, True, True])
+    indices = np.array([0, 1, 11, 12, 13, 14, 15])
     moved = sampling.frame_before_intra(indices, is_intra)
-    assert moved.dtype == tf.int32
-    assert moved.numpy().tolist() == [0, 1, 11, 11, 13, 13, 14]
+    assert moved.tolist() == [0, 1, 11, 11, 13, 13, 14]

@@ -4,8 +4,7 @@ import io
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from moclip_jax.input_pipeline import augment
+from moclip_jax.input_pipeline.images import clip_image
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from PIL import Image
 from transformers import CLIPImageProcessorPil
@@ -24,7 +23,7 @@ def test_pixel_values_of_real_frames(name):
     for jpeg in read_clip(real_clips.path(name), spec).frames:
         image = Image.open(io.BytesIO(jpeg)).convert("RGB")
         expected = processor(images=image, return_tensors="np")["pixel_values"][0]
-        ours = np.asarray(normalize_images(augment.clip_image(tf.constant(jpeg), 224).numpy()))
+        ours = np.asarray(normalize_images(clip_image(jpeg, 224)))
         worst = max(worst, np.abs(ours.transpose(2, 0, 1) - expected).max())
     tell(f"pixel values of {name}", largest=worst)
     # One grey level, divided by the smallest of CLIP's standard deviations.

@@ -9,13 +9,12 @@ import time
 import av
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.graph_views import example_from_video, view_of_example
 from moclip_jax.input_pipeline.video import stream
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, frame_jpeg, read_clip
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import FrameBlocks, NoVectorsError
 from moclip_jax.input_pipeline.video.stream import WindowCutter, read_stream
-from moclip_jax.input_pipeline.views import MotionViews
+from moclip_jax.input_pipeline.views import MotionViews, test_view
 
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
@@ -138,11 +137,11 @@ def test_what_the_networks_see_of_a_window_is_what_they_see_of_its_frames(tmp_pa
     fields = read_clip(path, spec).motion.accumulate()
     window = windows_of(path, spec)[1]
     assert window.video.lead > 0
-    view = view_of_example(example_from_video(window.video), spec, motion=views, frames="middle")
+    view = test_view(window.video, views, spec)
     # TSN's middles of four parts of 25 frames, each I-frame replaced by the frame before.
     indices = [10 + round(6 * (part + 0.5)) + 1 for part in range(4)]
     indices = [index - (index % 9 == 0) for index in indices]
-    for seen, index in zip(view["motion"][0].numpy().astype(int), indices, strict=True):
+    for seen, index in zip(view[0].astype(int), indices, strict=True):
         middle = fields[index, 24, 32]
         assert seen[12, 12].tolist() == [int(value * 127.5 / 20) + 128 for value in middle]
 

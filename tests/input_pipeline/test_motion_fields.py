@@ -1,29 +1,30 @@
-"""What the networks see, against NumPy, Pillow and the plain-Python definitions."""
+"""Fields and frames as the networks see them, against TensorFlow, OpenCV, Pillow and Python."""
 
+import dataclasses
 import io
 
 import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
-from moclip_jax.input_pipeline import augment
-from moclip_jax.input_pipeline.video.accumulate import accumulate
+from moclip_jax.input_pipeline.images import clip_image
+from moclip_jax.input_pipeline.motion_fields import (
+    Crop,
+    CropResizer,
+    flip_sign,
+    scale_to_uint8,
+    ten_crops,
+)
+from moclip_jax.input_pipeline.sampling import Draws
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
+from moclip_jax.input_pipeline.video.motion_vectors import accumulate
+from moclip_jax.input_pipeline.views import MotionViews, training_crop
 from PIL import Image
 
 from tests.input_pipeline import real_clips
 
-
-def random_motion(
-    seed: int, num_frames: int, height: int, width: int, reach: int = 30, still: float = 0.6
-) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    grid = (num_frames, -(-height // 8), -(-width // 8))
-    displacements = rng.integers(-reach, reach + 1, (*grid, 2)).astype(np.int16)
-    displacements[rng.random(grid) < still] = 0
-    is_intra = np.arange(num_frames) % 12 == 0
-    displacements[is_intra] = 0
-    return displacements, is_intra
+SIZE = 64, 96
+SPEC = VideoSpec(height=64, width=96)
 
 
 def resize_by_definition(image: np.ndarray, side: int) -> np.ndarray:
@@ -51,77 +52,71 @@ def flip_by_definition(fields: np.ndarray) -> np.ndarray:
     return flipped
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "reach", "still"),
-    [(64, 96, 30, 0.6), (37, 51, 30, 0.6), (40, 340, 8, 0.0), (16, 16, 200, 0.3), (24, 24, 0, 1.0)],
-)
-def test_following_blocks_from_frame_to_frame_equals_the_numpy_accumulation(
-    height, width, reach, still
-):
-    displacements, is_intra = random_motion(height, 30, height, width, reach, still)
-    expected = accumulate(displacements, is_intra, height, width)
-    function = tf.function(augment.follow_blocks, autograph=False)
-    for follow_blocks in (augment.follow_blocks, function):
-        at_rest = augment.origins_at_rest(height, width)
-        origins = [at_rest]
-        for frame in range(1, 30):
-            step = tf.constant(displacements[frame : frame + 1])
-            moved = at_rest if is_intra[frame] else follow_blocks(origins[-1], step, height, width)
-            origins.append(moved)
-        for frame, begin in ((11, 1), (23, 13), (29, 26), (20, 21)):  # The last makes no step.
-            steps = tf.constant(displacements[begin : frame + 1])
-            at_once = follow_blocks(origins[begin - 1], steps, height, width)
-            np.testing.assert_array_equal(at_once, origins[frame])
-        for frame in range(30):
-            field = augment.motion_of_origins(origins[frame], height, width)
-            assert field.dtype == tf.int32
-            np.testing.assert_array_equal(field, expected[frame])
+def resize(field: np.ndarray, crop: Crop) -> np.ndarray:
+    crops = CropResizer(*field.shape[:2], crop)(field)
+    assert crops.dtype == np.uint8
+    return crops
 
 
 @pytest.mark.parametrize("bound", [20.0, 8.0, 33.0])
 def test_scaling_equals_python_at_every_value(bound):
     values = np.arange(-2000, 2001, dtype=np.int32)
     expected = [min(max(int(v * 127.5 / bound) + 128, 0), 255) for v in values.tolist()]
-    function = tf.function(lambda v: augment.scale_to_uint8(v, bound), autograph=False)
-    for scale in (lambda v: augment.scale_to_uint8(v, bound), function):
-        scaled = scale(tf.constant(values))
-        assert scaled.dtype == tf.uint8
-        assert scaled.numpy().tolist() == expected
+    scaled = scale_to_uint8(np.stack([values, values[::-1]], 1), SIZE, SPEC, bound)
+    assert scaled.dtype == np.uint8
+    assert scaled[:, 0].tolist() == expected
+    assert scaled[:, 1].tolist() == expected[::-1]
 
 
 def test_no_motion_is_128():
-    assert augment.scale_to_uint8(tf.zeros([3], tf.int32)).numpy().tolist() == [128] * 3
+    assert scale_to_uint8(np.zeros([3, 2], np.int32), SIZE, SPEC, 20.0).tolist() == [[128] * 2] * 3
 
 
 def test_centre_crop_of_the_resized_square():
     fields = np.random.default_rng(0).integers(0, 256, (2, 40, 53, 2)).astype(np.uint8)
-    crops = augment.center_crop(tf.constant(fields), 32, 28)
-    assert crops.dtype == tf.uint8
-    for crop, field in zip(crops.numpy(), fields, strict=True):
+    for field in fields:
         expected = resize_by_definition(field, 32)[2:30, 2:30]
-        assert np.abs(crop - expected).max() <= 0.5 + 1e-3
+        assert np.abs(resize(field, Crop(32, 2, 2, 28)) - expected).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 340), (240, 320), (1080, 1920), (100, 77)])
+@pytest.mark.parametrize("side", [224, 256, 299])
+def test_random_bytes_of_real_sizes_are_resized_as_tensorflow_does(height, width, side):
+    """Bit for bit."""
+    field = np.random.default_rng(0).integers(0, 256, (height, width, 2), np.uint8)
+    expected = tf.image.resize(field, [side, side], "bilinear", antialias=False)
+    expected = tf.saturate_cast(tf.round(expected), tf.uint8).numpy()
+    np.testing.assert_array_equal(resize(field, Crop(side, 0, 0, side)), expected)
+    cut = expected[side - 224 :, (side - 224) // 2 :][:, :224]
+    crop = Crop(side, side - 224, (side - 224) // 2, 224)
+    np.testing.assert_array_equal(resize(field, crop), cut)
+    flipped = CropResizer(height, width, dataclasses.replace(crop, flip=True))(field)
+    np.testing.assert_array_equal(flipped, flip_by_definition(cut))
 
 
 def test_ten_crops_are_corners_and_centre_and_their_mirror_images():
     fields = np.random.default_rng(1).integers(0, 256, (2, 40, 53, 2)).astype(np.uint8)
-    crops = augment.ten_crops(tf.constant(fields), 32, 28).numpy()
+    whole = np.stack([resize(field, Crop(32, 0, 0, 32)) for field in fields])
+    crops = ten_crops(whole, 28)
     assert crops.shape == (10, 2, 28, 28, 2)
     resized = np.stack([resize_by_definition(field, 32) for field in fields])
     for crop, (top, left) in zip(crops, [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)], strict=False):
         expected = resized[:, top : top + 28, left : left + 28]
         assert np.abs(crop - expected).max() <= 0.5 + 1e-3
     np.testing.assert_array_equal(crops[5:], flip_by_definition(crops[:5]))
-    np.testing.assert_array_equal(crops[4], augment.center_crop(tf.constant(fields), 32, 28))
+    np.testing.assert_array_equal(
+        crops[4], np.stack([resize(field, Crop(32, 2, 2, 28)) for field in fields])
+    )
 
 
 def test_flip_turns_the_sign_of_sideways_motion():
-    motion = np.zeros((1, 8, 8, 2), np.int32)
+    motion = np.zeros((8, 8, 2), np.int32)
     motion[..., 0], motion[..., 1] = 5, -7
-    fields = augment.scale_to_uint8(tf.constant(motion))
-    flipped = augment.random_crop_flip(fields, 8, (1.0,), 1.0, tf.constant([0, 0])).numpy()
-    x, y = int(flipped[0, 0, 0, 0]), int(flipped[0, 0, 0, 1])
-    assert abs((x - 127.5) * 20 / 127.5 + 5) < 0.2
-    assert abs((y - 127.5) * 20 / 127.5 - -7) < 0.2
+    fields = scale_to_uint8(motion, SIZE, SPEC, 20.0)
+    for flipped in (flip_sign(fields), CropResizer(8, 8, Crop(8, 0, 0, 8, flip=True))(fields)):
+        x, y = int(flipped[0, 0, 0]), int(flipped[0, 0, 1])
+        assert abs((x - 127.5) * 20 / 127.5 + 5) < 0.2
+        assert abs((y - 127.5) * 20 / 127.5 - -7) < 0.2
 
 
 def test_random_views_are_all_the_crops_and_nothing_else():
@@ -139,13 +134,16 @@ def test_random_views_are_all_the_crops_and_nothing_else():
     assert len(candidates) == 2 * (1 + 4 + 16)
     names = list(candidates)
     stacked = np.stack([candidates[name] for name in names])
-    function = tf.function(
-        lambda seed: augment.random_crop_flip(tf.constant(fields), 8, scales, 0.5, seed)
-    )
+    views = MotionViews(image_size=8, resize_size=8, scales=scales)
+    rng = np.random.default_rng(0)
     counts = dict.fromkeys(names, 0)
     draws = 600
-    for seed in range(draws):
-        view = function(tf.constant([seed, 0])).numpy()
+    for _ in range(draws):
+        numbers = Draws(
+            rng.random(3), rng.integers(0, 2**32, 3, np.uint32), np.float32(rng.random())
+        )
+        resize = CropResizer(20, 26, training_crop(numbers, views))
+        view = np.stack([resize(field) for field in fields])
         # All segments together match one candidate, so they share scale, place and flip.
         errors = np.abs(view - stacked).max(axis=(1, 2, 3, 4))
         assert errors.min() <= 0.5 + 1e-3
@@ -155,13 +153,6 @@ def test_random_views_are_all_the_crops_and_nothing_else():
         share = sum(c for name, c in counts.items() if name[0] == side) / draws
         assert abs(share - 1 / 3) < 0.08
     assert abs(sum(c for name, c in counts.items() if name[3]) / draws - 0.5) < 0.08
-
-
-def test_random_views_are_a_function_of_the_seed():
-    fields = tf.constant(np.random.default_rng(3).integers(0, 256, (3, 20, 26, 2)).astype(np.uint8))
-    one = augment.random_crop_flip(fields, 8, (1.0, 0.75), 0.5, tf.constant([4, 7]))
-    two = augment.random_crop_flip(fields, 8, (1.0, 0.75), 0.5, tf.constant([4, 7]))
-    np.testing.assert_array_equal(one, two)
 
 
 def pillow_clip_image(jpeg: bytes, size: int) -> np.ndarray:
@@ -175,11 +166,23 @@ def pillow_clip_image(jpeg: bytes, size: int) -> np.ndarray:
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
+def tensorflow_clip_image(jpeg: bytes, size: int) -> np.ndarray:
+    """The same by TensorFlow: columns first, then rows, each rounded to bytes, as Pillow does."""
+    image = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
+    height, width = (size * side // min(image.shape[:2]) for side in image.shape[:2])
+    for sides in ([image.shape[0], width], [height, width]):
+        resized = tf.image.resize(image, sides, "bilinear", antialias=True)
+        image = tf.cast(tf.floor(resized + 0.5), tf.uint8)
+    top, left = (height - size) // 2, (width - size) // 2
+    return image[top : top + size, left : left + size].numpy()
+
+
 def check_clip_image(jpeg: bytes, size: int) -> None:
-    result = augment.clip_image(tf.constant(jpeg), size)
-    assert result.dtype == tf.uint8
+    result = clip_image(jpeg, size)
+    assert result.dtype == np.uint8
     assert result.shape == (size, size, 3)
-    difference = np.abs(result.numpy().astype(int) - pillow_clip_image(jpeg, size))
+    np.testing.assert_array_equal(result, pillow_clip_image(jpeg, size))
+    difference = np.abs(result.astype(int) - tensorflow_clip_image(jpeg, size))
     assert difference.max() <= 1
     assert difference.mean() < 0.05
 
@@ -208,8 +211,8 @@ def test_resize_of_real_fields_equals_opencv(name, side):
     spec = VideoSpec(max_frames=1000)
     prepared = read_clip(real_clips.path(name), spec)
     motion = accumulate(prepared.displacements, prepared.is_intra, spec.height, spec.width, [11])
-    field = augment.scale_to_uint8(tf.constant(motion))
+    field = scale_to_uint8(motion[0], (spec.height, spec.width), spec, 20.0)
     assert np.ptp(field) > 20
-    ours = augment.center_crop(field, side, side)[0].numpy().astype(int)
-    theirs = cv2.resize(field[0].numpy(), (side, side), interpolation=cv2.INTER_LINEAR)
+    ours = resize(field, Crop(side, 0, 0, side)).astype(int)
+    theirs = cv2.resize(field, (side, side), interpolation=cv2.INTER_LINEAR)
     assert np.abs(ours - theirs).max() <= 1

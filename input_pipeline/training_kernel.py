@@ -1,9 +1,9 @@
-"""Fields of accumulated canonical motion for `tf.data`, compiled by XLA.
+"""Training views of canonical motion, compiled by XLA for `tf.data`.
 
-A pixel's origin is found backwards: from frame to frame it goes where its block came from, until
-the I-frame; a step that would leave the picture is not made. All pixels do so at once, in a loop
-that the compiler turns into vector instructions. Fields of a stream's own motion, whose sizes
-differ from video to video, are those of `native_motion.native_fields`.
+The same as `views.training_view`, bit for bit, in a fraction of its time (`benchmarks/pipeline.py`,
+docs/performance.md). A pixel's origin is found backwards: from frame to frame it goes where its
+block came from, until the I-frame; a step that would leave the frame is not made. All pixels do so
+at once, in a loop that the compiler turns into vector instructions.
 """
 
 import functools
@@ -11,142 +11,99 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
-from moclip_jax.input_pipeline.augment import Crop, bilinear_taps
-from moclip_jax.input_pipeline.datasets.records import join_bytes, unpack_groups
+from moclip_jax.input_pipeline import sampling
+from moclip_jax.input_pipeline.datasets.records import grid_size, join_bytes, unpack_groups
+from moclip_jax.input_pipeline.motion_fields import bilinear_taps
 from moclip_jax.input_pipeline.video.clip import VideoSpec
 from moclip_jax.input_pipeline.video.motion_vectors import BLOCK
+from moclip_jax.input_pipeline.views import MotionViews, training_crop
 
 _U32 = tf.uint32
 # Added to a float of little magnitude, it leaves the nearest whole number in the lowest bits.
 _TO_WHOLE = 1.5 * 2**23
 
 
-def motion_to_frames(
-    example: Mapping[str, tf.Tensor], frame_indices: tf.Tensor, spec: VideoSpec, accumulated: bool
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the displacements that lead to some frames.
-
-    Args:
-      example: `is_intra` bool `[n]`, and `displacements`: int16 `[n, gh, gw, 2]`, or string
-        `[groups]` as they are stored, of which only the needed ones are unpacked.
-      frame_indices: int32 `[S]`, static `S`.
-      spec: The canonical form.
-      accumulated: False for the motion of each frame alone.
-
-    Returns:
-      Displacements int16 `[S, L, gh, gw, 2]` of each group from its I-frame on, or uint8
-      `[S, L, 2, gh, gw, 2]` if they came packed; and steps int32 `[S, 2]`: the place in the group
-      of the first displacement that a pixel follows, and the place at which it has arrived.
-    """
-    grid = -(-spec.height // BLOCK), -(-spec.width // BLOCK)
-    displacements, is_intra = example["displacements"], example["is_intra"]
-    # A stream that is taken up in the middle has no I-frame first: it begins before frame 0.
-    starts = tf.cast(tf.where(is_intra)[:, 0], tf.int32)
-    packed = displacements.dtype == tf.string
-    starts = tf.concat([[-1], starts], 0)
-    group = tf.searchsorted(starts, frame_indices, side="right") - 1
-    start = tf.gather(starts, group)
-    length = spec.gop_size + 1
-    if packed:
-        # Stored videos begin with an I-frame.
-        groups = tf.gather(displacements, group - 1)
-        motion = unpack_groups(groups, grid, length)
-    else:
-        frames = start[:, None] + tf.range(length)
-        frames = tf.clip_by_value(frames, 0, tf.shape(displacements)[0] - 1)
-        motion = tf.ensure_shape(
-            tf.gather(displacements, frames), [frame_indices.shape[0], length, *grid, 2]
-        )
-    begin = frame_indices - start
-    with tf.control_dependencies(
-        [tf.debugging.assert_less(begin, length, "a group is longer than VideoSpec.gop_size")]
-    ):
-        end = tf.zeros_like(begin) if accumulated else tf.maximum(begin - 1, 0)
-    return motion, tf.stack([begin, end], 1)
-
-
-def fields(motion: tf.Tensor, steps: tf.Tensor, spec: VideoSpec, bound: float) -> tf.Tensor:
-    """Return fields of motion as bytes, as `augment.scale_to_uint8` of what `accumulate` gives.
-
-    Args:
-      motion: From `motion_to_frames`.
-      steps: Likewise.
-      spec: The canonical form.
-      bound: Motion in pixels that reaches the ends of the range.
-
-    Returns:
-      uint8 `[S, height, width, 2]`; no motion is 128.
-    """
-    function = _fields_function(spec.height, spec.width)
-    words = tf.map_fn(
-        lambda one: function(*one, tf.constant(bound, tf.float32)),
-        (motion, steps),
-        fn_output_signature=tf.TensorSpec([spec.height, spec.width], tf.uint16),
-    )
-    return tf.bitcast(words, tf.uint8)
-
-
-def cropped_fields(
-    motion: tf.Tensor,
-    steps: tf.Tensor,
-    spec: VideoSpec,
-    bound: float,
-    *,
-    size: int,
-    sides: tuple[int, ...],
-    crop: Crop,
+def training_view(
+    example: Mapping[str, tf.Tensor], draws: sampling.Draws, views: MotionViews, spec: VideoSpec
 ) -> tf.Tensor:
-    """Return fields resized, cropped and flipped, as `augment.crop_flip` makes them of `fields`.
-
-    Only what lies under the crop is resized.
+    """Return `views.training_view` of a stored video of canonical motion.
 
     Args:
-      motion: From `motion_to_frames`.
-      steps: Likewise.
+      example: `num_frames` int64 scalar, `is_intra` bool `[n]` and `displacements` string
+        `[groups]`, as they are stored; only the groups that are needed are unpacked.
+      draws: Tensors of random numbers.
+      views: Segments, scales and flip.
       spec: The canonical form.
-      bound: Motion in pixels that reaches the ends of the range.
-      size: Side of the crop in pixels.
-      sides: From `augment.crop_sides`.
-      crop: From `augment.random_crop`.
 
     Returns:
-      uint8 `[S, size, size, 2]`.
+      uint8 `[S, image_size, image_size, 2]`.
+
+    Raises:
+      tf.errors.InvalidArgumentError: A group of pictures is longer than `VideoSpec.gop_size`.
     """
-    across, down = (
-        [tf.constant(part) for part in bilinear_taps(sides, length)]
-        for length in (spec.width, spec.height)
+    size = views.image_size
+    group, *plan = tf.numpy_function(
+        functools.partial(_plan, views, spec),
+        [example["num_frames"], example["is_intra"], *draws],
+        [tf.int64, tf.int32, tf.int32, tf.float32, tf.uint32],
+        stateful=False,
     )
-    columns = [part[crop.choice, crop.left : crop.left + size] for part in across]
-    columns = tf.cond(
-        crop.flip, lambda: [tf.reverse(part, [0]) for part in columns], lambda: columns
-    )
-    rows = [part[crop.choice, crop.top : crop.top + size] for part in down]
+    shapes = [[views.num_segments, 2], [4, size], [2, size], []]
+    plan = [tf.ensure_shape(part, shape) for part, shape in zip(plan, shapes, strict=True)]
+    packed = tf.gather(example["displacements"], tf.ensure_shape(group, [views.num_segments]))
+    motion = unpack_groups(packed, grid_size(spec), spec.gop_size + 1)
+    motion = tf.ensure_shape(motion, [views.num_segments, *motion.shape[1:]])
     function = _crop_function(spec.height, spec.width, size)
-    words = function(
-        motion,
-        steps,
-        tf.constant(bound, tf.float32),
-        *(tf.ensure_shape(part, [size]) for part in (*columns, *rows)),
-        tf.where(crop.flip, tf.constant(255, _U32), tf.constant(0, _U32)),
-        tf.constant(0),
-    )
+    words = function(motion, tf.constant(views.bound, tf.float32), *plan, tf.constant(0))
     return tf.bitcast(words, tf.uint8)
+
+
+def _plan(
+    views: MotionViews,
+    spec: VideoSpec,
+    num_frames: np.ndarray,
+    is_intra: np.ndarray,
+    *numbers: np.ndarray,
+) -> tuple[np.ndarray, ...]:
+    """Choose frames and crop.
+
+    Returns:
+      The group of each segment, int64 `[S]`; steps int32 `[S, 2]`, the place in the group of the
+      first displacement that a pixel follows, and the place at which it has arrived; the pixels
+      between which columns and rows lie, int32 `[4, size]`, and their weights, float32
+      `[2, size]`; and what x is turned by, uint32, 255 in a flip.
+    """
+    draws = sampling.Draws(*numbers)
+    frames = sampling.training_segments(int(num_frames), views.num_segments, draws.segments)
+    frames = sampling.frame_before_intra(frames, is_intra)
+    # Stored videos begin with an I-frame.
+    starts = np.flatnonzero(is_intra)
+    group = np.searchsorted(starts, frames, side="right") - 1
+    begin = frames - starts[group]
+    if begin.max() > spec.gop_size:
+        raise ValueError("a group of pictures is longer than VideoSpec.gop_size")
+    end = np.zeros_like(begin) if views.accumulated else np.maximum(begin - 1, 0)
+    crop = training_crop(draws, views)
+    columns = bilinear_taps(crop.side, spec.width, crop.left, crop.size)
+    if crop.flip:
+        columns = tuple(part[::-1] for part in columns)
+    rows = bilinear_taps(crop.side, spec.height, crop.top, crop.size)
+    return (
+        group,
+        np.stack([begin, end], 1).astype(np.int32),
+        np.stack([*columns[:2], *rows[:2]]).astype(np.int32),
+        np.stack([columns[2], rows[2]]),
+        np.uint32(255 * crop.flip),
+    )
 
 
 # One function for each size: they are compiled when first called, which takes about a second.
 @functools.lru_cache
-def _fields_function(height: int, width: int) -> Callable:
-    @tf.function(jit_compile=True, autograph=False)
-    def function(motion: tf.Tensor, steps: tf.Tensor, bound: tf.Tensor) -> tf.Tensor:
-        return tf.cast(_field_words(_cells(motion), steps, height, width, bound), tf.uint16)
-
-    return function
-
-
-@functools.lru_cache
 def _crop_function(height: int, width: int, size: int) -> Callable:
     @tf.function(jit_compile=True, autograph=False)
-    def function(motion, steps, bound, x0, x1, x_weight, y0, y1, y_weight, flip, zero):
+    def function(motion, bound, steps, pixels, weights, flip, zero):
+        x0, x1, y0, y1 = tf.unstack(pixels)
+        x_weight, y_weight = tf.unstack(weights)
         cells = _cells(motion)
         crops = []
         for i in range(motion.shape[0]):
@@ -206,9 +163,7 @@ def _cells(motion: tf.Tensor) -> tf.Tensor:
 
     Rows are filled up to a power of two, so that a shift gives the place of a row.
     """
-    if motion.dtype == tf.uint8:
-        motion = join_bytes(motion)
-    motion = tf.cast(motion, tf.int32)
+    motion = tf.cast(join_bytes(motion), tf.int32)
     words = tf.bitcast(motion[..., 1] * 65536 + motion[..., 0], _U32)
     columns = words.shape[-1]
     padding = [[0, 0]] * (words.shape.rank - 1) + [[0, _power_of_two(columns) - columns]]
@@ -262,7 +217,7 @@ def _as_int(word: tf.Tensor) -> tf.Tensor:
 
 
 def _to_byte(motion: tf.Tensor, bound: tf.Tensor) -> tf.Tensor:
-    """Scale as `augment.scale_to_uint8`."""
+    """Scale as `motion_fields.scale_to_uint8`; float32 is exact enough for whole pixels."""
     scaled = tf.cast(tf.cast(motion, tf.float32) * 127.5 / bound, tf.int32) + 128
     return tf.bitcast(tf.clip_by_value(scaled, 0, 255), _U32)
 
