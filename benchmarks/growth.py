@@ -8,6 +8,7 @@ larger half of the sizes, where fixed costs weigh little: 1 is linear growth.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import tempfile
@@ -69,10 +70,8 @@ def processor_seconds(work: Callable[[], object], passes: int = PASSES) -> float
 def _video(
     frames_of: Sequence[int], sides: Sequence[tuple[int, int]], folder: Path
 ) -> list[Growth]:
-    import tensorflow as tf
-    from moclip_jax.input_pipeline.batches import example_from_video, view_of_example
-    from moclip_jax.input_pipeline.graph_views import example_signature
     from moclip_jax.input_pipeline.video.clip import read_clip
+    from moclip_jax.input_pipeline.views import test_view
 
     from benchmarks.clips import generated_video
     from moclip_jax.config import default_config, motion_views, video_spec
@@ -87,13 +86,8 @@ def _video(
             reads, looks = [], []
             for path in paths:
                 reads.append(processor_seconds(lambda path=path: read_clip(path, spec), 3))
-                example = example_from_video(read_clip(path, spec))
-                look = tf.function(
-                    lambda example: view_of_example(example, spec, motion=views),
-                    input_signature=[example_signature(example)],
-                    autograph=False,
-                )
-                looks.append(processor_seconds(lambda look=look, example=example: look(example), 3))
+                look = functools.partial(test_view, read_clip(path, spec), views, spec)
+                looks.append(processor_seconds(look, 3))
             return reads, looks
 
         paths = [generated_video(folder, frames) for frames in frames_of]

@@ -3,8 +3,10 @@
     python -m benchmarks.pipeline [--rounds=5]
 
 A sample is what the published recipe trains on: three segments of 224x224. The process keeps to
-one core. Each row does what the one before does, and something more; rows are timed in turns. The
-time until the first batch of an epoch is told apart: it does not grow with the epoch.
+one core. Rows are timed in turns. Training samples come from the compiled kernel
+(`training_kernel.py`); the row below makes such samples by the definition in NumPy
+(`views.training_view`). Test views and images are what features are extracted from. The time until
+the first batch of an epoch is told apart: it does not grow with the epoch.
 """
 
 import os
@@ -32,8 +34,7 @@ def rows(rounds: int) -> list[dict[str, Any]]:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     # After that, so that TensorFlow makes threads for one core.
     import tensorflow as tf
-    from moclip_jax.input_pipeline import accumulation, sampling
-    from moclip_jax.input_pipeline.batches import MotionViews, train_batches
+    from moclip_jax.input_pipeline.batches import MotionViews, train_batches, view_batches
 
     from benchmarks.preparation import prepare, write_clips
 
@@ -49,26 +50,24 @@ def rows(rounds: int) -> list[dict[str, Any]]:
         def parsed(record: Any) -> Any:
             return dataset.parse(record, names, packed=True)["displacements"][0]
 
-        @tf.function(autograph=False)
-        def unpacked(record: Any) -> Any:
-            example = dataset.parse(record, names, packed=True)
-            indices = sampling.training_segments(example["num_frames"], 3, tf.constant([1, 2]))
-            indices = sampling.frame_before_intra(indices, example["is_intra"])
-            return accumulation.motion_to_frames(example, indices, dataset.spec, True)[0]
-
         def records() -> Any:
             return tf.data.TFRecordDataset(dataset.records())
 
-        def samples(epoch: int) -> Any:
+        def trained(epoch: int) -> Any:
             return train_batches(
                 dataset, videos, views, batch_size=8, seed=0, epoch=epoch, shuffle_buffer=64
             )
 
+        def viewed(epoch: int, **options: Any) -> Any:
+            return view_batches(dataset, videos, batch_size=8, seed=epoch, **options)
+
         stages = {
-            "records read": lambda _: records(),
-            "and parsed": lambda _: records().map(parsed),
-            "and their groups unpacked": lambda _: records().map(unpacked),
-            "training samples": samples,
+            "records read": lambda _: records().batch(8),
+            "and parsed": lambda _: records().map(parsed).batch(8),
+            "training samples": trained,
+            "the same by NumPy": lambda n: viewed(n, motion=views, augmented_views=1),
+            "test views": lambda n: viewed(n, motion=views),
+            "images": lambda n: viewed(n, motion=None, frames="middle"),
         }
         times: dict[str, list[tuple[float, ...]]] = {stage: [] for stage in stages}
         for number in range(rounds + 1):
@@ -77,7 +76,7 @@ def rows(rounds: int) -> list[dict[str, Any]]:
                 options.threading.private_threadpool_size = 1
                 begin = time.process_time()
                 data = make(number).with_options(options)
-                iterator = iter(data if stage == "training samples" else data.batch(8))
+                iterator = iter(data)
                 next(iterator)
                 clock, processor = time.perf_counter(), time.process_time()
                 for _ in iterator:

@@ -42,7 +42,7 @@ FOR_PROGRAMMERS = (
     "input_pipeline/batches.py",
     "input_pipeline/video/subprocess_pool.py",
     "input_pipeline/datasets/shapes.py",
-    "input_pipeline/graph_views.py",
+    "input_pipeline/training_kernel.py",
     "input_pipeline/views.py",
 )
 # The same inside files that users do meet errors of: what only new code of ours could cause.

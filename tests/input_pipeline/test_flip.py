@@ -7,6 +7,7 @@ against the other.
 import numpy as np
 import pytest
 from moclip_jax.input_pipeline.motion_fields import Crop, CropResizer, scale_to_uint8, ten_crops
+from moclip_jax.input_pipeline.video.accumulate import accumulate
 from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames
 from moclip_jax.input_pipeline.video.decode import decode_frames
 

@@ -16,8 +16,8 @@ from moclip_jax.input_pipeline.motion_fields import (
     ten_crops,
 )
 from moclip_jax.input_pipeline.sampling import Draws
+from moclip_jax.input_pipeline.video.accumulate import accumulate
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
-from moclip_jax.input_pipeline.video.motion_vectors import accumulate
 from moclip_jax.input_pipeline.views import MotionViews, training_crop
 from PIL import Image
 
@@ -138,12 +138,10 @@ def test_random_views_are_all_the_crops_and_nothing_else():
     rng = np.random.default_rng(0)
     counts = dict.fromkeys(names, 0)
     draws = 600
-    for _ in range(draws):
-        numbers = Draws(
-            rng.random(3), rng.integers(0, 2**32, 3, np.uint32), np.float32(rng.random())
-        )
-        resize = CropResizer(20, 26, training_crop(numbers, views))
-        view = np.stack([resize(field) for field in fields])
+    for flip in rng.random(draws, np.float32):
+        numbers = Draws(rng.random(3), rng.integers(0, 2**32, 3, np.uint32), flip)
+        resizer = CropResizer(20, 26, training_crop(numbers, views))
+        view = np.stack([resizer(field) for field in fields])
         # All segments together match one candidate, so they share scale, place and flip.
         errors = np.abs(view - stacked).max(axis=(1, 2, 3, 4))
         assert errors.min() <= 0.5 + 1e-3
