@@ -121,36 +121,35 @@ def clip_from_record(
         NumPy.
       spec: The canonical form that the record was written with.
       frame_indices: Frames whose motion is wanted. Of canonical motion only their groups of
-        pictures, and those of the frames before them, are unpacked; the others are zero.
+        pictures, and those of the frames before them, are unpacked.
 
     Returns:
-      The video. What was not parsed is empty.
+      The video. What was not parsed is empty; times are not stored, and zero.
     """
     native = "height" in example
     height, width, orientation = spec.height, spec.width, 0
     if native:
         height, width, orientation = (int(example[field]) for field in _NATIVE_FIELDS)
-    grid = -(-height // BLOCK), -(-width // BLOCK)
+    num_frames, grid = int(example["num_frames"]), (-(-height // BLOCK), -(-width // BLOCK))
     is_intra = example.get("is_intra", np.zeros(0, bool))
-    displacements = np.zeros((len(is_intra), *grid, 2), np.int16)
-    future = np.zeros(displacements.shape[:3], bool)
-    is_bidirectional = np.zeros(len(is_intra), bool)
-    if native:
+    is_bidirectional, kept = np.zeros(len(is_intra), bool), None
+    if native and len(is_intra):
         displacements = example["displacements"].reshape(-1, *grid, 2)
         future = example["future"].reshape(-1, *grid)
         is_bidirectional = example["is_bidirectional"]
-    elif len(is_intra):
-        group = np.cumsum(is_intra) - is_intra[0]
+    else:
         wanted = np.asarray(frame_indices, np.int64)
+        group = np.cumsum(is_intra) - is_intra[:1]
         needed = np.unique(group[np.maximum([wanted, wanted - 1], 0)])
-        motion = unpack_displacements((example["displacements"][i] for i in needed), grid)
-        displacements[np.isin(group, needed)] = motion
+        kept = np.flatnonzero(np.isin(group, needed))
+        displacements = unpack_displacements((example["displacements"][i] for i in needed), grid)
+        future = np.zeros(displacements.shape[:3], bool)
     return Clip(
         displacements=displacements,
         is_intra=is_intra,
         frames=list(example.get("frames", [])),
         frame_indices=example.get("frame_indices", np.zeros(0, np.int32)),
-        num_frames=int(example["num_frames"]),
+        num_frames=num_frames,
         fps=0.0,
         source="native" if native else "reencode",
         height=height,
@@ -158,6 +157,8 @@ def clip_from_record(
         orientation=orientation,
         is_bidirectional=is_bidirectional,
         future=future,
+        times=np.zeros(num_frames),
+        kept=kept,
     )
 
 

@@ -178,5 +178,7 @@ def test_a_group_longer_than_the_canonical_form_allows_is_an_error():
     spec = VideoSpec(height=48, width=64, gop_size=4)
     displacements, is_intra = random_motion(7, 48, 64, 20)
     views, draws = MotionViews(num_segments=1, image_size=32), fixed_draws([12], len(is_intra))
+    example = stored(displacements, is_intra)
+    make = tf.function(lambda: training_view(example, as_tensors(draws), views, spec))
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"longer than VideoSpec\.gop_size"):
-        by_kernel(stored(displacements, is_intra), draws, views, spec)
+        make()
