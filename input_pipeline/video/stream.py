@@ -27,6 +27,7 @@ from moclip_jax.input_pipeline.video.motion_vectors import (
 )
 from moclip_jax.input_pipeline.video.orientation import Uprighter, shown_aspect
 from moclip_jax.input_pipeline.video.reencode import CanonicalStream
+from moclip_jax.input_pipeline.video.times import lacks_presentation_times
 
 # A stream without I-frames (some refresh their frames bit by bit) must not fill the memory.
 _MAX_LEAD = 600
@@ -246,9 +247,9 @@ def read_stream(
         native = _native_wanted(address, spec, stream.codec_context.name)
         aspect = pixel_aspect(address, stream)
         recording: _Recording | None = None
-        clock = _FrameClock(stream)
+        clock = _FrameClock(stream, lacks_presentation_times(container, stream))
         try:
-            for frame in _frames(address, container, stream):
+            for frame in _frames(address, container, stream, clock):
                 time, continuous = clock.time(frame)
                 if recording is None or not continuous or not recording.continues(frame):
                     if recording is not None:
@@ -267,7 +268,10 @@ def read_stream(
 
 
 def _frames(
-    address: str, container: av.container.InputContainer, stream: av.VideoStream
+    address: str,
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    clock: "_FrameClock",
 ) -> Iterator[av.VideoFrame]:
     """Decode to the end; a few packets that cannot be decoded are skipped."""
     damaged = 0
@@ -288,6 +292,7 @@ def _frames(
         try:
             frames = stream.codec_context.decode(packet)
             damaged = 0
+            clock.note_packet(packet)
         except av.FFmpegError:
             # Streams lose packets; decoding resumes with the next intact one.
             damaged += 1
@@ -336,17 +341,34 @@ class _Recording:
 class _FrameClock:
     """Gives the times of frames in seconds, and tells whether they follow one another."""
 
-    def __init__(self, stream: av.VideoStream):
+    def __init__(self, stream: av.VideoStream, by_decoding_time: bool):
+        """Start with the first frame.
+
+        Args:
+          stream: The stream.
+          by_decoding_time: Whether frames are shown at the times at which packets are decoded.
+        """
+        self._decoding_times: collections.deque[int | None] | None = (
+            collections.deque() if by_decoding_time else None
+        )
         self._time_base = float(stream.time_base or 0)
         self._declared_step = self._step = 1 / float(stream.guessed_rate or 25)
         self._last: float | None = None
+
+    def note_packet(self, packet: av.Packet) -> None:
+        """Take the next packet that is decoded."""
+        if self._decoding_times is not None:
+            self._decoding_times.append(packet.dts)
 
     def time(self, frame: av.VideoFrame) -> tuple[float, bool]:
         """Return a frame's time, which rises, and whether the frame continues the recording."""
         last = self._last
         following = 0.0 if last is None else last + self._declared_step
         # Not `frame.time`, which is NaN for the frames that the decoder gives at the end.
-        time = following if frame.pts is None else frame.pts * self._time_base
+        stamp = frame.pts
+        if self._decoding_times is not None:
+            stamp = self._decoding_times.popleft() if self._decoding_times else None
+        time = following if stamp is None else stamp * self._time_base
         continuous = last is None or -_MAX_STEP_BACK_S < time - last < _MAX_GAP_S
         if last is not None and continuous:
             time = max(time, last + _MIN_STEP_S)

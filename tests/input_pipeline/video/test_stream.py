@@ -82,6 +82,7 @@ UNEVEN = np.cumsum(np.random.default_rng(1).integers(5, 120, 83))
         ("a.mp4", "libx264", H264, {}),
         ("a.mpg", "mpeg2video", {"bf": "2", "g": "9"}, {}),
         ("a.avi", "mpeg4", {"bf": "2", "g": "9"}, {}),
+        ("without_presentation_times.avi", "libx264", H264, {}),
         ("a.flv", "libx264", H264, {}),
         ("a.h264", "libx264", H264, {}),
         ("fragmented.mp4", "libx264", H264, {
