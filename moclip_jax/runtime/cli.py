@@ -99,11 +99,23 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        """Return the values; print a message and exit with status 2 if they are wrong."""
+        """Return the values; print a message and exit with status 2 if they are wrong.
+
+        An argument that begins with a dash is taken for a file if it follows `--`, or if it is no
+        option and such a file exists, as a shell's `*.mp4` may give it.
+        """
         argv = sys.argv[1:] if argv is None else list(argv)
-        for argument in argv[: argv.index("--")] if "--" in argv else argv:
+        if "--" in argv:
+            # `parse_intermixed_args` knows no `--`.
+            end = argv.index("--")
+            after = [f"./{name}" if name[:1] == "-" != name else name for name in argv[end + 1 :]]
+            argv[end:] = after
+        for position, argument in enumerate(argv):
             name = argument.partition("=")[0]
-            if re.fullmatch(r"--\w[\w-]*", name) and name not in self._option_string_actions:
+            known = name == "-" or name in self._option_string_actions
+            if argument.startswith("-") and not known and os.path.lexists(argument):
+                argv[position] = os.path.join(os.curdir, argument)
+            elif re.fullmatch(r"--\w[\w-]*", name) and name not in self._option_string_actions:
                 self.error(unknown_option(name, self._option_string_actions))
         return self.parse_intermixed_args(argv)
 
