@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moclip_jax.inference import stream
 from moclip_jax.runtime.cli import STATUS_ERROR, STATUS_OK, CommandParser, run
+from moclip_jax.runtime.text_io import csv_row, file_names, json_line, printable
 
 if TYPE_CHECKING:
     from moclip_jax.inference.recognizer import Prediction
@@ -75,7 +75,8 @@ def names_given(arguments: Sequence[str]) -> Iterator[str]:
     """Yield the command line's names, with those of standard input in place of '-'."""
     for name in arguments:
         if name == "-":
-            yield from (line.strip() for line in sys.stdin if line.strip())
+            # As bytes, because names need not be UTF-8.
+            yield from file_names(getattr(sys.stdin, "buffer", sys.stdin))
         else:
             yield name
 
@@ -134,17 +135,17 @@ def csv_rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def make_printer(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], None]:
     """Return what prints a result in the form that was asked for."""
     if arguments.json:
-        return lambda result: print(json.dumps(result), flush=True)
+        return lambda result: print(json_line(result), flush=True)
     if arguments.csv:
         table = csv.DictWriter(sys.stdout, CSV_FIELDS, lineterminator="\n")
         table.writeheader()
 
         def write(result: dict[str, Any]) -> None:
-            table.writerows(csv_rows(result))
+            table.writerows(map(csv_row, csv_rows(result)))
             sys.stdout.flush()
 
         return write
-    return lambda result: print("\n".join(text_lines(result)), flush=True)
+    return lambda result: print(printable("\n".join(text_lines(result))), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,8 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     # Imported late, so that help and mistakes come at once.
     from moclip_jax.inference.recognizer import load
-    from moclip_jax.input_pipeline.video.files import find_videos
-    from moclip_jax.runtime.progress import Progress
+    from moclip_jax.input_pipeline.video.files import describe_skipped, find_videos
+    from moclip_jax.runtime.progress import Progress, say
 
     if arguments.stream:
         model = load(arguments.workdir)
@@ -168,7 +169,10 @@ def _predict(arguments: argparse.Namespace) -> int:
 
         return stream.run(arguments, model.video, label)
     model = load(arguments.workdir)
-    videos = list(find_videos(names_given(arguments.videos)))
+    skipped: list[Any] = []
+    videos = list(find_videos(names_given(arguments.videos), skipped))
+    for line in describe_skipped(skipped):
+        say(printable(line), file=sys.stderr)
     if not videos:
         raise ValueError("standard input (-) names no video")
     show = make_printer(arguments)

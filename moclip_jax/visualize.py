@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
-from moclip_jax.input_pipeline.video.files import find_videos
+from moclip_jax.input_pipeline.video.files import describe_skipped, find_videos
 from moclip_jax.reporting.motion_figures import draw_motion, field_to_rgb, write_annotated_video
 from moclip_jax.reporting.run_figures import (
     GREYS,
@@ -159,7 +159,11 @@ def _draw_videos(arguments: argparse.Namespace) -> int:
         model = load(arguments.workdir)
         spec = dataclasses.replace(model.video, clip_frames=PICTURES)
     status = STATUS_OK
-    for found in find_videos(arguments.videos):
+    skipped: list[VideoError] = []
+    videos = list(find_videos(arguments.videos, skipped))
+    for line in describe_skipped(skipped):
+        print(line, file=sys.stderr)
+    for found in videos:
         try:
             if isinstance(found, VideoError):
                 raise found

@@ -198,6 +198,36 @@ def test_folders_patterns_and_standard_input_name_videos(
     assert lines[5]["error"] == f"{pattern}: no file matches this pattern"
 
 
+def test_names_of_any_form_go_in_and_come_out(
+    finished_run, real_videos, tmp_path, capfd, monkeypatch
+):
+    """A dash first, a formula, spaces at the ends, bytes that are not UTF-8."""
+    monkeypatch.chdir(tmp_path)
+    content = Path(real_videos[1]).read_bytes()
+    given = ["-x.mp4", "=A1.mp4", " b.mp4 "]
+    for name in (*given, os.fsdecode(b"caf\xe9.mp4")):
+        Path(name).write_bytes(content)
+    (tmp_path / "notes.txt").write_text("no video\n" * 100)
+    listed = io.TextIOWrapper(io.BytesIO(b" b.mp4 \ncaf\xe9.mp4\n"))
+    monkeypatch.setattr("sys.stdin", listed)
+    arguments = ["--workdir", str(finished_run), "--topk=1"]
+    assert predict.main([*arguments, "--csv", "-x.mp4", "=A1.mp4", "-"]) == 0
+    table = list(csv.DictReader(io.StringIO(capfd.readouterr().out)))
+    assert [row["video"] for row in table] == ["./-x.mp4", "'=A1.mp4", " b.mp4 ", r"caf\xe9.mp4"]
+    assert len({row["label"] for row in table}) == 1
+    assert predict.main([*arguments, "--json", "--", "-x.mp4", os.fsdecode(b"caf\xe9.mp4")]) == 0
+    output = capfd.readouterr().out.encode("utf-8")
+    names = [json.loads(line)["video"] for line in output.splitlines()]
+    assert names == ["./-x.mp4", r"caf\xe9.mp4"]
+    # What is left out of a folder is named.
+    assert predict.main([*arguments, str(tmp_path)]) == 0
+    captured = capfd.readouterr()
+    assert f"skipped 1 (not a video file (FFmpeg reads it as 'tty')): {tmp_path}/notes.txt" in (
+        captured.err
+    )
+    assert r"caf\xe9.mp4" in captured.out
+
+
 def test_an_empty_list_on_standard_input_is_an_error(finished_run, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     assert predict.main(["--workdir", str(finished_run), "-"]) == 1

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import datetime
-import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec
 from moclip_jax.input_pipeline.video.motion_vectors import NoVectorsError
 from moclip_jax.input_pipeline.video.stream import read_stream
+from moclip_jax.runtime.text_io import json_line
 
 _LONGEST_WAIT_S = 30.0
 
@@ -173,7 +173,7 @@ def run(arguments: argparse.Namespace, spec: VideoSpec, label: Label) -> int:
     failed = False
     for line in stream_lines(arguments, spec, label):
         failed = "error" in line
-        print(json.dumps(line), flush=True)
+        print(json_line(line), flush=True)
     return int(failed)
 
 

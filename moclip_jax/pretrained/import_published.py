@@ -42,6 +42,7 @@ def import_published(
     from moclip_jax.export.exporter import export_model
     from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
     from moclip_jax.input_pipeline.datasets.split_lists import read_classes
+    from moclip_jax.models.image_preprocessing import check_frame_size
     from moclip_jax.pretrained import load_clip
     from moclip_jax.pretrained.published import load_published_fusion
 
@@ -57,6 +58,8 @@ def import_published(
             f"{len(class_names)}; give the list that it was trained with"
         )
     clip, tokenizer = load_clip(config.clip.source, dtype=computation_dtype(config.clip.dtype))
+    image_size = clip.config.vision.image_size
+    check_frame_size(clip.config.preprocessing, image_size, config.video.frame_size)
     if head.config.appearance_features != clip.config.projection_dim:
         raise ValueError(
             f"{fusion} was trained on {head.config.appearance_features} features of a picture, and "
