@@ -1,7 +1,6 @@
 """Training views of canonical motion, compiled by XLA for `tf.data`.
 
-The same as `views.training_view`, bit for bit, in a fraction of its time (`benchmarks/pipeline.py`,
-docs/performance.md). A pixel's origin is found backwards: from frame to frame it goes where its
+The same as `views.training_view`, bit for bit; `benchmarks/pipeline.py` times both. A pixel's origin is found backwards: from frame to frame it goes where its
 block came from, until the I-frame; a step that would leave the frame is not made. All pixels do so
 at once, in a loop that the compiler turns into vector instructions.
 """
