@@ -189,6 +189,8 @@ def _predict(arguments: argparse.Namespace) -> int:
         if prediction.error:
             status = STATUS_ERROR
         progress.clear()
+        if prediction.warning:
+            print(f"warning: {prediction.video}: {prediction.warning}", file=sys.stderr)
         show(to_json(prediction, with_timeline=bool(arguments.timeline)))
         progress.advance()
     progress.clear()

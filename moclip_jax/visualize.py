@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
+from moclip_jax.input_pipeline.video.clip import (
+    VideoError,
+    VideoSpec,
+    frame_positions,
+    read_clip,
+)
 from moclip_jax.input_pipeline.video.files import describe_skipped, find_videos
 from moclip_jax.reporting.motion_figures import draw_motion, field_to_rgb, write_annotated_video
 from moclip_jax.reporting.run_figures import (
@@ -152,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _draw_videos(arguments: argparse.Namespace) -> int:
     model: Recognizer | None = None
-    spec = VideoSpec(clip_frames=PICTURES)
+    spec = VideoSpec(clip_frames=PICTURES, max_frames=None)
     if arguments.workdir:
         from moclip_jax.inference.recognizer import load
 
@@ -170,7 +176,8 @@ def _draw_videos(arguments: argparse.Namespace) -> int:
             if arguments.out:
                 out = Path(arguments.out).expanduser()
                 out.mkdir(parents=True, exist_ok=True)
-                video = read_clip(found, spec)
+                wanted = functools.partial(frame_positions, clip_frames=PICTURES)
+                video = read_clip(found, spec, wanted)
                 guesses = _guesses(model.predict(found)) if model else []
                 target = out / f"{Path(found).name}_motion.png"
                 draw_motion(found, video, target, raw=arguments.raw, guesses=guesses[:3])
@@ -199,7 +206,7 @@ def _write_video(
         starts = np.array([window.start_s for window in windows])
 
         def guesses_at(number: int) -> list[tuple[str, float]]:
-            at = np.searchsorted(starts, number / video.fps, side="right") - 1
+            at = np.searchsorted(starts, video.times[number], side="right") - 1
             return guesses[max(int(at), 0)]
 
     progress = Progress(video.num_frames, "visualize", "frames", file=sys.stderr)

@@ -216,3 +216,40 @@ def test_waiting_for_slow_files_does_not_block_the_model(model, video):
     first = time.monotonic() - start
     list(results)
     assert first < time.monotonic() - start
+
+
+def test_a_video_of_more_frames_than_training_takes_is_recognized(model, tmp_path):
+    """Only the motion that the network sees is kept, and it is that of the whole video."""
+    frames = drifting_frames(40, 32, 48, step=(1, 0))
+    path = write_video(tmp_path / "long.avi", frames[np.arange(10_100) % 40])
+    assert model.video.max_frames is None
+    prediction = model.predict(path)
+    assert prediction.error == "" and prediction.end_s == pytest.approx(404)
+    clip = read_clip(path, model.reading)
+    assert clip.num_frames == 10_100
+    assert model.predict_clip(clip).scores == prediction.scores
+    seen = read_clip(path, model.reading, model.motion_wanted)
+    assert len(seen.displacements) < 600
+    np.testing.assert_array_equal(model.view(seen)["motion"], model.view(clip)["motion"])
+
+
+def test_damaged_frames_are_a_warning(model, tmp_path, finished_run, capsys):
+    from moclip_jax import predict
+    from tests.input_pipeline.video_fixtures import remux
+
+    frames = drifting_frames(24, 96, 128, step=(2, 1)) // 2
+    frames += np.random.default_rng(0).integers(0, 120, frames.shape, np.uint8)
+    options = {"bf": "0", "g": "4", "crf": "18", "x264-params": "scenecut=0"}
+    whole = write_video(tmp_path / "whole.mkv", frames, codec="libx264", options=options)
+
+    def damage(index: int, packet: bytes) -> bytes:
+        middle, noise = len(packet) // 2, np.random.default_rng(index).bytes(len(packet) // 4)
+        damaged = packet[:middle] + noise + packet[middle + len(noise) :]
+        return damaged if index in (3, 11) else packet
+
+    path = str(remux(whole, tmp_path / "damaged.mkv", edit=damage))
+    warning = "2 of its 24 frames are damaged"
+    assert (model.predict(whole).warning, model.predict(path).warning) == ("", warning)
+    assert [p.warning for p in model.predict_batch([path, whole], window_s=1)] == [warning, ""]
+    assert predict.main(["--workdir", str(finished_run), path]) == 0
+    assert f"warning: {path}: {warning}" in capsys.readouterr().err

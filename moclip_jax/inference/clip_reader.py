@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from moclip_jax.inference.recognizer import Prediction, Recognizer
 from moclip_jax.inference.windows import split_at_groups, with_frames_of
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec, read_clip
@@ -84,9 +86,9 @@ def predict_with_windows(model: Recognizer, clip: Clip, labels: Sequence[str] = 
     def predict(part: Clip) -> Prediction:
         return model.predict_clip(part, top_k=count, labels=labels)
 
-    rate = clip.fps or 1.0
+    times = np.append(clip.times, clip.duration) if clip.fps else np.arange(clip.num_frames + 1)
     windows = tuple(
-        dataclasses.replace(predict(part), start_s=begin / rate, end_s=end / rate)
+        dataclasses.replace(predict(part), start_s=float(times[begin]), end_s=float(times[end]))
         for begin, end, part in split_at_groups(clip, MOST_WINDOWS)
     )
     return dataclasses.replace(predict(with_frames_of(clip, model.video)), windows=windows)

@@ -30,6 +30,7 @@ class Prediction:
       end_s: end in seconds; NaN where the length is unknown.
       windows: predictions of the windows of a timeline, in order; empty where none was asked for.
       error: why the file could not be used; '' where it could.
+      warning: what is wrong with the file although it could be used; '' for nothing.
     """
 
     video: str
@@ -38,6 +39,7 @@ class Prediction:
     end_s: float = math.nan
     windows: tuple["Prediction", ...] = ()
     error: str = ""
+    warning: str = ""
 
     @property
     def label(self) -> str:

@@ -26,6 +26,7 @@ from moclip_jax.inference.windows import (
     split_windows,
     with_frames_of,
 )
+from moclip_jax.input_pipeline import sampling
 from moclip_jax.input_pipeline import views as sample_views
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.subprocess_pool import GRACE_S, SubprocessReader
@@ -79,7 +80,9 @@ class Recognizer:
           program: file that keeps the compiled program, from `program_file`; None for none.
         """
         self.class_names, self.image_size = tuple(class_names), image_size
-        self.video, self.views, self.frame = video, views, frame
+        # The limit on the length of a video is one of training.
+        self.video = dataclasses.replace(video, max_frames=None)
+        self.views, self.frame = views, frame
         self._load_model, self._load_tokenizer = load_model, load_tokenizer
         self._program_file = program
         self.preprocessing = preprocessing
@@ -97,6 +100,11 @@ class Recognizer:
         # The middle frame is always kept, and it is the centre of a single part.
         return dataclasses.replace(self.video, clip_frames=1)
 
+    @property
+    def motion_wanted(self) -> Callable[[int], np.ndarray]:
+        """From a number of frames to those whose motion the network sees; see `read_clip`."""
+        return functools.partial(sampling.test_segments, num_segments=self.views.num_segments)
+
     def predict(
         self, path: str | os.PathLike[str], *, top_k: int = 5, labels: Sequence[str] = ()
     ) -> Prediction:
@@ -113,13 +121,14 @@ class Recognizer:
         Raises:
           VideoError: the file cannot be read; the message names it and the reason.
         """
-        clip = read_clip(path, self.reading)
+        clip = read_clip(path, self.reading, self.motion_wanted)
         prediction = self.predict_clip(clip, top_k=top_k, labels=labels)
         return dataclasses.replace(prediction, video=os.fspath(path))
 
     def predict_clip(self, clip: Clip, *, top_k: int = 5, labels: Sequence[str] = ()) -> Prediction:
         """Recognize a clip in memory, from `read_clip`; arguments as `predict`."""
-        return self._prediction("", self.view(clip), 0.0, _seconds(clip), top_k, labels)
+        prediction = self._prediction("", self.view(clip), 0.0, _seconds(clip), top_k, labels)
+        return dataclasses.replace(prediction, warning=clip.warning)
 
     def predict_batch(
         self,
@@ -169,27 +178,28 @@ class Recognizer:
     ) -> Iterator[Prediction]:
         def decode(
             path: str | os.PathLike[str] | VideoError,
-        ) -> tuple[dict[str, np.ndarray], float, list[Window]]:
+        ) -> tuple[dict[str, np.ndarray], float, list[Window], str]:
             if isinstance(path, VideoError):
                 raise path
             if not window_s:
-                clip = read(read_clip, os.fspath(path), self.reading)
-                return self.view(clip), _seconds(clip), []
+                clip = read(read_clip, os.fspath(path), self.reading, self.motion_wanted)
+                return self.view(clip), _seconds(clip), [], clip.warning
             clip, windows = self._read_windows(os.fspath(path), window_s, read)
-            return self.view(with_frames_of(clip, self.video)), _seconds(clip), windows
+            view = self.view(with_frames_of(clip, self.video))
+            return view, _seconds(clip), windows, clip.warning
 
         for path, decoded in decoded_ahead(decode, paths, num_workers):
             name = path.path if isinstance(path, VideoError) else os.fspath(path)
             # Opened while the first file is read.
             _ = self._program
             try:
-                view, end_s, windows = decoded.result()
+                view, end_s, windows, warning = decoded.result()
             except VideoError as error:
                 yield Prediction(name, error=str(error))
                 continue
             whole = self._prediction(name, view, 0.0, end_s, top_k, labels)
             parts = (self._window(name, window, top_k, labels) for window in windows)
-            yield dataclasses.replace(whole, windows=tuple(parts))
+            yield dataclasses.replace(whole, windows=tuple(parts), warning=warning)
 
     def timeline(
         self,
@@ -350,7 +360,7 @@ class Recognizer:
 
 
 def _seconds(clip: Clip) -> float:
-    return clip.num_frames / clip.fps if clip.fps else math.nan
+    return clip.duration if clip.fps else math.nan
 
 
 def load(path: str | os.PathLike[str]) -> Recognizer:

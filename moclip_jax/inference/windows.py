@@ -42,19 +42,21 @@ def split_windows(video: Clip, seconds: float, spec: VideoSpec) -> list[Window]:
     if not video.fps:
         raise ValueError("declares no frame rate, so a timeline has no seconds")
     length = video.num_frames
-    count = round(length / video.fps / seconds)
+    count = round(video.duration / seconds)
     count = min(max(count, 1), max(length // _LEAST_FRAMES, 1))
     starts = video.group_starts()
     windows = []
-    for number in range(count):
-        begin, end = (length * n // count for n in (number, number + 1))
+    borders = [video.frame_at(video.duration * number / count) for number in range(count)]
+    times = np.append(video.times, video.duration)
+    for begin, end in zip(borders, [*borders[1:], length], strict=True):
+        end = max(end, begin + 1)  # A frame may be shown for longer than a window.
         begin = int(starts[np.searchsorted(starts, begin, side="right") - 1])
         # At least one RGB frame: the last before the window's end.
         chosen = (video.frame_indices >= begin) & (video.frame_indices < end)
         if not chosen.any():
             chosen[max(int(np.searchsorted(video.frame_indices, end)) - 1, 0)] = True
         part = video.part(begin, end, chosen)
-        windows.append(Window(begin / video.fps, end / video.fps, part))
+        windows.append(Window(float(times[begin]), float(times[end]), part))
     return windows
 
 

@@ -99,8 +99,12 @@ def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Gue
       guesses: what a model says of the video; may be empty.
     """
     indices = video.frame_indices.tolist()
-    wanted = set(indices)
-    fields = np.stack([f for i, f in enumerate(motion_fields(video, raw=raw)) if i in wanted])
+    if raw:
+        no_frame = np.zeros(len(indices), bool)
+        alone = (video.part(index, index + 1, no_frame) for index in indices)
+        fields = np.stack([next(motion_fields(frame, raw=True)) for frame in alone])
+    else:
+        fields = video.motion.accumulate(indices)
     bound = common_bound(fields)
     high, wide = fields.shape[1:3]
     width = 2.4 * len(indices) + 1
