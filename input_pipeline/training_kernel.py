@@ -1,8 +1,9 @@
 """Training views of canonical motion, compiled by XLA for `tf.data`.
 
-The same as `views.training_view`, bit for bit; `benchmarks/pipeline.py` times both. A pixel's origin is found backwards: from frame to frame it goes where its
-block came from, until the I-frame; a step that would leave the frame is not made. All pixels do so
-at once, in a loop that the compiler turns into vector instructions.
+The same as `views.training_view`, bit for bit; `benchmarks/pipeline.py` times both. A pixel's
+origin is found backwards: from frame to frame it goes where its block came from, until the I-frame;
+a step that would leave the frame is not made. All pixels do so at once, in a loop that the compiler
+turns into vector instructions.
 """
 
 import functools
