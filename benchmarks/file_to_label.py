@@ -6,7 +6,6 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from flax import nnx
-from moclip_jax.input_pipeline.video.clip import read_clip
 
 from benchmarks.clips import generated_video
 from benchmarks.networks import CLASSES, Networks
@@ -14,6 +13,7 @@ from benchmarks.peer import Peer
 from benchmarks.timing import Comparison, in_turns, timed
 from moclip_jax.config import default_config, motion_views, video_spec
 from moclip_jax.inference.recognizer import Recognizer
+from moclip_jax.input_pipeline.video.clip import read_clip
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.models.moclip import (
     MoCLIP,
@@ -27,7 +27,7 @@ FRAMES = 300
 
 
 def make_recognizer(networks: Networks, source: str, dtype: str = "auto") -> Recognizer:
-    """Returns what `predict` loads, with the published protocol and random weights.
+    """Return what `predict` loads, with the published protocol and random weights.
 
     Args:
       networks: both backbones.

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import jax
 from flax import nnx
-from moclip_jax.configs import ucf101
 
 from benchmarks.clips import real_video
 from moclip_jax import predict
+from moclip_jax.configs import ucf101
 from moclip_jax.models.clip import CLIP, CLIPConfig
 from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
 from moclip_jax.pretrained import TINY_CLIP, load_clip, save_clip, save_efficientnet
@@ -35,7 +35,7 @@ CLIPS = {
 
 
 def write_videos(folder: Path) -> None:
-    """Copies two real clips a class, with lists that train on one and test on the other."""
+    """Copy two real clips a class, with lists that train on one and test on the other."""
     (folder / "classInd.txt").write_text("1 people\n2 outside\n")
     train, test = [], []
     for label, (name, (first, second)) in enumerate(CLIPS.items(), start=1):
@@ -49,7 +49,7 @@ def write_videos(folder: Path) -> None:
 
 
 def write_weights(folder: Path) -> tuple[Path, Path]:
-    """Writes random full-size weights; returns the EfficientNet's file and the CLIP's folder."""
+    """Write random full-size weights; returns the EfficientNet's file and the CLIP's folder."""
     efficientnet = folder / "efficientnet_b0.safetensors"
     save_efficientnet(EfficientNet(EfficientNetConfig.named("b0"), rngs=nnx.Rngs(0)), efficientnet)
     _, tokenizer = load_clip(TINY_CLIP)
@@ -62,7 +62,7 @@ def write_weights(folder: Path) -> tuple[Path, Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs everything once and prints a line a stage."""
+    """Run everything once and prints a line a stage."""
     parser = CommandParser(
         "benchmarks.full_size",
         "Run the recipe at full size on real videos, with random weights in the upstream formats.",
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(workdir: str) -> None:
-    """Runs every stage and prints its time."""
+    """Run every stage and prints its time."""
     jax.config.update("jax_num_cpu_devices", 1)
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(workdir or temporary)

@@ -52,12 +52,12 @@ class Growth:
 
 
 def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """Returns the slope of the least-squares line through (log size, log seconds)."""
+    """Return the slope of the least-squares line through (log size, log seconds)."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def processor_seconds(work: Callable[[], object], passes: int = PASSES) -> float:
-    """Returns the least processor time of some passes, after one that does not count."""
+    """Return the least processor time of some passes, after one that does not count."""
     work()
     times = []
     for _ in range(passes):
@@ -70,11 +70,10 @@ def processor_seconds(work: Callable[[], object], passes: int = PASSES) -> float
 def _video(
     frames_of: Sequence[int], sides: Sequence[tuple[int, int]], folder: Path
 ) -> list[Growth]:
-    from moclip_jax.input_pipeline.video.clip import read_clip
-    from moclip_jax.input_pipeline.views import test_view
-
     from benchmarks.clips import generated_video
     from moclip_jax.config import default_config, motion_views, video_spec
+    from moclip_jax.input_pipeline.video.clip import read_clip
+    from moclip_jax.input_pipeline.views import test_view
 
     for source in ("native", "reencode"):
         config = default_config()
@@ -158,7 +157,7 @@ def _networks() -> Iterator[Growth]:
 
 
 def draw(rows: Sequence[Growth], path: Path) -> None:
-    """Draws a panel for each axis, both scales logarithmic."""
+    """Draw a panel for each axis, both scales logarithmic."""
     from matplotlib.figure import Figure
 
     axes = list(dict.fromkeys(row.axis for row in rows))
@@ -180,7 +179,7 @@ def draw(rows: Sequence[Growth], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures, prints the table and draws the figure."""
+    """Measure, prints the table and draws the figure."""
     parser = CommandParser(
         "benchmarks.growth",
         "Measure how cost grows with frames, resolution, segments, batch and classes.",
@@ -193,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(out: Path) -> None:
-    """Prints a Markdown table of costs and exponents."""
+    """Print a Markdown table of costs and exponents."""
     print("| work | against | sizes | ms of processor time | exponent |\n|---|---|---|---|---|")
     rows: list[Growth] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,7 @@ VIDEOS = 9537
 
 
 def head_training(folder: Path, peer: Peer, epochs: int, rounds: int) -> Comparison:
-    """Times the fusion head's training, checkpoints and start included.
+    """Time the fusion head's training, checkpoints and start included.
 
     Args:
       folder: for the features, 0.5 GB.

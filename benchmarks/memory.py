@@ -35,10 +35,9 @@ def _network() -> Any:
 
 
 def _read(source: str, frames: int) -> tuple[Callable, Callable]:
-    from moclip_jax.input_pipeline.video.clip import read_clip
-
     from benchmarks.clips import generated_video
     from moclip_jax.config import default_config, video_spec
+    from moclip_jax.input_pipeline.video.clip import read_clip
 
     config = default_config()
     config.motion.source = source
@@ -166,7 +165,7 @@ def _resident(field: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints a Markdown table, a line a stage."""
+    """Print a Markdown table, a line a stage."""
     parser = CommandParser(
         "benchmarks.memory", "Measure the peak memory of every stage.", ("--stage=...",)
     )
@@ -179,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure() -> None:
-    """Measures every stage in a process of its own."""
+    """Measure every stage in a process of its own."""
     print("| stage | host, MiB | program, MiB | device, MiB |\n|---|---|---|---|", flush=True)
     for name in STAGES:
         process = subprocess.run(

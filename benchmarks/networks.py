@@ -58,7 +58,7 @@ class Networks:
 
 
 def make_networks(folder: Path) -> Networks:
-    """Makes both networks, and writes their weights to `folder` for the other side."""
+    """Make both networks, and writes their weights to `folder` for the other side."""
     config = MotionNetworkConfig(EfficientNetConfig.named("b0", in_channels=2, num_classes=CLASSES))
     motion = nnx.jit(lambda: MotionNetwork(config, rngs=nnx.Rngs(0)))()
     save_efficientnet(motion.backbone, folder / "efficientnet_b0.safetensors")
@@ -72,27 +72,27 @@ def make_networks(folder: Path) -> Networks:
 
 
 def random_fields(*shape: int) -> np.ndarray:
-    """Returns uint8 `[*shape, 224, 224, 2]`: patches of motion around 128, as fields have."""
+    """Return uint8 `[*shape, 224, 224, 2]`: patches of motion around 128, as fields have."""
     rng = np.random.default_rng(0)
     coarse = rng.normal(128, 30, (*shape, 28, 28, 2)).clip(0, 255).astype(np.uint8)
     return coarse.repeat(8, axis=-3).repeat(8, axis=-2)
 
 
 def compiled(function: Callable, *arguments: Any) -> tuple[Callable, float]:
-    """Returns the compiled function and the seconds that tracing and compiling took."""
+    """Return the compiled function and the seconds that tracing and compiling took."""
     start = time.perf_counter()
     result = jax.jit(function, compiler_options=compiler_options()).lower(*arguments).compile()
     return result, time.perf_counter() - start
 
 
 def difference(ours: Any, other: PeerJob) -> float:
-    """Returns the largest difference between both sides' results, as a share of the largest."""
+    """Return the largest difference between both sides' results, as a share of the largest."""
     theirs = other.output()
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
 def sgemm(peer: Peer, rounds: int) -> tuple[Comparison, float]:
-    """Times one product; returns the row and our operations a second."""
+    """Time one product; returns the row and our operations a second."""
     matrix = jax.random.uniform(jax.random.key(0), (SGEMM_SIDE, SGEMM_SIDE), jnp.float32)
     product = jax.jit(lambda a: a @ a)
     ours = timed(lambda: product(matrix).block_until_ready())

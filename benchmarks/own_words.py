@@ -15,7 +15,7 @@ from moclip_jax.runtime.cli import CommandParser, run
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints one line a number of named shapes."""
+    """Print one line a number of named shapes."""
     parser = CommandParser(
         "benchmarks.own_words",
         "Measure what the trained head adds to predict --classes, on the demo's test videos.",

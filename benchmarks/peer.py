@@ -42,7 +42,7 @@ class Peer:
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Sends a request and returns the answer.
+        """Send a request and returns the answer.
 
         Raises:
           RuntimeError: it failed there; the message holds the end of its traceback.
@@ -60,7 +60,7 @@ class Peer:
         return answer
 
     def job(self, name: str, **arguments: Any) -> "PeerJob":
-        """Sets up a job of `torch_worker.JOBS`."""
+        """Set up a job of `torch_worker.JOBS`."""
         answer = self.ask(make=name, **arguments)
         return PeerJob(self, answer["id"], answer["info"])
 
@@ -92,18 +92,18 @@ class PeerJob:
         self.stages: list[dict[str, float]] = []
 
     def __call__(self) -> float:
-        """Does the work once; returns its seconds."""
+        """Do the work once; returns its seconds."""
         answer = self._peer.ask(run=self._number)
         self.stages.append(answer["stages"])
         return answer["seconds"]
 
     def output(self) -> np.ndarray:
-        """Returns what the last pass computed."""
+        """Return what the last pass computed."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "output.npy"
             self._peer.ask(output=self._number, path=str(path))
             return np.load(path)
 
     def drop(self) -> None:
-        """Frees what it holds there."""
+        """Free what it holds there."""
         self._peer.ask(drop=self._number)

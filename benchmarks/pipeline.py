@@ -23,7 +23,7 @@ GOAL = 300
 
 
 def rows(rounds: int) -> list[dict[str, Any]]:
-    """Returns samples a second, by the clock and of the processor's time, of each stage.
+    """Return samples a second, by the clock and of the processor's time, of each stage.
 
     Args:
       rounds: passes over the data of each stage.
@@ -34,9 +34,9 @@ def rows(rounds: int) -> list[dict[str, Any]]:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     # After that, so that TensorFlow makes threads for one core.
     import tensorflow as tf
-    from moclip_jax.input_pipeline.batches import MotionViews, train_batches, view_batches
 
     from benchmarks.preparation import prepare, write_clips
+    from moclip_jax.input_pipeline.batches import MotionViews, train_batches, view_batches
 
     views = MotionViews()
     names = ("label", "displacements", "is_intra", "num_frames")
@@ -110,7 +110,7 @@ def print_rows(rounds: int) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Reads the command line and prints the table."""
+    """Read the command line and prints the table."""
     parser = CommandParser("benchmarks.pipeline", "Time the making of samples.", ("--rounds=3",))
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed passes (5)")
     arguments = parser.parse(argv)

@@ -12,9 +12,9 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from flax import nnx
-from moclip_jax.configs import ucf101
 
 from benchmarks import pipeline, preparation
+from moclip_jax.configs import ucf101
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.flops import count_parameters
@@ -145,7 +145,7 @@ class Counted:
 
 
 def measure(rounds: int) -> Measured:
-    """Takes what a clip costs from the benchmarks of preparation and of the pipeline."""
+    """Take what a clip costs from the benchmarks of preparation and of the pipeline."""
     whole = preparation.rows(workers=1)[-1]
     samples = pipeline.rows(rounds)[-1]
     return Measured(
@@ -157,7 +157,7 @@ def measure(rounds: int) -> Measured:
 
 
 def count() -> Counted:
-    """Counts the networks of `configs/ucf101.py`, without weights."""
+    """Count the networks of `configs/ucf101.py`, without weights."""
     config = ucf101.get_config()
     config.motion.pretrained = ""
     network = nnx.eval_shape(lambda: initial_motion_network(config, num_classes=400))
@@ -172,12 +172,12 @@ def count() -> Counted:
 
 
 def beam_hosts(clips: int) -> int:
-    """Returns the number of 16-core workers that the tables plan with."""
+    """Return the number of 16-core workers that the tables plan with."""
     return max(1, min(1000, clips // 20_000))
 
 
 def preparation_rows(measured: Measured) -> list[list[str]]:
-    """Returns, a data set a row, what its preparation takes on Beam workers."""
+    """Return, a data set a row, what its preparation takes on Beam workers."""
     rows = []
     for data in DATA_SETS:
         core_hours = data.frames * measured.prepare_s / VCPU / HOUR
@@ -203,12 +203,12 @@ def preparation_rows(measured: Measured) -> list[list[str]]:
 
 
 def device_rate(machine: Machine, macs: float, share: float) -> float:
-    """Returns how often all devices of a machine compute something of so many multiply-adds."""
+    """Return how often all devices of a machine compute something of so many multiply-adds."""
     return machine.devices * machine.peak * share / (2 * macs)
 
 
 def training_limits(machine: Machine, measured: Measured, counted: Counted) -> dict[str, float]:
-    """Returns the samples a second that each part of a machine allows in motion training.
+    """Return the samples a second that each part of a machine allows in motion training.
 
     A sample is three segments of a clip, forward and backward (three times the forward cost).
     """
@@ -220,7 +220,7 @@ def training_limits(machine: Machine, measured: Measured, counted: Counted) -> d
 
 
 def training_rows(measured: Measured, counted: Counted) -> list[list[str]]:
-    """Returns, for each data set and machine, what motion training and extraction take."""
+    """Return, for each data set and machine, what motion training and extraction take."""
     rows = []
     for data in DATA_SETS:
         for machine in MACHINES:
@@ -260,7 +260,7 @@ def training_rows(measured: Measured, counted: Counted) -> list[list[str]]:
 def saturation_rows(
     counted: Counted, devices: Iterable[int] = (1, 4, 16, 64, 256)
 ) -> list[list[str]]:
-    """Returns how a step of training grows faster with devices, and where it no longer does.
+    """Return how a step of training grows faster with devices, and where it no longer does.
 
     Strong scaling keeps the published batch of 80 clips; weak scaling gives each device 80. The
     all-reduce is a ring: each device sends and receives its gradients twice, less one part.
@@ -286,7 +286,7 @@ def saturation_rows(
 
 
 def size(number: float) -> str:
-    """Returns bytes in the unit that fits."""
+    """Return bytes in the unit that fits."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if number < 1000:
             return f"{number:.3g} {unit}"
@@ -295,13 +295,13 @@ def size(number: float) -> str:
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table."""
+    """Return a Markdown table."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures, counts and prints the tables."""
+    """Measure, counts and prints the tables."""
     parser = CommandParser(
         "benchmarks.plan",
         "Work out what data sets beyond this machine would take: measured here, counted from the "

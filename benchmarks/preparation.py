@@ -15,13 +15,13 @@ import time
 from typing import Any
 
 import numpy as np
+
+from benchmarks.clips import ucf101_like
 from moclip_jax.input_pipeline.datasets.preparation import MANIFEST
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset, prepare_dataset
 from moclip_jax.input_pipeline.datasets.records import pack_displacements
 from moclip_jax.input_pipeline.datasets.worker import num_cores
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
-
-from benchmarks.clips import ucf101_like
 from moclip_jax.runtime.cli import CommandParser, run
 
 CLIPS = ("bikes", "bigbuckbunny", "carphone_pristine")

@@ -29,7 +29,7 @@ __all__ = ["main", "real_video"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Reads the command line, measures, prints."""
+    """Read the command line, measures, prints."""
     parser = CommandParser(
         "benchmarks.run",
         "Time everything against what a user would assemble otherwise, side by side in one run; "
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(groups: list[str], rounds: int, quick: bool, file: Path) -> None:
-    """Measures the groups and prints and writes what came out."""
+    """Measure the groups and prints and writes what came out."""
     # As the commands that train do.
     keep_freed_memory()
     # Imported late, so that help and mistakes come at once.
@@ -98,7 +98,7 @@ def measure(groups: list[str], rounds: int, quick: bool, file: Path) -> None:
 
 
 def described(about: dict[str, Any]) -> str:
-    """Returns a sentence about the machine and the versions."""
+    """Return a sentence about the machine and the versions."""
     machine, other = about["machine"], about["other_side"]
     versions = ", ".join(
         f"{name} {version}"
@@ -131,7 +131,7 @@ class Setup:
 
 
 def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function in a process of its own, for commands that do not keep freed memory."""
+    """Call a function in a process of its own, for commands that do not keep freed memory."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
 

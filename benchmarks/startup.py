@@ -40,14 +40,14 @@ class Start:
 
 
 def make_inputs(folder: Path) -> tuple[str, str]:
-    """Writes an export of the demo's sizes with random weights, and a clip; returns both paths."""
+    """Write an export of the demo's sizes with random weights, and a clip; returns both paths."""
     from flax import nnx
-    from moclip_jax.configs import demo
-    from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES
 
     from benchmarks.clips import generated_video
     from moclip_jax.config import fusion_config, motion_network_config
+    from moclip_jax.configs import demo
     from moclip_jax.export.exporter import export_model
+    from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES
     from moclip_jax.models.fusion import FusionHead
     from moclip_jax.models.motion_network import MotionNetwork
     from moclip_jax.pretrained import TINY_CLIP, load_clip
@@ -77,7 +77,7 @@ def make_inputs(folder: Path) -> tuple[str, str]:
 
 
 def start(arguments: list[str], environment: dict[str, str]) -> Start:
-    """Runs Python with some arguments, and returns what it cost.
+    """Run Python with some arguments, and returns what it cost.
 
     Raises:
       RuntimeError: it failed.
@@ -96,7 +96,7 @@ def start(arguments: list[str], environment: dict[str, str]) -> Start:
 
 
 def print_rows(rounds: int) -> list[dict[str, Any]]:
-    """Prints the first and the second start beside the imports; returns the rows."""
+    """Print the first and the second start beside the imports; returns the rows."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         # In another process: the peak memory of a child counts that of its parent at the start.

@@ -30,10 +30,9 @@ class _Device:
 
 
 def measure() -> None:
-    """Prints a Markdown table."""
-    from moclip_jax.input_pipeline.batches import train_batches
-
+    """Print a Markdown table."""
     from moclip_jax.config import motion_views
+    from moclip_jax.input_pipeline.batches import train_batches
     from moclip_jax.training.metric_log import StepTimer
     from moclip_jax.training.prepare import open_dataset
 
@@ -70,7 +69,7 @@ def measure() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Reads the command line and measures."""
+    """Read the command line and measures."""
     CommandParser(
         "benchmarks.starvation",
         "Measure which share of motion training would wait for data, against the device's speed.",

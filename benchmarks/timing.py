@@ -56,7 +56,7 @@ class Comparison:
         return float(low), float(high)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns everything, with the medians and the ratio."""
+        """Return everything, with the medians and the ratio."""
         return dataclasses.asdict(self) | {
             "ours_median": float(np.median(self.ours)),
             "other_median": float(np.median(self.other)) if self.other else None,
@@ -66,7 +66,7 @@ class Comparison:
 
 
 def timed(work: Callable[[], object]) -> Seconds:
-    """Returns a function that says how many seconds `work` takes."""
+    """Return a function that says how many seconds `work` takes."""
 
     def seconds() -> float:
         start = time.perf_counter()
@@ -77,7 +77,7 @@ def timed(work: Callable[[], object]) -> Seconds:
 
 
 def in_turns(sides: Sequence[Seconds], rounds: int, warm_up: int = 1) -> list[tuple[float, ...]]:
-    """Returns the seconds of every side's passes; a noisy machine disturbs all sides alike.
+    """Return the seconds of every side's passes; a noisy machine disturbs all sides alike.
 
     Args:
       sides: each does its work once and says how long that took.
@@ -93,7 +93,7 @@ def in_turns(sides: Sequence[Seconds], rounds: int, warm_up: int = 1) -> list[tu
 
 
 def machine() -> dict[str, Any]:
-    """Returns what the timings were measured on; imports JAX, so devices are taken."""
+    """Return what the timings were measured on; imports JAX, so devices are taken."""
     import jax
 
     return {
@@ -116,7 +116,7 @@ def _processor() -> str:
 
 
 def table(rows: Sequence[Comparison], peak: float = 0.0) -> str:
-    """Returns the rows as a Markdown table.
+    """Return the rows as a Markdown table.
 
     Args:
       rows: what was measured.

@@ -64,7 +64,7 @@ class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def import_timm():
-    """Returns timm, with a stand-in for torchvision where that cannot be imported."""
+    """Return timm, with a stand-in for torchvision where that cannot be imported."""
     try:
         import torchvision  # noqa: F401
     except Exception:
@@ -103,7 +103,7 @@ class MotionNetwork(nn.Module):
 
 
 def faster_layout(model, work):
-    """Puts the model into torch's contiguous or channels-last form, whichever `work` is faster in.
+    """Place the model into torch's contiguous or channels-last form, whichever `work` is faster in.
 
     Both are what a user may well do, so the other side gets the better one.
     """
@@ -123,7 +123,7 @@ def faster_layout(model, work):
 
 
 def products_in_bfloat16(narrow):
-    """Returns a context in which PyTorch multiplies in bfloat16, if it is to."""
+    """Return a context in which PyTorch multiplies in bfloat16, if it is to."""
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow)
 
 
@@ -134,7 +134,7 @@ class Job:
     output = None
 
     def run(self):
-        """Does the work; may return seconds of its stages."""
+        """Do the work; may return seconds of its stages."""
         raise NotImplementedError
 
 
@@ -145,7 +145,7 @@ class Sgemm(Job):
         self.matrix = torch.rand(side, side)
 
     def run(self):
-        """Does the work."""
+        """Do the work."""
         self.output = self.matrix @ self.matrix
 
 
@@ -160,7 +160,7 @@ class MotionInference(Job):
 
     @torch.inference_mode()
     def run(self):
-        """Does the work."""
+        """Do the work."""
         with products_in_bfloat16(self.narrow):
             self.output = self.model(self.fields).float()
 
@@ -192,7 +192,7 @@ class MotionTraining(Job):
         self.optimizer.state.clear()
 
     def run(self):
-        """Does the work."""
+        """Do the work."""
         self.optimizer.zero_grad()
         loss = functional.cross_entropy(self.model(self.fields), self.labels)
         loss.backward()
@@ -216,7 +216,7 @@ class ClipTower(Job):
 
     @torch.inference_mode()
     def run(self):
-        """Does the work."""
+        """Do the work."""
         with products_in_bfloat16(self.narrow):
             self.output = self.model(pixel_values=self.images).image_embeds.float()
 
@@ -232,7 +232,7 @@ class HeadTraining(Job):
         self.classes, self.epochs, self.batch_size = classes, epochs, batch_size
 
     def run(self):
-        """Does the work."""
+        """Do the work."""
         width = self.motion.shape[2] + self.appearance.shape[1]
         head = nn.Sequential(
             nn.Linear(width, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, self.classes)
@@ -253,7 +253,7 @@ class HeadTraining(Job):
 
 # Columns of mv-extractor's vectors: source, width, height, source x, y, destination x, y, ...
 def accumulated_fields(motion, wanted, height, width):
-    """Returns float32 [height, width, 2] of each wanted frame: motion since its I-frame."""
+    """Return float32 [height, width, 2] of each wanted frame: motion since its I-frame."""
     start = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
     origin, made = start, {}
     for index, (kind, vectors) in enumerate(motion):
@@ -277,7 +277,7 @@ def accumulated_fields(motion, wanted, height, width):
 
 
 def painted_field(vectors, height, width):
-    """Returns float32 [height, width, 2], the motion of each block of 8 pixels."""
+    """Return float32 [height, width, 2], the motion of each block of 8 pixels."""
     grid = np.zeros((-(-height // 8), -(-width // 8), 2), np.float32)
     left = (vectors[:, 5] - vectors[:, 1] // 2) // 8
     top = (vectors[:, 6] - vectors[:, 2] // 2) // 8
@@ -328,7 +328,7 @@ class FileToLabel(Job):
         self.std = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
     def encode_anew(self, path):
-        """Writes the file in the published form."""
+        """Write the file in the published form."""
         import av
 
         options = {"flags": "+qscale", "global_quality": "118", "g": "12"}
@@ -343,7 +343,7 @@ class FileToLabel(Job):
             target.mux(stream.encode(None))
 
     def read(self):
-        """Returns type and vectors of every frame, and the picture of the middle one."""
+        """Return type and vectors of every frame, and the picture of the middle one."""
         if not self.reencoded:
             return self.read_vectors(self.video)
         with tempfile.NamedTemporaryFile(suffix=".avi") as file:
@@ -351,7 +351,7 @@ class FileToLabel(Job):
             return self.read_vectors(file.name)
 
     def read_vectors(self, path):
-        """Returns what `read` does of a file as it is."""
+        """Return what `read` does of a file as it is."""
         from mvextractor.videocap import VideoCap
 
         capture = VideoCap()
@@ -367,7 +367,7 @@ class FileToLabel(Job):
         return motion, pictures[len(pictures) // 2]
 
     def fields(self, motion, height, width):
-        """Returns uint8 [segments, 224, 224, 2] as the network takes them."""
+        """Return uint8 [segments, 224, 224, 2] as the network takes them."""
         import cv2
 
         last = len(motion) - 1
@@ -389,7 +389,7 @@ class FileToLabel(Job):
         return torch.from_numpy(np.stack(fields))
 
     def picture(self, bgr):
-        """Returns float [1, 3, 224, 224] as CLIP takes it."""
+        """Return float [1, 3, 224, 224] as CLIP takes it."""
         from PIL import Image
 
         image = Image.fromarray(np.ascontiguousarray(bgr[..., ::-1]))
@@ -402,7 +402,7 @@ class FileToLabel(Job):
 
     @torch.inference_mode()
     def run(self):
-        """Does the work; returns seconds of its stages."""
+        """Do the work; returns seconds of its stages."""
         clock = [time.perf_counter()]
 
         def lap():
@@ -437,7 +437,7 @@ JOBS = {
 
 
 def versions():
-    """Returns the versions of what is compared with."""
+    """Return the versions of what is compared with."""
     import importlib.metadata
 
     names = ("torch", "timm", "transformers", "motion-vector-extractor")
@@ -445,7 +445,7 @@ def versions():
 
 
 def main():
-    """Answers requests until there are no more."""
+    """Answer requests until there are no more."""
     # Whatever a library prints goes to standard error, and not between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

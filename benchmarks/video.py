@@ -18,6 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from benchmarks.clips import generated_video, real_video, ucf101_like
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import (
@@ -26,8 +28,6 @@ from moclip_jax.input_pipeline.video.motion_vectors import (
     accumulate_motion,
     read_motion_vectors,
 )
-
-from benchmarks.clips import generated_video, real_video, ucf101_like
 from moclip_jax.runtime.cli import CommandParser, run
 
 SEGMENTS = 25
@@ -55,7 +55,7 @@ for line in sys.stdin:
 
 
 def whole_pass(path: str, wanted: list[int]) -> np.ndarray:
-    """Decodes every frame and accumulates the wanted ones."""
+    """Decode every frame and accumulates the wanted ones."""
     reader = BlockMotionReader(path)
     for frame in decode_frames(path, VECTORS_ONLY):
         reader.add(frame)
@@ -71,21 +71,21 @@ class MvExtractor:
         )
 
     def seconds(self, path: str) -> float:
-        """Returns how long it takes to read all vectors of a file."""
+        """Return how long it takes to read all vectors of a file."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{path}\n")
         self._process.stdin.flush()
         return float(self._process.stdout.readline().split()[0])
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
 
 def timed(work: Callable[[], object]) -> Callable[[], float]:
-    """Returns a function that says how many seconds of a core `work` takes."""
+    """Return a function that says how many seconds of a core `work` takes."""
 
     def seconds() -> float:
         start = time.process_time()
@@ -96,7 +96,7 @@ def timed(work: Callable[[], object]) -> Callable[[], float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Reads the command line and prints the table."""
+    """Read the command line and prints the table."""
     parser = CommandParser(
         "benchmarks.video",
         "Time the reading of video beside mv-extractor and beside whole passes.",
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_table(rounds: int, mv_extractor: str | None = None) -> list[dict[str, Any]]:
-    """Prints and returns frames a second of a core's time of both sides of each row.
+    """Print and returns frames a second of a core's time of both sides of each row.
 
     Args:
       rounds: timed passes of each side.

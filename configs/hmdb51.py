@@ -10,6 +10,7 @@ The archives are RAR files: unpack the videos to one folder per class, and the l
 """
 
 from ml_collections import ConfigDict
+
 from moclip_jax.configs import ucf101
 
 

@@ -6,6 +6,7 @@ The accuracies mean nothing: there are too few clips and epochs.
 """
 
 from ml_collections import ConfigDict
+
 from moclip_jax.configs import demo
 
 

@@ -20,7 +20,6 @@ from moclip_jax.configs import demo  # noqa: E402
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip  # noqa: E402
 from moclip_jax.input_pipeline.video.accumulate import accumulate  # noqa: E402
 from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames  # noqa: E402
-
 from moclip_jax.reporting.motion_figures import field_to_rgb  # noqa: E402
 from moclip_jax.reporting.run_figures import ROW_TITLES, confusion_counts  # noqa: E402
 
@@ -28,7 +27,7 @@ FRAMES = (1, 4, 8, 11, 12, 16, 23)
 
 
 def draw_motion(path: Path) -> None:
-    """Draws frames of a clip, the motion since the frame before, and since the I-frame."""
+    """Draw frames of a clip, the motion since the frame before, and since the I-frame."""
     spec = VideoSpec(**demo.get_config().video.to_dict())
     frames = render_clip(
         "star", "growing", group_seed=1, clip_seed=2, num_frames=24, height=128, width=128
@@ -60,7 +59,7 @@ def draw_motion(path: Path) -> None:
 
 
 def draw_confusions(workdir: Path, path: Path) -> None:
-    """Draws the confusion matrix of every row, six classes of one shape after another."""
+    """Draw the confusion matrix of every row, six classes of one shape after another."""
     scores = np.load(workdir / "evaluate" / "scores.npz")
     metadata = json.loads((workdir / "export" / "metadata.json").read_text())
     names = [f"{shape} {motion}" for shape in SHAPES for motion in MOTIONS]

@@ -27,7 +27,7 @@ BOUND = 20.0
 
 
 def main() -> None:
-    """Writes the picture."""
+    """Write the picture."""
     frames = render_clip(
         "star", "rising", group_seed=3, clip_seed=1, num_frames=24, height=128, width=128
     )

@@ -25,7 +25,7 @@ WIDTH = 1200
 
 @contextlib.contextmanager
 def browser(height: int) -> Iterator[webdriver.Chrome]:
-    """Gives Chromium without a window."""
+    """Give Chromium without a window."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or "chromium"
     with tempfile.TemporaryDirectory() as profile:
@@ -40,7 +40,7 @@ def browser(height: int) -> Iterator[webdriver.Chrome]:
 
 
 def keep(driver: webdriver.Chrome, name: str) -> None:
-    """Writes what the browser shows, in few colours, to be small."""
+    """Write what the browser shows, in few colours, to be small."""
     target = IMAGES / name
     driver.save_screenshot(str(target))
     with Image.open(target) as picture:
@@ -50,7 +50,7 @@ def keep(driver: webdriver.Chrome, name: str) -> None:
 
 
 def draw_app(workdir: Path) -> None:
-    """Serves the page, chooses the first example and recognises it."""
+    """Serve the page, chooses the first example and recognises it."""
     command = [sys.executable, "-m", "moclip_jax.app", f"--workdir={workdir}", "--port=0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -79,7 +79,7 @@ def draw_app(workdir: Path) -> None:
 
 
 def main(workdir: Path) -> None:
-    """Draws both pictures."""
+    """Draw both pictures."""
     with browser(1500) as driver:
         driver.get((workdir / "report.html").absolute().as_uri())
         keep(driver, "report.png")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+
 from moclip_jax.input_pipeline import training_kernel
 from moclip_jax.input_pipeline.datasets.definition import VideoEntry
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset, prepare_dataset

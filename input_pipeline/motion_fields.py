@@ -5,6 +5,7 @@ import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+
 from moclip_jax.input_pipeline.video.motion_vectors import BlockMotion
 from moclip_jax.input_pipeline.video.spec import VideoSpec
 

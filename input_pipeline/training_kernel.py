@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
+
 from moclip_jax.input_pipeline import sampling
 from moclip_jax.input_pipeline.datasets.records import grid_size, join_bytes, unpack_groups
 from moclip_jax.input_pipeline.motion_fields import bilinear_taps

@@ -6,6 +6,7 @@ This is the definition, for training, evaluation and `predict` alike. It imports
 import dataclasses
 
 import numpy as np
+
 from moclip_jax.input_pipeline import sampling
 from moclip_jax.input_pipeline.images import clip_image
 from moclip_jax.input_pipeline.motion_fields import Crop, CropResizer, byte_fields, ten_crops

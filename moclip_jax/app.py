@@ -44,7 +44,7 @@ FOREIGN = re.compile(r"/(file=(https?|ftp):|proxy=)", re.IGNORECASE)
 
 
 def parse_words(text: str) -> tuple[str, ...]:
-    """Returns the labels in a text, separated by commas or lines, each once.
+    """Return the labels in a text, separated by commas or lines, each once.
 
     Raises:
       ValueError: there is a single one, which is no choice, or there are too many.
@@ -58,7 +58,7 @@ def parse_words(text: str) -> tuple[str, ...]:
 
 
 def example_videos(class_names: Sequence[str], given: str, folder: Path) -> list[str]:
-    """Returns videos to choose from: those in a folder, or drawn ones for the embedded data set.
+    """Return videos to choose from: those in a folder, or drawn ones for the embedded data set.
 
     Args:
       class_names: of the model.
@@ -102,7 +102,7 @@ class OnlyOwnContent:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Passes a request on."""
+        """Pass a request on."""
         from starlette.datastructures import MutableHeaders
         from starlette.responses import PlainTextResponse
 
@@ -128,7 +128,7 @@ def make_page(
     limits: str,
     kept_s: float,
 ) -> Any:
-    """Returns the page, a `gradio.Blocks`.
+    """Return the page, a `gradio.Blocks`.
 
     Args:
       reader: reads the files.
@@ -202,7 +202,7 @@ def _picture(title: str, name: str) -> Any:
 
 
 def make_server_app(page: Any, host: str, max_megabytes: float) -> Any:
-    """Returns the ASGI application that serves the page, and only what belongs to it."""
+    """Return the ASGI application that serves the page, and only what belongs to it."""
     import fastapi
     import gradio
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -235,7 +235,7 @@ def _is_loopback(host: str) -> bool:
 
 @contextlib.contextmanager
 def _own_folder() -> Iterator[Path]:
-    """Gives Gradio a folder for uploads and pictures, deleted in the end, also on SIGTERM."""
+    """Give Gradio a folder for uploads and pictures, deleted in the end, also on SIGTERM."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
@@ -247,7 +247,7 @@ def _own_folder() -> Iterator[Path]:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Serves the page until it is stopped.
+    """Serve the page until it is stopped.
 
     Raises:
       FileNotFoundError: there is no exported model.
@@ -294,7 +294,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves the page; returns the exit status."""
+    """Serve the page; returns the exit status."""
     parser = CommandParser(
         "moclip_jax.app",
         "A web page that recognises videos with a trained model.",

@@ -40,7 +40,7 @@ WINDOW_S = 1.0
 
 
 def draw_results(workdir: Path, out: Path) -> list[Path]:
-    """Draws the curves of training, the rows as bars, and the fusion row's confusion matrix."""
+    """Draw the curves of training, the rows as bars, and the fusion row's confusion matrix."""
     rows = json.loads((workdir / "results.json").read_text())["rows"]
     class_names = json.loads((workdir / "export" / "metadata.json").read_text())["class_names"]
     scores = np.load(workdir / "evaluate" / "scores.npz")
@@ -72,7 +72,7 @@ def _draw_rows(rows: dict[str, dict[str, Any]]) -> Figure:
 
 
 def draw_examples(workdir: Path, out: Path, *, columns: int = 8) -> Path:
-    """Draws test videos as both networks saw them, with what each row of results made of them."""
+    """Draw test videos as both networks saw them, with what each row of results made of them."""
     from ml_collections import ConfigDict
 
     from moclip_jax.config import motion_views
@@ -115,7 +115,7 @@ def draw_examples(workdir: Path, out: Path, *, columns: int = 8) -> Path:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the command line's values; exits with status 2 where it is not of the right form."""
+    """Return the command line's values; exits with status 2 where it is not of the right form."""
     parser = CommandParser(
         "moclip_jax.visualize",
         "Draw the motion of videos as colours and arrows, or write a video of it; with a workdir, "
@@ -148,7 +148,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws what was asked for and prints the paths; returns the exit status."""
+    """Draw what was asked for and prints the paths; returns the exit status."""
     arguments = parse_arguments(argv)
     return run(
         lambda: _draw_videos(arguments) if arguments.videos else _draw_run(arguments),

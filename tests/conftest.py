@@ -66,7 +66,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def finished_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A workdir in which `configs/testing.py` ran to its end; not to be changed."""
     from moclip_jax.configs import testing
-
     from moclip_jax.training import pipeline
 
     folder = tmp_path_factory.getbasetemp()

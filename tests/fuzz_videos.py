@@ -23,9 +23,9 @@ import time
 from fractions import Fraction
 
 import numpy as np
+
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.subprocess_pool import WorkerError, WorkerPool, run_isolated
-
 from tests.input_pipeline.video_fixtures import drifting_frames, remux, write_video
 
 CLIP_OF_VP9 = {"g": "6", "deadline": "realtime", "cpu-used": "8"}

@@ -19,15 +19,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.video import subprocess_pool
-from moclip_jax.input_pipeline.video.accumulate import accumulate
-from moclip_jax.input_pipeline.video.clip import VideoError, read_clip
 
 from moclip_jax import app
 from moclip_jax.inference import clip_reader
 from moclip_jax.inference.clip_reader import ClipReader, predict_with_windows
 from moclip_jax.inference.recognizer import load
 from moclip_jax.inference.windows import split_at_groups
+from moclip_jax.input_pipeline.video import subprocess_pool
+from moclip_jax.input_pipeline.video.accumulate import accumulate
+from moclip_jax.input_pipeline.video.clip import VideoError, read_clip
 from moclip_jax.reporting.page_figures import motion_picture, timeline_picture
 from tests.input_pipeline import real_clips
 

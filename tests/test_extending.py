@@ -7,9 +7,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
 from moclip_jax.input_pipeline.datasets.registry import DATASETS
 from moclip_jax.input_pipeline.datasets.shapes import render_clip
-
 from moclip_jax.training.stages import StageRecord
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"

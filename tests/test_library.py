@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.video.clip import read_clip
 
 import moclip_jax
 from moclip_jax.inference import exported
 from moclip_jax.inference.prediction import Prediction, Score
+from moclip_jax.input_pipeline.video.clip import read_clip
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 

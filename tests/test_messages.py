@@ -12,14 +12,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
 from moclip_jax.configs import testing
+from moclip_jax.inference.exported import load_model
+from moclip_jax.inference.windows import split_windows
 from moclip_jax.input_pipeline.datasets.prepared import prepare_dataset
 from moclip_jax.input_pipeline.video import clip, decode, stream
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.stream import read_stream
-
-from moclip_jax.inference.exported import load_model
-from moclip_jax.inference.windows import split_windows
 from moclip_jax.pretrained import TINY_CLIP, load_clip
 from moclip_jax.training import ablate, pipeline, splits
 from moclip_jax.training.features import load_features

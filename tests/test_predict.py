@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.video.clip import VideoError, read_clip
 
 from moclip_jax import predict
 from moclip_jax.inference import label_sets, recognizer, windows
 from moclip_jax.inference.decode_ahead import decoded_ahead
 from moclip_jax.inference.recognizer import load
+from moclip_jax.input_pipeline.video.clip import VideoError, read_clip
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
@@ -102,6 +102,7 @@ def test_a_workdir_without_an_export_is_explained(tmp_path, capsys):
 def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, tmp_path):
     """A clip of the embedded set, drawn again and written as lossless video, gets its own row."""
     import av
+
     from moclip_jax.input_pipeline.datasets.shapes import render_clip
 
     rng = np.random.default_rng(0)
@@ -119,7 +120,6 @@ def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, 
 
     from moclip_jax.input_pipeline import views
     from moclip_jax.input_pipeline.video.clip import clip_from_frames
-
     from moclip_jax.models.moclip import appearance_features, motion_features
 
     model = load(finished_run)

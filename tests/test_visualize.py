@@ -3,12 +3,12 @@
 import av
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.video.accumulate import accumulate
-from moclip_jax.input_pipeline.video.block_grid import BLOCK
-from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from PIL import Image
 
 from moclip_jax import visualize
+from moclip_jax.input_pipeline.video.accumulate import accumulate
+from moclip_jax.input_pipeline.video.block_grid import BLOCK
+from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.reporting.motion_figures import (
     color_wheel,
     field_to_rgb,

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from moclip_jax.input_pipeline.datasets.definition import VideoEntry
-
 from moclip_jax.runtime.progress import say
 
 # Classes are unbalanced if one has this many times the training videos of another.

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
+
 from moclip_jax.input_pipeline.datasets import beam
 from moclip_jax.input_pipeline.datasets.definition import (
     Source,
@@ -35,7 +36,6 @@ from moclip_jax.input_pipeline.datasets.records import record_features
 from moclip_jax.input_pipeline.datasets.shards import ShardFolder, plan_shards
 from moclip_jax.input_pipeline.datasets.worker import Outcome, make_records, num_cores
 from moclip_jax.input_pipeline.video.decode import Limits
-
 from moclip_jax.runtime.files import atomic_write, wait_for_lock, write_json
 from moclip_jax.runtime.progress import say
 

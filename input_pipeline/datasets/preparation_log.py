@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 
 from absl import logging
+
 from moclip_jax.input_pipeline.datasets.definition import Source
 from moclip_jax.input_pipeline.datasets.shards import ShardFolder
 from moclip_jax.input_pipeline.datasets.worker import REJECTED, Outcome
-
 from moclip_jax.runtime.progress import Progress, duration, say
 
 # The estimate is made from at least so many videos, and logged for at least so many seconds.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+
 from moclip_jax.input_pipeline.datasets.beam import pipeline_options
 from moclip_jax.input_pipeline.datasets.definition import DatasetConfig, VideoEntry, source_digest
 from moclip_jax.input_pipeline.datasets.preparation import (

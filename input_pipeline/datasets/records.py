@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from moclip_jax.input_pipeline.video.clip import Clip, VideoSpec
 from moclip_jax.input_pipeline.video.motion_vectors import BLOCK
 

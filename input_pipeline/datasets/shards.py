@@ -15,7 +15,6 @@ from typing import Any
 
 from moclip_jax.input_pipeline.datasets.definition import Source
 from moclip_jax.input_pipeline.datasets.worker import Outcome
-
 from moclip_jax.runtime.files import atomic_write, write_json
 from moclip_jax.runtime.progress import say
 

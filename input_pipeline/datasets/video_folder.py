@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+
 from moclip_jax.input_pipeline.datasets.data_checks import copies, warn, warn_of_data
 from moclip_jax.input_pipeline.datasets.definition import (
     Source,
@@ -18,7 +19,6 @@ from moclip_jax.input_pipeline.datasets.definition import (
 from moclip_jax.input_pipeline.datasets.split_lists import ListedVideo, has_lists, read_split_lists
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.files import describe_skipped, videos_under
-
 from moclip_jax.runtime.progress import say
 
 _GROUP = re.compile(r"_(g\d+)_")

@@ -8,6 +8,7 @@ per-pixel definition, in a fraction of a millisecond a frame.
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+
 from moclip_jax.input_pipeline.video.block_grid import BLOCK
 
 

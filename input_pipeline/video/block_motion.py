@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+
 from moclip_jax.input_pipeline.video.accumulate import (
     accumulate,
     accumulated_fields,

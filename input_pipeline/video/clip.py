@@ -15,6 +15,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+
 from moclip_jax.input_pipeline.video.block_motion import BlockMotion
 from moclip_jax.input_pipeline.video.decode import CheckedVideo, check_video, decode_frames
 from moclip_jax.input_pipeline.video.limits import VideoError

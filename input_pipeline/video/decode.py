@@ -17,6 +17,7 @@ import numpy as np
 from av.sidedata.sidedata import SideData, SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import PictureType
+
 from moclip_jax.input_pipeline.video.limits import (
     NO_LIMITS,
     Clock,

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import av
 import numpy as np
+
 from moclip_jax.input_pipeline.video.block_grid import (
     BLOCK,
     VECTOR_DTYPE,

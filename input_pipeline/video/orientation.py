@@ -13,6 +13,7 @@ from fractions import Fraction
 import av
 import av.filter
 import numpy as np
+
 from moclip_jax.input_pipeline.video.decode import frame_side_data
 
 UPRIGHT = 0

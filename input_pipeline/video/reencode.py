@@ -7,6 +7,7 @@ import av
 from av.codec.context import Flags
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
+
 from moclip_jax.input_pipeline.video.motion_vectors import VECTORS_ONLY
 from moclip_jax.input_pipeline.video.spec import VideoSpec
 

@@ -6,8 +6,9 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from moclip_jax.input_pipeline.video.spec import VideoSpec
 from PIL import Image
+
+from moclip_jax.input_pipeline.video.spec import VideoSpec
 
 
 def frame_positions(num_frames: int, clip_frames: int) -> np.ndarray:

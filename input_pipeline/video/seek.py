@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import av
 import numpy as np
+
 from moclip_jax.input_pipeline.video.decode import (
     decode_packets,
     demux,

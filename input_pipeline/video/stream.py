@@ -15,6 +15,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+
 from moclip_jax.input_pipeline.video.block_motion import join_blocks
 from moclip_jax.input_pipeline.video.clip import Clip, VideoSpec, frame_jpeg
 from moclip_jax.input_pipeline.video.decode import VideoError, pixel_aspect, short_reason

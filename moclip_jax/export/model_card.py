@@ -33,7 +33,7 @@ def write_model_card(
     versions: Mapping[str, str],
     path: Path,
 ) -> None:
-    """Writes the card as Markdown.
+    """Write the card as Markdown.
 
     Args:
       config: the whole configuration of the run.

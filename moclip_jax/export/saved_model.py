@@ -42,7 +42,7 @@ x width x 2. `images` are frames x height x width x 3.
 
 
 def export_stablehlo(recognizer: Recognizer, directory: Path) -> None:
-    """Writes one program for CPU, CUDA and TPU, its weights, and how to call it.
+    """Write one program for CPU, CUDA and TPU, its weights, and how to call it.
 
     Args:
       recognizer: the trained model.
@@ -68,7 +68,7 @@ def export_stablehlo(recognizer: Recognizer, directory: Path) -> None:
 
 
 def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
-    """Writes a TensorFlow SavedModel with the signature `serving_default`.
+    """Write a TensorFlow SavedModel with the signature `serving_default`.
 
     It takes what the networks see, `motion` and `images` (uint8, any number of videos), as
     `export_stablehlo`'s program does, and gives `logits` and `probabilities`, float32
@@ -109,7 +109,7 @@ def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
 
 
 def _function(recognizer: Recognizer) -> tuple[Parameters, Recognize]:
-    """Returns all weights by name, and a pure function of them and of what the networks see."""
+    """Return all weights by name, and a pure function of them and of what the networks see."""
     model = nnx.merge(*nnx.split(recognizer.model))
     model.clip = nnx.merge(*nnx.split(recognizer.model.clip))
     del model.clip.text  # The head was trained; texts are not looked at any more.
@@ -136,7 +136,7 @@ def _make_anew(directory: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes both forms of a finished run's model; returns the exit status."""
+    """Write both forms of a finished run's model; returns the exit status."""
     parser = CommandParser(
         "moclip_jax.export.saved_model",
         "Write a finished run's model for programs without this package: DIR/stablehlo (one "

@@ -113,7 +113,7 @@ def match_words(
 
 
 def word_probabilities(zero_shot: np.ndarray, logits: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """Combines zero-shot CLIP and the trained head over words.
+    """Combine zero-shot CLIP and the trained head over words.
 
     How likely the words that name trained classes are together, against all others, only zero-shot
     CLIP can say: the head was trained on nothing else than its classes. How this share divides

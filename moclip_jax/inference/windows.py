@@ -31,7 +31,7 @@ class Window:
 
 
 def split_windows(video: Clip, seconds: float, spec: VideoSpec) -> list[Window]:
-    """Cuts a video into equal windows of about `seconds`, at least one.
+    """Cut a video into equal windows of about `seconds`, at least one.
 
     A window begins with the I-frame at or before its place, so that its motion is accumulated as in
     the whole video; it then overlaps the one before by less than `spec.gop_size` frames.
@@ -61,14 +61,14 @@ def split_windows(video: Clip, seconds: float, spec: VideoSpec) -> list[Window]:
 
 
 def read_here(function: Callable[..., Any], path: str, *arguments: Any) -> Any:
-    """Calls `function(path, *arguments)`; stands where an `SubprocessReader` may be."""
+    """Call `function(path, *arguments)`; stands where an `SubprocessReader` may be."""
     return function(path, *arguments)
 
 
 def decode_for_windows(
     path: str, seconds: float, spec: VideoSpec, read: Callable[..., Any] = read_here
 ) -> Clip:
-    """Prepares a video with an RGB frame for each of its windows, besides those of `spec`."""
+    """Prepare a video with an RGB frame for each of its windows, besides those of `spec`."""
     checked = read(check_video, path, spec.limits)
     windows = round(checked.num_packets / checked.fps / seconds) if checked.fps else 1
     # An odd multiple of equal parts has, among its centres, those of the parts themselves.
@@ -79,13 +79,13 @@ def decode_for_windows(
 
 
 def with_frames_of(video: Clip, spec: VideoSpec) -> Clip:
-    """Returns the video with the RGB frames alone that `spec` keeps."""
+    """Return the video with the RGB frames alone that `spec` keeps."""
     wanted = frame_positions(video.num_frames, spec.clip_frames)
     return video.with_frames(np.isin(video.frame_indices, wanted))
 
 
 def split_at_groups(video: Clip, most: int) -> list[tuple[int, int, Clip]]:
-    """Cuts a video at I-frames, so that each part's motion is what it is in the whole.
+    """Cut a video at I-frames, so that each part's motion is what it is in the whole.
 
     Args:
       video: with an RGB frame in each part; a part without one borrows the nearest.

@@ -13,7 +13,7 @@ from moclip_jax.models.clip import CLIP
 
 
 def class_phrases(class_names: Sequence[str], known: str = "") -> list[Sequence[str]]:
-    """Returns the phrases that name each class.
+    """Return the phrases that name each class.
 
     Args:
       class_names: the labels.
@@ -27,7 +27,7 @@ def class_phrases(class_names: Sequence[str], known: str = "") -> list[Sequence[
 def class_embeddings(
     clip: CLIP, tokenizer: Any, phrases: Sequence[Sequence[str]], templates: Sequence[str]
 ) -> np.ndarray:
-    """Returns one text feature for each class, as CLIP's prompt ensembling makes it.
+    """Return one text feature for each class, as CLIP's prompt ensembling makes it.
 
     The features of all prompts of a class are averaged, then normalised (published recipe).
 
@@ -69,6 +69,6 @@ def class_embeddings(
 def zero_shot_logits(
     appearance: np.ndarray, text: np.ndarray, logit_scale: float = 1.0
 ) -> np.ndarray:
-    """Returns scaled cosines `[videos, classes]` of `appearance [videos, D]` and `text [C, D]`."""
+    """Return scaled cosines `[videos, classes]` of `appearance [videos, D]` and `text [C, D]`."""
     appearance = appearance / np.linalg.norm(appearance, axis=-1, keepdims=True)
     return logit_scale * appearance @ text.T

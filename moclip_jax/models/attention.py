@@ -14,7 +14,7 @@ _CUDNN_WIDEST_HEAD, _CUDNN_STEP = 128, 8
 def attention_implementation(
     backend: str, dtype: jax.typing.DTypeLike, head_size: int, queries: int
 ) -> Implementation:
-    """Returns how attention is best computed.
+    """Return how attention is best computed.
 
     Args:
         backend: 'cpu', 'gpu' or 'tpu', as `jax.default_backend()` says.

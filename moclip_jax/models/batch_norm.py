@@ -41,7 +41,7 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.array(ones))
 
     def __call__(self, x: jax.Array, *, train: bool, silu: bool = False) -> jax.Array:
-        """Normalises x over all axes but the last.
+        """Normalise x over all axes but the last.
 
         Args:
             x: [..., C] of a floating dtype. The statistics are computed in float32 whatever it is.

@@ -164,7 +164,7 @@ class VisionTower(nnx.Module):
         self.projection = _linear(width, config.projection_dim, scale, config, rngs, use_bias=False)
 
     def embed(self, images: jax.Array) -> jax.Array:
-        """Returns what enters the first block: [N, patches + 1, width] for [N, H, W, 3]."""
+        """Return what enters the first block: [N, patches + 1, width] for [N, H, W, 3]."""
         side, patch = self.config.image_size, self.config.patch_size
         batch = images.shape[0]
         if images.shape[1:] != (side, side, 3):
@@ -202,7 +202,7 @@ class TextTower(nnx.Module):
         )
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Returns what enters the first block: [N, L, width] for [N, L]."""
+        """Return what enters the first block: [N, L, width] for [N, L]."""
         length = tokens.shape[1]
         if length > self.config.max_length:
             raise ValueError(
@@ -233,7 +233,7 @@ class CLIP(nnx.Module):
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
     def encode_image(self, images: jax.Array) -> jax.Array:
-        """Embeds images.
+        """Embed images.
 
         Args:
             images: float32 [N, image_size, image_size, 3], as `normalize_images` returns them.
@@ -247,7 +247,7 @@ class CLIP(nnx.Module):
         return self.vision(images)
 
     def encode_text(self, tokens: jax.Array) -> jax.Array:
-        """Embeds texts.
+        """Embed texts.
 
         Args:
             tokens: int32 [N, L], L <= max_length, as `moclip_jax.pretrained.tokenize` returns them.
@@ -261,7 +261,7 @@ class CLIP(nnx.Module):
         return self.text(tokens)
 
     def __call__(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
-        """Returns the scaled cosines float32 [N images, M texts]: `logits_per_image`."""
+        """Return the scaled cosines float32 [N images, M texts]: `logits_per_image`."""
         image = _l2_normalize(self.encode_image(images))
         text = _l2_normalize(self.encode_text(tokens))
         return jnp.exp(self.logit_scale[...]) * (image @ text.T)

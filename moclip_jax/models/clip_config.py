@@ -96,7 +96,7 @@ class CLIPConfig:
 
     @classmethod
     def named(cls, name: str, **overrides: Any) -> "CLIPConfig":
-        """Returns OpenAI's "vit_b32", "vit_b16" or "vit_l14"; overrides replace its fields."""
+        """Return OpenAI's "vit_b32", "vit_b16" or "vit_l14"; overrides replace its fields."""
         if name not in _NAMED:
             raise ValueError(f"no CLIP is named {name!r}; choose one of {', '.join(_NAMED)}")
         return dataclasses.replace(_NAMED[name], **overrides)
@@ -153,7 +153,7 @@ class CLIPConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """Returns the content of a `config.json` that transformers' CLIPModel reads."""
+        """Return the content of a `config.json` that transformers' CLIPModel reads."""
         shared = {
             "hidden_act": self.activation,
             "layer_norm_eps": self.layer_norm_eps,

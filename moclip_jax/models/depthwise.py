@@ -44,7 +44,7 @@ def grouped_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Arr
 
 
 def depthwise_implementation(name: Implementation) -> AbstractContextManager[None]:
-    """Forces one implementation for everything traced inside the `with` block.
+    """Force one implementation for everything traced inside the `with` block.
 
     The choice is part of JAX's trace cache key, so a function already jitted is traced again.
 
@@ -64,7 +64,7 @@ def depthwise_implementation(name: Implementation) -> AbstractContextManager[Non
 
 
 def map_in_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, most: int) -> jax.Array:
-    """Applies a network to a few rows at a time where that is faster: on a single CPU device.
+    """Apply a network to a few rows at a time where that is faster: on a single CPU device.
 
     There the maps of a few rows stay in cache, where those of all are written and read again by
     every layer. Elsewhere all rows go at once: accelerators want large products, and rows that are
@@ -95,7 +95,7 @@ def map_in_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, most
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Convolves every channel with its own k x k kernel, zero padding of k // 2 on all four sides.
+    """Convolve every channel with its own k x k kernel, zero padding of k // 2 on all four sides.
 
     The same numbers as `torch.nn.functional.conv2d(x, w, stride=stride, padding=k // 2,
     groups=channels)`, at odd sizes too; JAX's own 'SAME' padding differs from it at stride 2.

@@ -65,7 +65,7 @@ class FusionHead(nnx.Module):
     def __call__(
         self, motion: jax.Array | None, appearance: jax.Array, *, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
-        """Classifies videos from their features.
+        """Classify videos from their features.
 
         Args:
             motion: float [B, motion_features], averaged over the segments; None for a head on CLIP

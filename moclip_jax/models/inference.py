@@ -155,7 +155,7 @@ class SeparateLayers(Encoder):
 
 
 def clip_for_inference(clip: CLIP, matmul_dtype: jax.typing.DTypeLike, *, devices: int = 1) -> CLIP:
-    """Returns a CLIP for images alone, without the texts' tower.
+    """Return a CLIP for images alone, without the texts' tower.
 
     Args:
         clip: its own arrays stay as they are.
@@ -172,7 +172,7 @@ def clip_for_inference(clip: CLIP, matmul_dtype: jax.typing.DTypeLike, *, device
 def image_tower_for_inference(
     tower: VisionTower, matmul_dtype: jax.typing.DTypeLike
 ) -> VisionTower:
-    """Returns an image tower in the form that is fastest on one CPU.
+    """Return an image tower in the form that is fastest on one CPU.
 
     Args:
         tower: its own arrays stay as they are.
@@ -211,6 +211,6 @@ def _separated(tower: VisionTower, matmul_dtype: jax.typing.DTypeLike) -> Vision
 
 
 def _same_arrays(module: Any) -> Any:
-    """Returns another module with the same arrays."""
+    """Return another module with the same arrays."""
     # Without `copy`, the variables would be the same too, and to set one would set the other.
     return nnx.merge(*nnx.split(module), copy=True)

@@ -14,12 +14,12 @@ _SMALLEST_DRAW = 4096
 
 
 def normal(deviation: float) -> Initializer:
-    """Returns an initializer `(key, shape, dtype=float32)` of N(0, deviation^2)."""
+    """Return an initializer `(key, shape, dtype=float32)` of N(0, deviation^2)."""
     return partial(_initial_values, jax.random.normal, deviation)
 
 
 def symmetric_uniform(bound: float) -> Initializer:
-    """Returns an initializer `(key, shape, dtype=float32)` of U(-bound, bound)."""
+    """Return an initializer `(key, shape, dtype=float32)` of U(-bound, bound)."""
     return partial(_initial_values, _uniform, bound)
 
 

@@ -17,7 +17,7 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def learn_tokenizer(texts: Iterable[str], *, num_merges: int, max_length: int) -> Any:
-    """Learns the merges that shorten the texts most.
+    """Learn the merges that shorten the texts most.
 
     Args:
         texts: what the vocabulary is learnt from.
@@ -55,7 +55,7 @@ def _tokenizer(tokens: list[str], merges: list[tuple[str, str]], max_length: int
 
 
 def _count_words(texts: Iterable[str], tokenizer: Any) -> collections.Counter[tuple[str, ...]]:
-    """Counts the words as the tokenizer itself splits them, each as a row of its bytes."""
+    """Count the words as the tokenizer itself splits them, each as a row of its bytes."""
     backend = tokenizer.backend_tokenizer
     words: collections.Counter[tuple[str, ...]] = collections.Counter()
     for text in texts:

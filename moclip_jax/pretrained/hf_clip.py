@@ -28,7 +28,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def load_clip(source: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> tuple[CLIP, Any]:
-    """Loads a CLIP and its tokenizer.
+    """Load a CLIP and its tokenizer.
 
     Args:
         source: "tiny" or `TINY_CLIP` for the embedded one; a local folder in Hugging Face's format;
@@ -55,7 +55,7 @@ def load_clip(source: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> tu
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
-    """Loads the transformers `CLIPTokenizer` of a local folder.
+    """Load the transformers `CLIPTokenizer` of a local folder.
 
     Raises:
         FileNotFoundError: if neither tokenizer.json nor vocab.json and merges.txt lie there.
@@ -76,7 +76,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
 
 
 def save_clip(model: CLIP, tokenizer: Any, folder: str | os.PathLike[str]) -> None:
-    """Writes a folder that `load_clip` and transformers' `CLIPModel.from_pretrained` read.
+    """Write a folder that `load_clip` and transformers' `CLIPModel.from_pretrained` read.
 
     Args:
         model: the CLIP.
@@ -100,7 +100,7 @@ def save_clip(model: CLIP, tokenizer: Any, folder: str | os.PathLike[str]) -> No
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> np.ndarray:
-    """Turns texts into tokens, each with its start and end, padded to one length.
+    """Turn texts into tokens, each with its start and end, padded to one length.
 
     Args:
         tokenizer: as `load_clip` returns it.
@@ -124,7 +124,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> np.ndarra
 
 
 def _find_folder(source: str | os.PathLike[str]) -> Path:
-    """Returns the local folder of the source, downloaded from the hub if it is not there yet."""
+    """Return the local folder of the source, downloaded from the hub if it is not there yet."""
     if source == "tiny":
         return TINY_CLIP
     folder = Path(source).expanduser()
@@ -179,7 +179,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _check_end_token(tokenizer: Any, config: CLIPConfig) -> None:
-    """Raises if pooling would look for an end that this tokenizer does not write."""
+    """Raise if pooling would look for an end that this tokenizer does not write."""
     end = config.text.eos_token_id
     if end == LEGACY_EOS_TOKEN_ID:
         end = max(tokenizer.get_vocab().values())
@@ -191,7 +191,7 @@ def _check_end_token(tokenizer: Any, config: CLIPConfig) -> None:
 
 
 def _read_weights(folder: Path) -> dict[str, np.ndarray]:
-    """Reads all weights, from one file or from those that the index names."""
+    """Read all weights, from one file or from those that the index names."""
     if (folder / _INDEX).exists():
         files = sorted(set(_read_json(folder / _INDEX)["weight_map"].values()))
     elif (folder / _WEIGHTS).exists():

@@ -19,7 +19,7 @@ _IGNORED = (
 
 
 def clip_from_hf(config: CLIPConfig, weights: Mapping[str, Any]) -> CLIP:
-    """Builds a CLIP from the weights of transformers' CLIPModel.
+    """Build a CLIP from the weights of transformers' CLIPModel.
 
     Args:
         config: sizes of the model.
@@ -60,7 +60,7 @@ def clip_from_hf(config: CLIPConfig, weights: Mapping[str, Any]) -> CLIP:
 
 
 def clip_to_hf(model: CLIP) -> dict[str, np.ndarray]:
-    """Returns the float32 weights by the names of transformers' CLIPModel `state_dict`."""
+    """Return the float32 weights by the names of transformers' CLIPModel `state_dict`."""
     leaves = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     weights: dict[str, np.ndarray] = {}
     for rule in _rules(model.config):
@@ -85,17 +85,17 @@ class _Rule:
     patch_size: int = 0
 
     def names(self) -> list[str]:
-        """Returns theirs, layer after layer."""
+        """Return theirs, layer after layer."""
         layers = range(max(self.num_layers, 1))
         return [template.format(layer) for layer in layers for template in self.templates]
 
     def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape of each of theirs, given that of ours."""
+        """Return the shape of each of theirs, given that of ours."""
         part = np.broadcast_to(np.float32(0), shape)
         return next(iter(self.unpack(part).values())).shape
 
     def pack(self, weights: Mapping[str, Any]) -> np.ndarray:
-        """Makes ours out of theirs."""
+        """Make ours out of theirs."""
         parts = [self._to_ours(np.asarray(weights[name])) for name in self.names()]
         if not self.num_layers:
             return parts[0]
@@ -104,7 +104,7 @@ class _Rule:
         return np.stack(layers)
 
     def unpack(self, ours: np.ndarray) -> dict[str, np.ndarray]:
-        """Makes theirs out of ours."""
+        """Make theirs out of ours."""
         layers = ours if self.num_layers else [ours]
         width = len(self.templates)
         parts = [part for x in layers for part in (np.split(x, width, -1) if width > 1 else [x])]

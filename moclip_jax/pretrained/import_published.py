@@ -20,7 +20,7 @@ _CLASSES = flags.DEFINE_string("classes", "", "classInd.txt: '1 Class' a line, i
 def import_published(
     config: ConfigDict, workdir: Path, *, motion: str, fusion: str, classes: str
 ) -> Path:
-    """Writes an export of published weights.
+    """Write an export of published weights.
 
     Args:
       config: of the data set that they were trained on; its CLIP, its `motion.backbone` and its
@@ -78,7 +78,7 @@ def import_published(
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    """Imports what the flags name."""
+    """Import what the flags name."""
     files = {"motion": _MOTION.value, "fusion": _FUSION.value, "classes": _CLASSES.value}
     for name, value in files.items():
         if not value:

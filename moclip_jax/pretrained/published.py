@@ -27,7 +27,7 @@ Source = str | Path | Mapping[str, np.ndarray]
 
 
 def load_published_motion(source: Source, *, variant: str = "b0") -> MotionNetwork:
-    """Builds a motion network from the state dict that the published motion training saves.
+    """Build a motion network from the state dict that the published motion training saves.
 
     Args:
       source: a .safetensors file, or a mapping of torch names to arrays.
@@ -62,7 +62,7 @@ def load_published_motion(source: Source, *, variant: str = "b0") -> MotionNetwo
 def load_published_fusion(
     motion: Source, fusion: Source, *, variant: str = "b0"
 ) -> tuple[MotionNetwork, FusionHead]:
-    """Builds both trained parts of a published model.
+    """Build both trained parts of a published model.
 
     The published head was trained while the running statistics of the motion network went on
     drifting, and expects them as they were in the end: they are taken from the fusion's state

@@ -62,7 +62,7 @@ def load_efficientnet(
     dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs | None = None,
 ) -> EfficientNet:
-    """Builds an EfficientNet from timm's weights.
+    """Build an EfficientNet from timm's weights.
 
     Every array of the source must find its place and every place its array; only
     `num_batches_tracked` is dropped.
@@ -108,7 +108,7 @@ def load_efficientnet(
 
 
 def save_efficientnet(model: EfficientNet, path: str | Path) -> None:
-    """Writes a .safetensors file under timm's names, for timm and `load_efficientnet` to read.
+    """Write a .safetensors file under timm's names, for timm and `load_efficientnet` to read.
 
     Args:
         model: any EfficientNet.
@@ -277,7 +277,7 @@ def _read(source: str | Path, variant: str) -> dict[str, np.ndarray]:
 
 
 def _check_architecture(path: Path, variant: str) -> None:
-    """Refuses a namesake such as tf_efficientnet_b0: same shapes, other padding and eps."""
+    """Refuse a namesake such as tf_efficientnet_b0: same shapes, other padding and eps."""
     architecture = json.loads(path.read_text()).get("architecture", f"efficientnet_{variant}")
     if architecture != f"efficientnet_{variant}":
         raise ValueError(

@@ -68,7 +68,7 @@ class Pictures:
 
 
 def random_caption(rng: np.random.Generator, shape: str, look: Appearance) -> Caption:
-    """Says the shape in one of many ways, and sometimes its colour and size.
+    """State the shape in one of many ways, and sometimes its colour and size.
 
     Half of the captions name a motion, drawn without a look at the picture: class names of the
     data set do so, too, and the text tower must find the shape in them nevertheless.
@@ -81,7 +81,7 @@ def random_caption(rng: np.random.Generator, shape: str, look: Appearance) -> Ca
 
 
 def matches(captions: list[Caption], shapes: np.ndarray, looks: list[Appearance]) -> np.ndarray:
-    """Returns which caption is true of which picture: bool [pictures, captions]."""
+    """Return which caption is true of which picture: bool [pictures, captions]."""
 
     def agree(claims: list[str | None], truth: list[str]) -> np.ndarray:
         claimed, true = np.array(claims, object)[None], np.array(truth, object)[:, None]
@@ -95,7 +95,7 @@ def matches(captions: list[Caption], shapes: np.ndarray, looks: list[Appearance]
 
 
 def corpus() -> list[str]:
-    """Returns the texts that the vocabulary is learnt from: every word there is, in its place."""
+    """Return the texts that the vocabulary is learnt from: every word there is, in its place."""
     nouns = [
         f"{color} {shape} {motion}" for color in COLORS for shape in SHAPES for motion in MOTIONS
     ]
@@ -104,7 +104,7 @@ def corpus() -> list[str]:
 
 
 def training_pictures(num_pictures: int) -> Pictures:
-    """Draws stills, shapes in turn, each from a group of its own, half with the marks of JPEG."""
+    """Draw stills, shapes in turn, each from a group of its own, half with the marks of JPEG."""
     images, looks = [], []
     for index in range(num_pictures):
         seeds = {"group_seed": TRAIN_GROUPS + index, "clip_seed": 0}
@@ -124,5 +124,5 @@ def training_pictures(num_pictures: int) -> Pictures:
 
 
 def shrink(picture: Image.Image) -> np.ndarray:
-    """Returns the square picture as uint8 [IMAGE_SIZE, IMAGE_SIZE, 3], bilinear with antialias."""
+    """Return the square picture as uint8 [IMAGE_SIZE, IMAGE_SIZE, 3], bilinear with antialias."""
     return np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR))

@@ -29,7 +29,7 @@ _PROMPTS = ("a photo of a {}.", "a picture of a {}.", "a {}.")
 def evaluate(
     clip: CLIP, tokenizer: Any, *, num_stills: int = 1200, num_clips: int = 360
 ) -> dict[str, float]:
-    """Measures zero-shot accuracies on held-out groups.
+    """Measure zero-shot accuracies on held-out groups.
 
     Args:
         clip: the model.
@@ -98,7 +98,7 @@ def evaluate(
 
 
 def model_card(clip: CLIP, accuracies: Mapping[str, float]) -> str:
-    """Returns the README.md of the folder."""
+    """Return the README.md of the folder."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(clip, nnx.Param)))
     vision, text = clip.config.vision, clip.config.text
     rows = "\n".join(f"| {name} | {accuracy:.4f} |" for name, accuracy in accuracies.items())
@@ -186,7 +186,7 @@ def _accuracy(
 
 
 def _class_clip(index: int) -> np.ndarray:
-    """Draws a clip of class `index` modulo 36, from a group of its own."""
+    """Draw a clip of class `index` modulo 36, from a group of its own."""
     return render_clip(
         SHAPES[index // len(MOTIONS) % len(SHAPES)],
         MOTIONS[index % len(MOTIONS)],
@@ -199,7 +199,7 @@ def _class_clip(index: int) -> np.ndarray:
 
 
 def _middle_of_file(frames: np.ndarray) -> np.ndarray:
-    """Returns the middle frame after a way through an MPEG-4 file and JPEG."""
+    """Return the middle frame after a way through an MPEG-4 file and JPEG."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.avi"
         with av.open(path, "w") as output:

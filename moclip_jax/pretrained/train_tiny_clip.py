@@ -70,7 +70,7 @@ class Pipeline:
 
 
 def tiny_config(vocab_size: int, eos_token_id: int) -> CLIPConfig:
-    """Returns the sizes of the tiny CLIP."""
+    """Return the sizes of the tiny CLIP."""
     return CLIPConfig(
         vision=CLIPVisionConfig(
             image_size=IMAGE_SIZE,
@@ -94,7 +94,7 @@ def tiny_config(vocab_size: int, eos_token_id: int) -> CLIPConfig:
 
 
 def planar_positions(config: CLIPVisionConfig) -> jax.Array:
-    """Returns where to start the position embeddings: float32 [patches + 1, hidden_size].
+    """Return where to start the position embeddings: float32 [patches + 1, hidden_size].
 
     Sines and cosines of the patch's row and column, which are trained on like the rest. From random
     numbers the tower must first find out which patches are neighbours, and takes several times as
@@ -135,7 +135,7 @@ def contrastive_loss(logits: jax.Array, match: jax.Array) -> jax.Array:
 def train_batches(
     pictures: Pictures, tokenizer: Any, max_length: int, recipe: Pipeline, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields (images uint8 [n, s, s, 3], tokens int32 [n, L], match bool [n, n]) for each step."""
+    """Yield (images uint8 [n, s, s, 3], tokens int32 [n, L], match bool [n, n]) for each step."""
     rng = np.random.default_rng(seed)
     for _ in range(recipe.num_steps):
         chosen = rng.integers(len(pictures.images), size=recipe.batch_size)
@@ -154,7 +154,7 @@ def train_batches(
 
 
 def lengthen(clip: CLIP, tokenizer: Any, max_length: int) -> tuple[CLIP, Any]:
-    """Returns the same CLIP and tokenizer for texts of up to `max_length` tokens.
+    """Return the same CLIP and tokenizer for texts of up to `max_length` tokens.
 
     The added positions repeat the last trained one: what a longer text means is not learnt, but it
     is read instead of refused. Texts of the trained lengths keep their features, bit for bit.
@@ -174,7 +174,7 @@ def lengthen(clip: CLIP, tokenizer: Any, max_length: int) -> tuple[CLIP, Any]:
 
 
 def train(recipe: Pipeline, seed: int) -> tuple[CLIP, Any]:
-    """Returns the trained CLIP and its tokenizer."""
+    """Return the trained CLIP and its tokenizer."""
     start = time.monotonic()
     tokenizer = learn_tokenizer(corpus(), num_merges=recipe.num_merges, max_length=TRAINED_LENGTH)
     config = tiny_config(len(tokenizer), tokenizer.eos_token_id)
@@ -217,7 +217,7 @@ def train(recipe: Pipeline, seed: int) -> tuple[CLIP, Any]:
 
 
 def main(argv: list[str]) -> None:
-    """Trains and writes the folder unless `--evaluate`; then measures what lies in it."""
+    """Train and writes the folder unless `--evaluate`; then measures what lies in it."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     folder = Path(_FOLDER.value)

@@ -31,7 +31,7 @@ _TIME_BASE = Fraction(1, 60_000)
 
 
 def field_to_rgb(field: np.ndarray, bound: float | None = None) -> np.ndarray:
-    """Returns a motion field as colours: hue is the direction, brightness the length.
+    """Return a motion field as colours: hue is the direction, brightness the length.
 
     Args:
       field: `[H, W, 2]` (x, y) in pixels.
@@ -49,12 +49,12 @@ def field_to_rgb(field: np.ndarray, bound: float | None = None) -> np.ndarray:
 
 
 def common_bound(fields: np.ndarray) -> float:
-    """Returns the 99th percentile of the lengths in `fields [..., 2]`, at least 1 pixel."""
+    """Return the 99th percentile of the lengths in `fields [..., 2]`, at least 1 pixel."""
     return max(float(np.percentile(np.hypot(fields[..., 0], fields[..., 1]), 99)), 1.0)
 
 
 def color_wheel(size: int) -> np.ndarray:
-    """Returns the legend of `field_to_rgb`: float32 `[size, size, 4]`, clear outside the circle.
+    """Return the legend of `field_to_rgb`: float32 `[size, size, 4]`, clear outside the circle.
 
     A point's colour is that of the motion from the centre to it; the rim is the bound.
     """
@@ -65,7 +65,7 @@ def color_wheel(size: int) -> np.ndarray:
 
 
 def motion_fields(video: Clip, *, raw: bool = False) -> Iterator[np.ndarray]:
-    """Yields the field of every frame: int32 `[height, width, 2]`, (x, y) in pixels, upright.
+    """Yield the field of every frame: int32 `[height, width, 2]`, (x, y) in pixels, upright.
 
     Args:
       video: a prepared video; the size is that of its coded picture.
@@ -89,7 +89,7 @@ def motion_fields(video: Clip, *, raw: bool = False) -> Iterator[np.ndarray]:
 
 
 def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Guesses) -> None:
-    """Draws a video's kept frames, their motion as colours, and as arrows over the frames.
+    """Draw a video's kept frames, their motion as colours, and as arrows over the frames.
 
     Args:
       path: the file, for the title.
@@ -167,7 +167,7 @@ def write_annotated_video(
     guesses_at: Callable[[int], Guesses] | None,
     each_frame: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Writes a video of each frame, its motion, and what a model says, side by side.
+    """Write a video of each frame, its motion, and what a model says, side by side.
 
     H.264 where FFmpeg has its encoder, else MPEG-4; without sound. The file is whole or not there.
 

@@ -7,8 +7,8 @@ import re
 
 import pytest
 from huggingface_hub import ModelCard
-from moclip_jax.configs import testing, ucf101
 
+from moclip_jax.configs import testing, ucf101
 from moclip_jax.export.model_card import write_model_card
 from tests.input_pipeline import real_clips
 

@@ -8,10 +8,10 @@ import sys
 import threading
 
 import pytest
-from moclip_jax.input_pipeline.video.clip import VideoSpec
 
 from moclip_jax import predict
 from moclip_jax.inference import stream
+from moclip_jax.input_pipeline.video.clip import VideoSpec
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 SPEC = VideoSpec(width=64, height=48, clip_frames=1)
@@ -143,10 +143,9 @@ def test_predict_labels_a_stream(finished_run, clip, capsys):
 
 def test_a_window_gets_the_label_of_a_file_of_its_frames(finished_run, tmp_path):
     """Of the canonical form, where a file of the first window's frames has the same motion."""
+    from moclip_jax.inference.recognizer import load
     from moclip_jax.input_pipeline.video.clip import read_clip
     from moclip_jax.input_pipeline.video.stream import read_stream
-
-    from moclip_jax.inference.recognizer import load
 
     recognizer = load(finished_run)
     frames = drifting_frames(60, step=(1, 0))

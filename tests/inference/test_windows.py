@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 
 from moclip_jax.inference.windows import split_windows
+from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 SPEC = VideoSpec(width=96, height=64, clip_frames=4, gop_size=5)

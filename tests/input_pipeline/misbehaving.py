@@ -11,7 +11,6 @@ from moclip_jax.input_pipeline.video.clip import (
     VideoSpec,
     clip_from_frames,
 )
-
 from tests.input_pipeline.video_fixtures import drifting_frames
 
 SPEC = VideoSpec(width=32, height=32, gop_size=4, clip_frames=1, max_seconds=20)

@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
+
 from moclip_jax.input_pipeline.batches import (
     MotionViews,
     PreparedDataset,
@@ -16,7 +17,6 @@ from moclip_jax.input_pipeline.images import clip_image
 from moclip_jax.input_pipeline.sampling import Draws
 from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames, read_clip
 from moclip_jax.input_pipeline.views import images, test_view, training_view
-
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 SPEC = VideoSpec(width=96, height=64, clip_frames=4)

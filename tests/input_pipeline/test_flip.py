@@ -6,11 +6,11 @@ against the other.
 
 import numpy as np
 import pytest
+
 from moclip_jax.input_pipeline.motion_fields import Crop, CropResizer, scale_to_uint8, ten_crops
 from moclip_jax.input_pipeline.video.accumulate import accumulate
 from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames
 from moclip_jax.input_pipeline.video.decode import decode_frames
-
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import drifting_frames
 

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
+
 from moclip_jax.input_pipeline.images import clip_image
 from moclip_jax.input_pipeline.motion_fields import (
     Crop,
@@ -19,8 +21,6 @@ from moclip_jax.input_pipeline.sampling import Draws
 from moclip_jax.input_pipeline.video.accumulate import accumulate
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.views import MotionViews, training_crop
-from PIL import Image
-
 from tests.input_pipeline import real_clips
 
 SIZE = 64, 96

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+
 from moclip_jax.input_pipeline.batches import (
     MotionViews,
     prepare_dataset,
@@ -15,7 +16,6 @@ from moclip_jax.input_pipeline.motion_fields import byte_fields
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.motion_vectors import BlockMotion
 from moclip_jax.input_pipeline.views import test_view
-
 from moclip_jax.reporting.motion_figures import motion_fields
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video

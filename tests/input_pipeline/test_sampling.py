@@ -4,6 +4,7 @@ import collections
 
 import numpy as np
 import pytest
+
 from moclip_jax.input_pipeline import sampling
 
 

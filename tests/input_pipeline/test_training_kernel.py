@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+
 from moclip_jax.input_pipeline.datasets.records import (
     clip_from_record,
     pack_displacements,

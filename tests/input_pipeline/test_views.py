@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
+
 from moclip_jax.input_pipeline import sampling
 from moclip_jax.input_pipeline.video.clip import (
     Clip,
@@ -13,7 +14,6 @@ from moclip_jax.input_pipeline.video.clip import (
     read_clip,
 )
 from moclip_jax.input_pipeline.views import MotionViews, test_view
-
 from tests.input_pipeline.test_native_motion import to_bytes
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 

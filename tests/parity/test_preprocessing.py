@@ -4,11 +4,11 @@ import io
 
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.images import clip_image
-from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from moclip_jax.input_pipeline.images import clip_image
+from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.models.clip import normalize_images
 from tests.input_pipeline import real_clips
 from tests.parity.noise import tell

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import nnx
-from moclip_jax.configs import testing
 
+from moclip_jax.configs import testing
 from moclip_jax.inference.recognizer import load
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.fusion import FusionConfig, FusionHead

@@ -7,11 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
-from moclip_jax.configs import testing
-from moclip_jax.input_pipeline.images import clip_image
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from moclip_jax.configs import testing
+from moclip_jax.input_pipeline.images import clip_image
 from moclip_jax.models.clip import normalize_images
 from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.image_preprocessing import ImagePreprocessing, check_frame_size

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, Appearance
 
+from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, Appearance
 from moclip_jax.pretrained import TINY_CLIP, load_clip, tokenize
 from moclip_jax.pretrained.clip_vocabulary import learn_tokenizer
 from moclip_jax.pretrained.tiny_clip_data import (

@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from moclip_jax.configs import testing
 from moclip_jax.input_pipeline.batches import PreparedDataset
 from moclip_jax.input_pipeline.datasets.definition import VideoEntry
 from moclip_jax.input_pipeline.video.clip import VideoSpec
-from PIL import Image
-
 from moclip_jax.reporting import report, run_figures
 
 HOSTILE = [

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from moclip_jax.configs import testing
 
+from moclip_jax.configs import testing
 from moclip_jax.runtime.files import atomic_write, exclusive_lock, wait_for_lock
 from moclip_jax.training import pipeline
 

@@ -4,8 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
-from moclip_jax.configs import testing
 
+from moclip_jax.configs import testing
 from moclip_jax.runtime.tree_io import load_tree, save_tree
 from moclip_jax.training import pipeline
 

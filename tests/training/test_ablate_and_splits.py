@@ -4,8 +4,8 @@ import json
 import statistics
 
 import pytest
-from moclip_jax.configs import testing, ucf101
 
+from moclip_jax.configs import testing, ucf101
 from moclip_jax.training import ablate, pipeline, splits
 
 

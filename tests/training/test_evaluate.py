@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from moclip_jax.configs import ucf101
 
 from moclip_jax.config import motion_network_config
+from moclip_jax.configs import ucf101
 from moclip_jax.models.clip import CLIP, CLIPConfig
 from moclip_jax.models.flops import count_parameters
 from moclip_jax.models.fusion import FusionConfig, FusionHead

@@ -4,8 +4,8 @@ import weakref
 
 import numpy as np
 import pytest
-from moclip_jax.configs import testing
 
+from moclip_jax.configs import testing
 from moclip_jax.runtime.sharding import make_mesh
 from moclip_jax.training import features
 

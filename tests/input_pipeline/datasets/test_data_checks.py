@@ -4,10 +4,10 @@ import pathlib
 import shutil
 
 import pytest
+
 from moclip_jax.input_pipeline.datasets.data_checks import copies
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset, prepare_dataset
 from moclip_jax.input_pipeline.video.clip import VideoSpec
-
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 SPEC = VideoSpec(width=32, height=32, gop_size=4, clip_frames=1)

@@ -7,6 +7,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
+
+from moclip_jax import config
 from moclip_jax.input_pipeline.batches import PreparedDataset, prepare_dataset
 from moclip_jax.input_pipeline.datasets.definition import DatasetConfig
 from moclip_jax.input_pipeline.datasets.registry import DATASETS
@@ -15,8 +17,6 @@ from moclip_jax.input_pipeline.datasets.split_lists import read_split_lists
 from moclip_jax.input_pipeline.datasets.ucf101 import LISTS_URL, VIDEOS_URL, Ucf101
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.files import find_videos
-
-from moclip_jax import config
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 from tests.ucf101_fixture import CLASSES, GROUPS, write_ucf101
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+
 from moclip_jax.input_pipeline.batches import prepare_dataset
 from moclip_jax.input_pipeline.video.clip import VideoSpec
-
 from tests.hmdb51_fixture import CLASSES, CLIPS, file_name, write_hmdb51
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+
 from moclip_jax.input_pipeline.batches import PreparedDataset, prepare_dataset
 from moclip_jax.input_pipeline.datasets import prepared, shards
 from moclip_jax.input_pipeline.datasets.definition import (
@@ -31,7 +32,6 @@ from moclip_jax.input_pipeline.datasets.preparation import MANIFEST
 from moclip_jax.input_pipeline.datasets.registry import DATASETS
 from moclip_jax.input_pipeline.video.clip import VideoSpec
 from moclip_jax.input_pipeline.video.subprocess_pool import WorkerError
-
 from tests.input_pipeline.misbehaving import SPEC, make
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+
 from moclip_jax.input_pipeline.datasets.records import (
     encode_record,
     grid_size,
@@ -15,7 +16,6 @@ from moclip_jax.input_pipeline.datasets.records import (
     unpack_displacements,
 )
 from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames, read_clip
-
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 CANONICAL = VideoSpec(width=64, height=48, clip_frames=2, gop_size=4)

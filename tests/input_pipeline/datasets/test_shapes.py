@@ -5,6 +5,7 @@ import io
 import av
 import numpy as np
 import pytest
+
 from moclip_jax.input_pipeline.datasets import shapes
 
 SIZE = {"height": 128, "width": 128}

@@ -8,6 +8,8 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import PictureType
+from PIL import Image
+
 from moclip_jax.input_pipeline.video import clip
 from moclip_jax.input_pipeline.video.clip import (
     VideoError,
@@ -18,8 +20,6 @@ from moclip_jax.input_pipeline.video.clip import (
 )
 from moclip_jax.input_pipeline.video.decode import CheckedVideo
 from moclip_jax.input_pipeline.video.motion_vectors import paint_displacements
-from PIL import Image
-
 from tests.input_pipeline.video_fixtures import cut, drifting_frames, write_sound, write_video
 
 SPEC = VideoSpec(width=96, height=64, clip_frames=4)

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+from PIL import Image
+
 from moclip_jax.input_pipeline.datasets.definition import VideoEntry
 from moclip_jax.input_pipeline.datasets.preparation_log import PreparationLog
 from moclip_jax.input_pipeline.datasets.worker import Source, make_record
@@ -24,8 +26,6 @@ from moclip_jax.input_pipeline.video.clip import (
 from moclip_jax.input_pipeline.video.decode import check_video, frame_side_data
 from moclip_jax.input_pipeline.video.motion_vectors import accumulate_motion, read_motion_vectors
 from moclip_jax.input_pipeline.video.times import frame_times
-from PIL import Image
-
 from tests.input_pipeline.video_fixtures import drifting_frames, remux, write_video
 
 SPEC = VideoSpec(width=96, height=64, clip_frames=3)

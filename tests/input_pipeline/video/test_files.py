@@ -6,10 +6,10 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from moclip_jax.input_pipeline.video.decode import VideoError, open_video
-from moclip_jax.input_pipeline.video.files import describe_skipped, find_videos, videos_under
 from PIL import Image
 
+from moclip_jax.input_pipeline.video.decode import VideoError, open_video
+from moclip_jax.input_pipeline.video.files import describe_skipped, find_videos, videos_under
 from tests.input_pipeline.video_fixtures import drifting_frames, write_sound, write_video
 
 FRAMES = drifting_frames(6, 144, 176)

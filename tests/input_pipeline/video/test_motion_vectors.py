@@ -7,6 +7,7 @@ import pathlib
 import av
 import numpy as np
 import pytest
+
 from moclip_jax.input_pipeline.video.accumulate import accumulate
 from moclip_jax.input_pipeline.video.clip import VideoError
 from moclip_jax.input_pipeline.video.decode import decode_frames
@@ -21,7 +22,6 @@ from moclip_jax.input_pipeline.video.motion_vectors import (
     read_motion_vectors,
 )
 from moclip_jax.input_pipeline.video.orientation import frame_orientation
-
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import cut, drifting_frames, write_video
 

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+from PIL import Image
+
 from moclip_jax.input_pipeline.video import seek
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.decode import Limits, VideoError, decode_frames, picture_type
@@ -17,8 +19,6 @@ from moclip_jax.input_pipeline.video.motion_vectors import (
     frame_vectors,
 )
 from moclip_jax.input_pipeline.video.seek import UncertainOrderError, decode_needed
-from PIL import Image
-
 from tests.input_pipeline.video_fixtures import drifting_frames, remux, write_video
 
 FRAMES = 50

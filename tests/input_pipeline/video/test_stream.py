@@ -9,13 +9,13 @@ import time
 import av
 import numpy as np
 import pytest
+
 from moclip_jax.input_pipeline.video import stream
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, frame_jpeg, read_clip
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import FrameBlocks, NoVectorsError
 from moclip_jax.input_pipeline.video.stream import WindowCutter, read_stream
 from moclip_jax.input_pipeline.views import MotionViews, test_view
-
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 SPEC = VideoSpec(width=64, height=48, clip_frames=2, gop_size=7)

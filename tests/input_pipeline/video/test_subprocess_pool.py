@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
+
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.subprocess_pool import WorkerError, WorkerPool, run_isolated
-
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 

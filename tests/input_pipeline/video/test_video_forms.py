@@ -7,6 +7,8 @@ import itertools
 import av
 import numpy as np
 import pytest
+from PIL import Image
+
 from moclip_jax.input_pipeline.video import limits
 from moclip_jax.input_pipeline.video.clip import (
     VideoError,
@@ -23,8 +25,6 @@ from moclip_jax.input_pipeline.video.orientation import (
     orient_field,
     oriented_size,
 )
-from PIL import Image
-
 from tests.input_pipeline.video.test_motion_vectors import accumulate_by_definition, plain_decode
 from tests.input_pipeline.video_fixtures import drifting_frames, write_sound, write_video
 
