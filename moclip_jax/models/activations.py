@@ -11,10 +11,10 @@ def silu(x: jax.Array) -> jax.Array:
     rational function, where a sigmoid takes an exponential and a division.
 
     Args:
-        x: of a floating dtype and any shape.
+      x: of a floating dtype and any shape.
 
     Returns:
-        An array of the shape and dtype of x.
+      An array of the shape and dtype of x.
     """
     half = 0.5 * x
     return half + half * jnp.tanh(half)

@@ -17,15 +17,15 @@ def attention_implementation(
     """Return how attention is best computed.
 
     Args:
-        backend: 'cpu', 'gpu' or 'tpu', as `jax.default_backend()` says.
-        dtype: of query, key and value.
-        head_size: width of a head.
-        queries: positions that look at others.
+      backend: 'cpu', 'gpu' or 'tpu', as `jax.default_backend()` says.
+      dtype: of query, key and value.
+      head_size: width of a head.
+      queries: positions that look at others.
 
     Returns:
-        'cudnn', one fused kernel, on a GPU where that kernel takes the dtype and the heads, and
-        where there is more than one query, so that there is something to fuse; else
-        'xla', which fuses on a TPU by itself and on a CPU is within 2 % of the best by hand.
+      'cudnn', one fused kernel, on a GPU where that kernel takes the dtype and the heads, and
+      where there is more than one query, so that there is something to fuse; else
+      'xla', which fuses on a TPU by itself and on a CPU is within 2 % of the best by hand.
     """
     fits = head_size <= _CUDNN_WIDEST_HEAD and head_size % _CUDNN_STEP == 0
     fits &= jnp.dtype(dtype) in _CUDNN_DTYPES and queries > 1
@@ -36,13 +36,13 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: boo
     """Scaled dot-product attention (`jax.nn.dot_product_attention`).
 
     Args:
-        query: [N, T, heads, head size] of a floating dtype.
-        key: [N, S, heads, head size] of the same.
-        value: as `key`.
-        causal: a position sees itself and those before it.
+      query: [N, T, heads, head size] of a floating dtype.
+      key: [N, S, heads, head size] of the same.
+      value: as `key`.
+      causal: a position sees itself and those before it.
 
     Returns:
-        [N, T, heads, head size], dtype of query.
+      [N, T, heads, head size], dtype of query.
     """
     implementation = attention_implementation(
         jax.default_backend(), query.dtype, query.shape[-1], query.shape[1]

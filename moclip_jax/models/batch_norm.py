@@ -21,12 +21,12 @@ class BatchNorm(nnx.Module):
     the compiler reduces over all devices; inside `jax.shard_map`, set `batch_axes`.
 
     Attributes:
-        scale: parameter, float32 [C].
-        bias: parameter, float32 [C].
-        mean: running mean, `nnx.BatchStat`, float32 [C].
-        var: running variance, `nnx.BatchStat`, float32 [C].
-        batch_axes: inside `jax.shard_map`, the mesh axes that the batch is split over, evenly; else
-            empty.
+      scale: parameter, float32 [C].
+      bias: parameter, float32 [C].
+      mean: running mean, `nnx.BatchStat`, float32 [C].
+      var: running variance, `nnx.BatchStat`, float32 [C].
+      batch_axes: inside `jax.shard_map`, the mesh axes that the batch is split over, evenly; else
+        empty.
     """
 
     def __init__(self, num_channels: int, *, momentum: float = 0.1, eps: float = 1e-5):
@@ -44,18 +44,18 @@ class BatchNorm(nnx.Module):
         """Normalise x over all axes but the last.
 
         Args:
-            x: [..., C] of a floating dtype. The statistics are computed in float32 whatever it is.
-            train: normalise with the statistics of the batch and fold them into the running ones,
-                in place; else normalise with the running ones.
-            silu: apply `activations.silu` to the result. The gradient is taken through both at
-                once, and of everything in between only x is kept for it.
+          x: [..., C] of a floating dtype. The statistics are computed in float32 whatever it is.
+          train: normalise with the statistics of the batch and fold them into the running ones,
+            in place; else normalise with the running ones.
+          silu: apply `activations.silu` to the result. The gradient is taken through both at
+            once, and of everything in between only x is kept for it.
 
         Returns:
-            An array of the shape and dtype of x.
+          An array of the shape and dtype of x.
 
         Raises:
-            ValueError: the channels do not fit, or `train` with one value per channel, which has no
-                variance.
+          ValueError: the channels do not fit, or `train` with one value per channel, which has no
+            variance.
         """
         if x.shape[-1] != self.scale.shape[0]:
             raise ValueError(

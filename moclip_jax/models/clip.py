@@ -32,14 +32,14 @@ def normalize_images(
     """Scale images for `CLIP.encode_image`.
 
     Args:
-        images: uint8 [..., 3], RGB.
-        preprocessing: that of the CLIP, `clip.config.preprocessing`.
+      images: uint8 [..., 3], RGB.
+      preprocessing: that of the CLIP, `clip.config.preprocessing`.
 
     Returns:
-        float32 [..., 3], (x * rescale_factor - mean) / std; by default (x / 255 - mean) / std.
+      float32 [..., 3], (x * rescale_factor - mean) / std; by default (x / 255 - mean) / std.
 
     Raises:
-        ValueError: if the images are not uint8, as floats may be scaled already.
+      ValueError: if the images are not uint8, as floats may be scaled already.
     """
     if images.dtype != jnp.uint8:
         raise ValueError(f"normalize_images takes uint8 images, not {images.dtype}")
@@ -236,13 +236,13 @@ class CLIP(nnx.Module):
         """Embed images.
 
         Args:
-            images: float32 [N, image_size, image_size, 3], as `normalize_images` returns them.
+          images: float32 [N, image_size, image_size, 3], as `normalize_images` returns them.
 
         Returns:
-            float32 [N, projection_dim], not L2-normalised.
+          float32 [N, projection_dim], not L2-normalised.
 
         Raises:
-            ValueError: if the images have another size.
+          ValueError: if the images have another size.
         """
         return self.vision(images)
 
@@ -250,13 +250,13 @@ class CLIP(nnx.Module):
         """Embed texts.
 
         Args:
-            tokens: int32 [N, L], L <= max_length, as `moclip_jax.pretrained.tokenize` returns them.
+          tokens: int32 [N, L], L <= max_length, as `moclip_jax.pretrained.tokenize` returns them.
 
         Returns:
-            float32 [N, projection_dim], not L2-normalised.
+          float32 [N, projection_dim], not L2-normalised.
 
         Raises:
-            ValueError: if the texts are too long.
+          ValueError: if the texts are too long.
         """
         return self.text(tokens)
 

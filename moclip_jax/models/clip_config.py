@@ -20,12 +20,12 @@ class CLIPVisionConfig:
     """Sizes of the image tower.
 
     Attributes:
-        image_size: side of the square images, in pixels.
-        patch_size: side of a patch, in pixels; divides `image_size`.
-        hidden_size: width of the transformer.
-        num_layers: number of transformer blocks.
-        num_heads: attention heads; divides `hidden_size`.
-        mlp_size: width of the hidden layer of each block's MLP.
+      image_size: side of the square images, in pixels.
+      patch_size: side of a patch, in pixels; divides `image_size`.
+      hidden_size: width of the transformer.
+      num_layers: number of transformer blocks.
+      num_heads: attention heads; divides `hidden_size`.
+      mlp_size: width of the hidden layer of each block's MLP.
     """
 
     image_size: int
@@ -45,14 +45,14 @@ class CLIPTextConfig:
     """Sizes of the text tower.
 
     Attributes:
-        vocab_size: number of token ids.
-        max_length: longest text, in tokens, with its start and end.
-        hidden_size: width of the transformer.
-        num_layers: number of transformer blocks.
-        num_heads: attention heads; divides `hidden_size`.
-        mlp_size: width of the hidden layer of each block's MLP.
-        eos_token_id: the token whose first place in a text is pooled; `LEGACY_EOS_TOKEN_ID` pools
-            at the highest id of the text instead.
+      vocab_size: number of token ids.
+      max_length: longest text, in tokens, with its start and end.
+      hidden_size: width of the transformer.
+      num_layers: number of transformer blocks.
+      num_heads: attention heads; divides `hidden_size`.
+      mlp_size: width of the hidden layer of each block's MLP.
+      eos_token_id: the token whose first place in a text is pooled; `LEGACY_EOS_TOKEN_ID` pools
+        at the highest id of the text instead.
     """
 
     vocab_size: int
@@ -72,13 +72,13 @@ class CLIPConfig:
     """Both towers and what they share.
 
     Attributes:
-        vision: the image tower.
-        text: the text tower.
-        projection_dim: length of the embeddings.
-        activation: of the MLPs, "quick_gelu" (OpenAI's weights) or "gelu".
-        layer_norm_eps: of every LayerNorm.
-        dtype: of the computation; parameters are always float32.
-        preprocessing: how images are resized and normalised.
+      vision: the image tower.
+      text: the text tower.
+      projection_dim: length of the embeddings.
+      activation: of the MLPs, "quick_gelu" (OpenAI's weights) or "gelu".
+      layer_norm_eps: of every LayerNorm.
+      dtype: of the computation; parameters are always float32.
+      preprocessing: how images are resized and normalised.
     """
 
     vision: CLIPVisionConfig
@@ -112,13 +112,13 @@ class CLIPConfig:
         """Read the content of a Hugging Face `config.json` and `preprocessor_config.json`.
 
         Args:
-            config: of config.json. Fields that it leaves out have the defaults of transformers'
-                CLIPConfig.
-            preprocessor: of preprocessor_config.json; None where there is no such file.
-            dtype: of the computation.
+          config: of config.json. Fields that it leaves out have the defaults of transformers'
+            CLIPConfig.
+          preprocessor: of preprocessor_config.json; None where there is no such file.
+          dtype: of the computation.
 
         Raises:
-            ValueError: if it is not a CLIP, or a CLIP of a kind that is not known here.
+          ValueError: if it is not a CLIP, or a CLIP of a kind that is not known here.
         """
         if config.get("model_type") != "clip":
             raise ValueError(

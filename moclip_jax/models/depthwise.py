@@ -49,12 +49,12 @@ def depthwise_implementation(name: Implementation) -> AbstractContextManager[Non
     The choice is part of JAX's trace cache key, so a function already jitted is traced again.
 
     Args:
-        name: 'shifted' (sum of shifted slices), 'convolution' (`lax.conv_general_dilated`), or
-            'by_platform' (both, and the choice is made where the program runs: for programs that
-            are exported for several platforms).
+      name: 'shifted' (sum of shifted slices), 'convolution' (`lax.conv_general_dilated`), or
+        'by_platform' (both, and the choice is made where the program runs: for programs that
+        are exported for several platforms).
 
     Raises:
-        ValueError: the name is none of these.
+      ValueError: the name is none of these.
     """
     if name not in get_args(Implementation):
         raise ValueError(
@@ -71,12 +71,12 @@ def map_in_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, most
     split over several devices do not divide into blocks of neighbours.
 
     Args:
-        function: works on every row alone, `[n, ...] -> [n, ...]` for any n.
-        x: [N, ...].
-        most: rows of a block, at most.
+      function: works on every row alone, `[n, ...] -> [n, ...]` for any n.
+      x: [N, ...].
+      most: rows of a block, at most.
 
     Returns:
-        [N, ...], the same numbers as `function(x)` but for rounding.
+      [N, ...], the same numbers as `function(x)` but for rounding.
     """
     name = _FORCED.value
     if name is None and jax.default_backend() == "cpu" and jax.device_count() == 1:
@@ -101,15 +101,15 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Arra
     groups=channels)`, at odd sizes too; JAX's own 'SAME' padding differs from it at stride 2.
 
     Args:
-        x: [N, H, W, C] of a floating dtype.
-        kernel: [k, k, C] with k odd, of the dtype of x.
-        stride: step in both directions.
+      x: [N, H, W, C] of a floating dtype.
+      kernel: [k, k, C] with k odd, of the dtype of x.
+      stride: step in both directions.
 
     Returns:
-        [N, (H - 1) // stride + 1, (W - 1) // stride + 1, C], dtype of x.
+      [N, (H - 1) // stride + 1, (W - 1) // stride + 1, C], dtype of x.
 
     Raises:
-        ValueError: the ranks, the channels or the dtypes do not fit, or k is even.
+      ValueError: the ranks, the channels or the dtypes do not fit, or k is even.
     """
     if x.ndim != 4 or kernel.ndim != 3 or kernel.shape[2] != x.shape[3]:
         raise ValueError(

@@ -69,13 +69,13 @@ class EfficientNetConfig:
     """What an EfficientNet is made of.
 
     Attributes:
-        width_multiplier: scales every number of channels (rounded to a multiple of 8).
-        depth_multiplier: scales the number of blocks of every stage (rounded up).
-        in_channels: 3 for images, 2 for motion fields.
-        num_classes: outputs of the classifier.
-        dtype: of the computation; parameters and statistics are always float32. On a CPU bfloat16
-            is for the products of the 1 x 1 convolutions alone, nearly all of the work: the rest
-            would be converted to float32 and back, operation by operation.
+      width_multiplier: scales every number of channels (rounded to a multiple of 8).
+      depth_multiplier: scales the number of blocks of every stage (rounded up).
+      in_channels: 3 for images, 2 for motion fields.
+      num_classes: outputs of the classifier.
+      dtype: of the computation; parameters and statistics are always float32. On a CPU bfloat16
+        is for the products of the 1 x 1 convolutions alone, nearly all of the work: the rest
+        would be converted to float32 and back, operation by operation.
     """
 
     width_multiplier: float = 1.0
@@ -96,7 +96,7 @@ class EfficientNetConfig:
         """The configuration called b0, b1, b2, b3, small or tiny, with some fields replaced.
 
         Raises:
-            ValueError: there is no such name.
+          ValueError: there is no such name.
         """
         if name not in _MULTIPLIERS:
             raise ValueError(f"no EfficientNet {name!r}; the names are {', '.join(_MULTIPLIERS)}")
@@ -297,11 +297,11 @@ class EfficientNet(nnx.Module):
     """An EfficientNet image classifier.
 
     Attributes:
-        config: its `EfficientNetConfig`.
-        stem: the first convolution, and nothing else (its normalisation is `stem_norm`).
-        blocks: `nnx.List` of stages, each an `nnx.List` of `Block`.
-        head: the last 1 x 1 convolution, followed by `head_norm`.
-        classifier: `nnx.Linear` from the pooled features to the classes.
+      config: its `EfficientNetConfig`.
+      stem: the first convolution, and nothing else (its normalisation is `stem_norm`).
+      blocks: `nnx.List` of stages, each an `nnx.List` of `Block`.
+      head: the last 1 x 1 convolution, followed by `head_norm`.
+      classifier: `nnx.Linear` from the pooled features to the classes.
     """
 
     def __init__(self, config: EfficientNetConfig, *, rngs: nnx.Rngs):
@@ -328,15 +328,15 @@ class EfficientNet(nnx.Module):
         """The pooled features, before the classifier.
 
         Args:
-            x: [N, H, W, in_channels] of a floating dtype, already normalised.
-            train: normalise with the statistics of the batch and update the running ones in place.
+          x: [N, H, W, in_channels] of a floating dtype, already normalised.
+          train: normalise with the statistics of the batch and update the running ones in place.
 
         Returns:
-            float32 [N, num_features].
+          float32 [N, num_features].
 
         Raises:
-            ValueError: x is not a batch of images with `in_channels` channels, or is of an
-                integer dtype.
+          ValueError: x is not a batch of images with `in_channels` channels, or is of an
+            integer dtype.
         """
         if x.ndim != 4 or x.shape[3] != self.config.in_channels:
             raise ValueError(

@@ -26,15 +26,15 @@ def multiply_adds(fn: Callable[..., Any], *args: Any) -> int:
     counts as if it were data, and depthwise convolutions count as such on every backend.
 
     Args:
-        fn: function of arrays, jitted or not; nothing is computed.
-        *args: arrays or `jax.ShapeDtypeStruct`, or trees of them.
+      fn: function of arrays, jitted or not; nothing is computed.
+      *args: arrays or `jax.ShapeDtypeStruct`, or trees of them.
 
     Returns:
-        The count for these very shapes: for one example give a batch of one.
+      The count for these very shapes: for one example give a batch of one.
 
     Raises:
-        ValueError: the function contains a loop of unknown length, or a kernel whose work cannot be
-            seen.
+      ValueError: the function contains a loop of unknown length, or a kernel whose work cannot be
+        seen.
     """
     with depthwise_implementation("convolution"):
         return _count(jax.make_jaxpr(fn)(*args).jaxpr)

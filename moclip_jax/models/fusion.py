@@ -14,12 +14,12 @@ class FusionConfig:
     """What a fusion head is made of; the defaults are MoCLIP-Lite's, 969,829 parameters.
 
     Attributes:
-        motion_features: length of the motion feature vector; 0 makes a head on CLIP alone.
-        appearance_features: length of the CLIP image embedding.
-        hidden: width of the hidden layer; 0 makes the head linear.
-        num_classes: number of action classes.
-        dropout: probability of dropping a hidden unit in training.
-        normalize: brings each stream's features to unit length first; the published head does not.
+      motion_features: length of the motion feature vector; 0 makes a head on CLIP alone.
+      appearance_features: length of the CLIP image embedding.
+      hidden: width of the hidden layer; 0 makes the head linear.
+      num_classes: number of action classes.
+      dropout: probability of dropping a hidden unit in training.
+      normalize: brings each stream's features to unit length first; the published head does not.
     """
 
     motion_features: int = 1280
@@ -48,11 +48,11 @@ class FusionHead(nnx.Module):
     """concat(motion, appearance) -> linear -> ReLU -> dropout -> linear.
 
     Attributes:
-        config: its `FusionConfig`.
-        hidden: `nnx.Linear` from the concatenated features; None in a linear head.
-        classifier: `nnx.Linear` to the classes.
-        batch_axes: inside `jax.shard_map`, the mesh axes that the batch is split over, evenly; else
-            empty.
+      config: its `FusionConfig`.
+      hidden: `nnx.Linear` from the concatenated features; None in a linear head.
+      classifier: `nnx.Linear` to the classes.
+      batch_axes: inside `jax.shard_map`, the mesh axes that the batch is split over, evenly; else
+        empty.
     """
 
     def __init__(self, config: FusionConfig, *, rngs: nnx.Rngs):
@@ -68,16 +68,16 @@ class FusionHead(nnx.Module):
         """Classify videos from their features.
 
         Args:
-            motion: float [B, motion_features], averaged over the segments; None for a head on CLIP
-                alone.
-            appearance: float [B, appearance_features], the CLIP image embedding, not normalised.
-            rngs: with a stream `dropout`, for training; None switches dropout off.
+          motion: float [B, motion_features], averaged over the segments; None for a head on CLIP
+            alone.
+          appearance: float [B, appearance_features], the CLIP image embedding, not normalised.
+          rngs: with a stream `dropout`, for training; None switches dropout off.
 
         Returns:
-            Logits, float32 [B, num_classes].
+          Logits, float32 [B, num_classes].
 
         Raises:
-            ValueError: a feature is missing, unwanted or of another length than configured.
+          ValueError: a feature is missing, unwanted or of another length than configured.
         """
         config = self.config
         if appearance.shape[-1] != config.appearance_features:

@@ -34,11 +34,11 @@ class ImagePreprocessing:
     bilinearly.
 
     Attributes:
-        resize_size: shorter side in pixels after resizing; 0 for the side of the tower's input.
-        resample: "bilinear" or "bicubic", with antialiasing as Pillow does it.
-        rescale_factor: brings uint8 values to the range of mean and std.
-        mean: of R, G and B.
-        std: of R, G and B.
+      resize_size: shorter side in pixels after resizing; 0 for the side of the tower's input.
+      resample: "bilinear" or "bicubic", with antialiasing as Pillow does it.
+      rescale_factor: brings uint8 values to the range of mean and std.
+      mean: of R, G and B.
+      std: of R, G and B.
     """
 
     resize_size: int = 0
@@ -52,12 +52,12 @@ class ImagePreprocessing:
         """Read the content of a Hugging Face `preprocessor_config.json`.
 
         Args:
-            config: the content; None where there is no such file gives the defaults of this class.
-                Entries that it leaves out have the defaults of transformers' CLIPImageProcessor.
-            image_size: side of the image tower's input in pixels.
+          config: the content; None where there is no such file gives the defaults of this class.
+            Entries that it leaves out have the defaults of transformers' CLIPImageProcessor.
+          image_size: side of the image tower's input in pixels.
 
         Raises:
-            ValueError: if an entry is of a kind that is not supported; the message names it.
+          ValueError: if an entry is of a kind that is not supported; the message names it.
         """
         if config is None:
             return cls()
@@ -91,7 +91,7 @@ class ImagePreprocessing:
         """Return the content of a `preprocessor_config.json`.
 
         Args:
-            image_size: side of the image tower's input in pixels.
+          image_size: side of the image tower's input in pixels.
         """
         return {
             "image_processor_type": "CLIPImageProcessor",
@@ -117,12 +117,12 @@ def check_frame_size(preprocessing: ImagePreprocessing, image_size: int, frame_s
     """Check that the stored frames are large enough for CLIP.
 
     Args:
-        preprocessing: that of the CLIP.
-        image_size: side of its input in pixels.
-        frame_size: `config.video.frame_size`, the shorter side of stored frames in pixels.
+      preprocessing: that of the CLIP.
+      image_size: side of its input in pixels.
+      frame_size: `config.video.frame_size`, the shorter side of stored frames in pixels.
 
     Raises:
-        ValueError: if they would have to be enlarged.
+      ValueError: if they would have to be enlarged.
     """
     needed = preprocessing.resize_size or image_size
     if needed > frame_size:

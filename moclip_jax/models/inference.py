@@ -30,7 +30,7 @@ class FoldedNorm(nnx.Module):
         """[..., C] -> [..., C], as `BatchNorm` with its running statistics.
 
         Raises:
-            ValueError: `train`, as there are no statistics to update.
+          ValueError: `train`, as there are no statistics to update.
         """
         if train:
             raise ValueError("an inference graph has no statistics to train with")
@@ -48,9 +48,9 @@ def motion_network_for_inference(
     The BatchNorm of the input has no convolution before it and stays.
 
     Args:
-        network: a trained network; its arrays are not changed.
-        matmul_dtype: matmul dtype on a CPU; None, or another device, keeps that of the config. The
-            network's `config` keeps its own.
+      network: a trained network; its arrays are not changed.
+      matmul_dtype: matmul dtype on a CPU; None, or another device, keeps that of the config. The
+        network's `config` keeps its own.
     """
     frozen = _same_arrays(network)
     for _, owner in list(nnx.iter_modules(frozen)):
@@ -95,9 +95,9 @@ def moclip_for_inference(
     """Return the model with both networks in the forms that run fastest, without the text tower.
 
     Args:
-        model: its own arrays stay as they are.
-        clip_products: see `clip_for_inference`.
-        motion_products: see `motion_network_for_inference`.
+      model: its own arrays stay as they are.
+      clip_products: see `clip_for_inference`.
+      motion_products: see `motion_network_for_inference`.
     """
     frozen = _same_arrays(model)
     frozen.motion = motion_network_for_inference(model.motion, motion_products)
@@ -112,8 +112,8 @@ class TransposedLinear(nnx.Module):
     tokens of one image: it rearranges every kernel at every call, and this one takes less of it.
 
     Attributes:
-        kernel: [out, in] in the matmul dtype; sums are float32.
-        bias: float32 [out], or None.
+      kernel: [out, in] in the matmul dtype; sums are float32.
+      bias: float32 [out], or None.
     """
 
     def __init__(self, linear: nnx.Linear, dtype: jax.typing.DTypeLike):
@@ -158,9 +158,9 @@ def clip_for_inference(clip: CLIP, matmul_dtype: jax.typing.DTypeLike, *, device
     """Return a CLIP for images alone, without the texts' tower.
 
     Args:
-        clip: its own arrays stay as they are.
-        matmul_dtype: see `image_tower_for_inference`.
-        devices: that work on a image or a batch together; one CPU takes the tower's own form.
+      clip: its own arrays stay as they are.
+      matmul_dtype: see `image_tower_for_inference`.
+      devices: that work on a image or a batch together; one CPU takes the tower's own form.
     """
     frozen = _same_arrays(clip)
     del frozen.text
@@ -175,10 +175,10 @@ def image_tower_for_inference(
     """Return an image tower in the form that is fastest on one CPU.
 
     Args:
-        tower: its own arrays stay as they are.
-        matmul_dtype: of its linear layers: float32, or bfloat16 where the
-            processor has an instruction for it. Whatever it is, sums, and all that is not a
-            product, are float32: XLA's CPU backend computes nothing else fast.
+      tower: its own arrays stay as they are.
+      matmul_dtype: of its linear layers: float32, or bfloat16 where the
+        processor has an instruction for it. Whatever it is, sums, and all that is not a
+        product, are float32: XLA's CPU backend computes nothing else fast.
     """
     graph, state = nnx.split(tower)
     frozen_graphs = []

@@ -22,9 +22,9 @@ class MoCLIPConfig:
     """Architecture of the three parts.
 
     Attributes:
-        motion: the motion network.
-        clip: both towers of CLIP.
-        fusion: the head; its feature lengths and classes must be those of the two networks.
+      motion: the motion network.
+      clip: both towers of CLIP.
+      fusion: the head; its feature lengths and classes must be those of the two networks.
     """
 
     motion: MotionNetworkConfig
@@ -58,10 +58,10 @@ class MoCLIP(nnx.Module):
     """Classifies a video from its motion fields and a few RGB frames.
 
     Attributes:
-        config: its `MoCLIPConfig`.
-        motion: `MotionNetwork`.
-        clip: `CLIP`; the text tower is not used here and may be deleted.
-        head: `FusionHead`.
+      config: its `MoCLIPConfig`.
+      motion: `MotionNetwork`.
+      clip: `CLIP`; the text tower is not used here and may be deleted.
+      head: `FusionHead`.
     """
 
     def __init__(self, config: MoCLIPConfig, *, rngs: nnx.Rngs):
@@ -82,11 +82,11 @@ class MoCLIP(nnx.Module):
         """Classify videos.
 
         Args:
-            motion: uint8 [B, views, S, H, W, 2], motion fields (x, y); 128 is no motion.
-            images: uint8 [B, frames, H, W, 3], RGB of the size that CLIP takes.
+          motion: uint8 [B, views, S, H, W, 2], motion fields (x, y); 128 is no motion.
+          images: uint8 [B, frames, H, W, 3], RGB of the size that CLIP takes.
 
         Returns:
-            Logits, float32 [B, num_classes].
+          Logits, float32 [B, num_classes].
         """
         return fused_logits(
             self.head, self.motion_features(motion), self.appearance_features(images)
@@ -121,9 +121,9 @@ def fused_logits(head: FusionHead, motion: jax.Array, appearance: jax.Array) -> 
     """Return a head's logits float32 [B, classes].
 
     Args:
-        head: also one on CLIP alone, which leaves the motion out.
-        motion: float32 [B, views, D], from `motion_features`; averaged over the views.
-        appearance: float32 [B, D], from `appearance_features`.
+      head: also one on CLIP alone, which leaves the motion out.
+      motion: float32 [B, views, D], from `motion_features`; averaged over the views.
+      appearance: float32 [B, D], from `appearance_features`.
     """
     averaged = motion.mean(axis=1) if head.config.motion_features else None
     return head(averaged, appearance)

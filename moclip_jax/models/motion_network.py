@@ -23,7 +23,7 @@ class MotionNetworkConfig:
     """What a motion network is made of.
 
     Attributes:
-        backbone: its EfficientNet, with `in_channels=2` and one output per action class.
+      backbone: its EfficientNet, with `in_channels=2` and one output per action class.
     """
 
     backbone: EfficientNetConfig
@@ -50,9 +50,9 @@ class MotionNetwork(nnx.Module):
     """Classifies a video from the motion fields of its segments.
 
     Attributes:
-        config: its `MotionNetworkConfig`.
-        input_norm: `BatchNorm` of the two channels of the input.
-        backbone: `EfficientNet`.
+      config: its `MotionNetworkConfig`.
+      input_norm: `BatchNorm` of the two channels of the input.
+      backbone: `EfficientNet`.
     """
 
     def __init__(self, config: MotionNetworkConfig, *, rngs: nnx.Rngs):
@@ -64,16 +64,16 @@ class MotionNetwork(nnx.Module):
         """The features of every segment.
 
         Args:
-            fields: [B, S, H, W, 2] (x, y), either uint8 (0..255, 128 is no motion), scaled here to
-                x / 255 - 0.5, or floating and already scaled so.
-            train: BatchNorm uses the statistics of all B * S fields and updates its running ones in
-                place.
+          fields: [B, S, H, W, 2] (x, y), either uint8 (0..255, 128 is no motion), scaled here to
+            x / 255 - 0.5, or floating and already scaled so.
+          train: BatchNorm uses the statistics of all B * S fields and updates its running ones in
+            place.
 
         Returns:
-            float32 [B, S, num_features].
+          float32 [B, S, num_features].
 
         Raises:
-            ValueError: another shape, or an integer dtype other than uint8.
+          ValueError: another shape, or an integer dtype other than uint8.
         """
         if fields.ndim != 5 or fields.shape[4] != 2:
             raise ValueError(f"MotionNetwork needs fields [B, S, H, W, 2], got {fields.shape}")

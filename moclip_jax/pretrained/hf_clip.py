@@ -31,18 +31,18 @@ def load_clip(source: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> tu
     """Load a CLIP and its tokenizer.
 
     Args:
-        source: "tiny" or `TINY_CLIP` for the embedded one; a local folder in Hugging Face's format;
-            or a hub id such as "openai/clip-vit-large-patch14", followed by "@" and a revision
-            unless the main branch is wanted ("openai/clip-vit-base-patch32@refs/pr/15").
-        dtype: of the computation; the parameters are float32.
+      source: "tiny" or `TINY_CLIP` for the embedded one; a local folder in Hugging Face's format;
+        or a hub id such as "openai/clip-vit-large-patch14", followed by "@" and a revision
+        unless the main branch is wanted ("openai/clip-vit-base-patch32@refs/pr/15").
+      dtype: of the computation; the parameters are float32.
 
     Returns:
-        The model, and the transformers `CLIPTokenizer` that lies beside it.
+      The model, and the transformers `CLIPTokenizer` that lies beside it.
 
     Raises:
-        OSError: if there is no such folder and the hub cannot give it, or the folder lacks a file.
-        ValueError: if the weights are pickles, or damaged, or not those of a CLIP of the kind that
-            config.json describes, or the tokenizer is that of another model.
+      OSError: if there is no such folder and the hub cannot give it, or the folder lacks a file.
+      ValueError: if the weights are pickles, or damaged, or not those of a CLIP of the kind that
+        config.json describes, or the tokenizer is that of another model.
     """
     folder = _find_folder(source)
     try:
@@ -58,7 +58,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
     """Load the transformers `CLIPTokenizer` of a local folder.
 
     Raises:
-        FileNotFoundError: if neither tokenizer.json nor vocab.json and merges.txt lie there.
+      FileNotFoundError: if neither tokenizer.json nor vocab.json and merges.txt lie there.
     """
     folder = Path(folder)
     legacy = ("vocab.json", "merges.txt")
@@ -79,9 +79,9 @@ def save_clip(model: CLIP, tokenizer: Any, folder: str | os.PathLike[str]) -> No
     """Write a folder that `load_clip` and transformers' `CLIPModel.from_pretrained` read.
 
     Args:
-        model: the CLIP.
-        tokenizer: its transformers `CLIPTokenizer`.
-        folder: made if absent; files of the same names are replaced.
+      model: the CLIP.
+      tokenizer: its transformers `CLIPTokenizer`.
+      folder: made if absent; files of the same names are replaced.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,15 +103,15 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> np.ndarra
     """Turn texts into tokens, each with its start and end, padded to one length.
 
     Args:
-        tokenizer: as `load_clip` returns it.
-        texts: N texts.
-        max_length: of the model, `model.config.text.max_length`.
+      tokenizer: as `load_clip` returns it.
+      texts: N texts.
+      max_length: of the model, `model.config.text.max_length`.
 
     Returns:
-        int32 [N, max_length].
+      int32 [N, max_length].
 
     Raises:
-        ValueError: if a text is longer than the model takes; none is cut off silently.
+      ValueError: if a text is longer than the model takes; none is cut off silently.
     """
     rows = tokenizer(list(texts), padding="max_length", max_length=max_length)["input_ids"]
     for text, row in zip(texts, rows, strict=True):

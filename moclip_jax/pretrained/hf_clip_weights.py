@@ -22,14 +22,14 @@ def clip_from_hf(config: CLIPConfig, weights: Mapping[str, Any]) -> CLIP:
     """Build a CLIP from the weights of transformers' CLIPModel.
 
     Args:
-        config: sizes of the model.
-        weights: arrays by the names of its `state_dict`, of any float type.
+      config: sizes of the model.
+      weights: arrays by the names of its `state_dict`, of any float type.
 
     Returns:
-        The model with float32 parameters.
+      The model with float32 parameters.
 
     Raises:
-        ValueError: naming every weight that is missing, unknown or of another shape.
+      ValueError: naming every weight that is missing, unknown or of another shape.
     """
     graph, state = nnx.split(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
     leaves = dict(nnx.to_flat_state(state))
@@ -73,10 +73,10 @@ class _Rule:
     """One of our parameters and the weights of transformers that it is made of.
 
     Attributes:
-        path: of ours in the model's state.
-        templates: names of theirs, side by side along our last axis; "{}" is the layer.
-        num_layers: length of our first axis, or 0 where there is no axis of layers.
-        patch_size: of a weight that is a convolution there and a product here, or 0.
+      path: of ours in the model's state.
+      templates: names of theirs, side by side along our last axis; "{}" is the layer.
+      num_layers: length of our first axis, or 0 where there is no axis of layers.
+      patch_size: of a weight that is a convolution there and a product here, or 0.
     """
 
     path: tuple[str, ...]

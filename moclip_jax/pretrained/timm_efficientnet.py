@@ -68,25 +68,25 @@ def load_efficientnet(
     `num_batches_tracked` is dropped.
 
     Args:
-        source: a hub id ('timm/efficientnet_b0.ra_in1k', with or without 'hf-hub:'), a local
-            .safetensors file, a local folder with model.safetensors, or a mapping of timm names to
-            arrays.
-        in_channels: if other than the source's 3, the stem's kernel is averaged over RGB and
-            repeated, as MoCLIP-Lite does for its 2-channel motion fields.
-        num_classes: if other than the source's, the classifier starts afresh, as a
-            `torch.nn.Linear` does.
-        variant: which EfficientNet the weights are of, a name of `EfficientNetConfig.named`.
-        dtype: of the computation; parameters are float32.
-        rngs: needed only for a fresh classifier (stream `params`).
+      source: a hub id ('timm/efficientnet_b0.ra_in1k', with or without 'hf-hub:'), a local
+        .safetensors file, a local folder with model.safetensors, or a mapping of timm names to
+        arrays.
+      in_channels: if other than the source's 3, the stem's kernel is averaged over RGB and
+        repeated, as MoCLIP-Lite does for its 2-channel motion fields.
+      num_classes: if other than the source's, the classifier starts afresh, as a
+        `torch.nn.Linear` does.
+      variant: which EfficientNet the weights are of, a name of `EfficientNetConfig.named`.
+      dtype: of the computation; parameters are float32.
+      rngs: needed only for a fresh classifier (stream `params`).
 
     Returns:
-        The model.
+      The model.
 
     Raises:
-        ValueError: unused, missing or misshapen arrays (all named); another architecture; a fresh
-            classifier without `rngs`; a pickle file.
-        OSError: the file does not exist, or the hub cannot be reached (the message says what to
-            download where).
+      ValueError: unused, missing or misshapen arrays (all named); another architecture; a fresh
+        classifier without `rngs`; a pickle file.
+      OSError: the file does not exist, or the hub cannot be reached (the message says what to
+        download where).
     """
     arrays = dict(source) if isinstance(source, Mapping) else _read(source, variant)
     arrays = _without_counters(arrays)
@@ -111,11 +111,11 @@ def save_efficientnet(model: EfficientNet, path: str | Path) -> None:
     """Write a .safetensors file under timm's names, for timm and `load_efficientnet` to read.
 
     Args:
-        model: any EfficientNet.
-        path: file to write; its folder must exist.
+      model: any EfficientNet.
+      path: file to write; its folder must exist.
 
     Raises:
-        ValueError: the path does not end in .safetensors.
+      ValueError: the path does not end in .safetensors.
     """
     path = Path(path)
     if path.suffix != ".safetensors":

@@ -57,9 +57,9 @@ class Pictures:
     """Pictures and what is true of them.
 
     Attributes:
-        images: uint8 [n, IMAGE_SIZE, IMAGE_SIZE, 3].
-        shapes: int32 [n], indices into `SHAPES`.
-        looks: n colours and sizes.
+      images: uint8 [n, IMAGE_SIZE, IMAGE_SIZE, 3].
+      shapes: int32 [n], indices into `SHAPES`.
+      looks: n colours and sizes.
     """
 
     images: np.ndarray

@@ -32,15 +32,15 @@ def evaluate(
     """Measure zero-shot accuracies on held-out groups.
 
     Args:
-        clip: the model.
-        tokenizer: its own.
-        num_stills: pictures, shapes in turn.
-        num_clips: clips, classes in turn.
+      clip: the model.
+      tokenizer: its own.
+      num_stills: pictures, shapes in turn.
+      num_clips: clips, classes in turn.
 
     Returns:
-        Top-1 accuracies in 0..1 by what was measured: which of the 6 shapes, on stills, on the
-        middle and on all 4 stored frames of prepared clips, and on the middle frames of MPEG-4
-        files; and the classes "<shape> <motion>" on the middle frames, where a still can know 1/6.
+      Top-1 accuracies in 0..1 by what was measured: which of the 6 shapes, on stills, on the
+      middle and on all 4 stored frames of prepared clips, and on the middle frames of MPEG-4
+      files; and the classes "<shape> <motion>" on the middle frames, where a still can know 1/6.
     """
     shape_texts = _text_features(clip, tokenizer, SHAPES)
     class_names = [f"{shape} {motion}" for shape in SHAPES for motion in MOTIONS]

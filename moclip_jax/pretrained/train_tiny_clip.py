@@ -51,13 +51,13 @@ class Pipeline:
     """Hyperparameters of the training.
 
     Attributes:
-        num_pictures: drawn once.
-        num_steps: of the optimiser.
-        batch_size: pictures, and as many captions, in a step.
-        learning_rate: the highest, after the warm-up; falls to 0 along a cosine.
-        warmup_steps: in which the learning rate rises from 0.
-        weight_decay: of AdamW, on matrices only.
-        num_merges: of the vocabulary, at most.
+      num_pictures: drawn once.
+      num_steps: of the optimiser.
+      batch_size: pictures, and as many captions, in a step.
+      learning_rate: the highest, after the warm-up; falls to 0 along a cosine.
+      warmup_steps: in which the learning rate rises from 0.
+      weight_decay: of AdamW, on matrices only.
+      num_merges: of the vocabulary, at most.
     """
 
     num_pictures: int = 24000
@@ -120,11 +120,11 @@ def contrastive_loss(logits: jax.Array, match: jax.Array) -> jax.Array:
     few things to say, half of the other captions of a batch would be false negatives.
 
     Args:
-        logits: float32 [n, n], pictures by captions.
-        match: bool [n, n]; every row and every column has one at least.
+      logits: float32 [n, n], pictures by captions.
+      match: bool [n, n]; every row and every column has one at least.
 
     Returns:
-        float32 scalar.
+      float32 scalar.
     """
     target = match.astype(jnp.float32)
     by_picture = optax.softmax_cross_entropy(logits, target / target.sum(1, keepdims=True))
