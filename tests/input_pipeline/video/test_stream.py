@@ -14,7 +14,8 @@ from moclip_jax.input_pipeline.video import stream
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, frame_jpeg, read_clip
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import FrameBlocks, NoVectorsError
-from moclip_jax.input_pipeline.video.stream import WindowCutter, read_stream
+from moclip_jax.input_pipeline.video.stream import read_stream
+from moclip_jax.input_pipeline.video.window_cutter import WindowCutter
 from moclip_jax.input_pipeline.views import MotionViews, test_view
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
