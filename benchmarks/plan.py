@@ -147,7 +147,7 @@ class Counted:
 def measure(rounds: int) -> Measured:
     """Take what a clip costs from the benchmarks of preparation and of the pipeline."""
     whole = preparation.rows(workers=1)[-1]
-    samples = pipeline.rows(rounds)[-1]
+    samples = next(row for row in pipeline.rows(rounds) if row["stage"] == "training samples")
     return Measured(
         prepare_s=whole["processor"] / whole["frames"],
         stored_bytes=whole["record"] / whole["frames"],

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from moclip_jax.input_pipeline.video import stream
+from moclip_jax.input_pipeline.video import window_cutter
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, frame_jpeg, read_clip
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import FrameBlocks, NoVectorsError
@@ -203,7 +203,7 @@ def picture():
 @pytest.mark.parametrize(("length_s", "hop_s"), [(1.0, 0.4), (1.0, 1.0), (0.4, 3.0), (2.0, 0.1)])
 @pytest.mark.parametrize("gop", [12, 10_000])
 def test_memory_does_not_grow_with_the_stream(monkeypatch, length_s, hop_s, gop):
-    monkeypatch.setattr(stream, "_MAX_LEAD", 30)
+    monkeypatch.setattr(window_cutter, "_MAX_LEAD", 30)
     cutter = WindowCutter(SPEC, length_s, hop_s, "native")
     shown = picture()
     most, windows = 0, 0
