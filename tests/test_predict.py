@@ -56,10 +56,10 @@ def test_good_files_are_labelled_and_bad_ones_explained_in_one_call(
     assert [line for line in captured.err.splitlines() if not line.startswith("predict: ")] == []
 
 
-def crash_at_one(path, spec):
+def crash_at_one(path, spec, wanted=None):
     if "bikes" in path:
         os.kill(os.getpid(), signal.SIGSEGV)
-    return read_clip(path, spec)
+    return read_clip(path, spec, wanted)
 
 
 def test_a_file_that_crashes_its_process_costs_only_itself(

@@ -104,7 +104,7 @@ def model_card(clip: CLIP, accuracies: Mapping[str, float]) -> str:
     rows = "\n".join(f"| {name} | {accuracy:.4f} |" for name, accuracy in accuracies.items())
     return f"""# Tiny CLIP
 
-A CLIP of {parameters:,} parameters in Hugging Face's format. It knows the pictures of the embedded
+A CLIP of {parameters:,} parameters in Hugging Face's format. It knows the images of the embedded
 data set `moving_shapes` and nothing else: {", ".join(SHAPES)}, in eight colours.
 
 | | image tower | text tower |
@@ -116,8 +116,8 @@ data set `moving_shapes` and nothing else: {", ".join(SHAPES)}, in eight colours
 
 ## What it is for
 
-It is there so that zero-shot classification, the text tower and the loader run for real without a
-download, in the demo and in the tests. It is no CLIP for real pictures.
+It lets zero-shot classification, the text tower and the loader run without a download, in the demo
+and in the tests. It is not a CLIP for real images.
 
     from moclip_jax.pretrained import load_clip
     clip, tokenizer = load_clip("tiny")
@@ -126,8 +126,8 @@ download, in the demo and in the tests. It is no CLIP for real pictures.
 
 From random weights by `python -m moclip_jax.pretrained.train_tiny_clip` (about 10 minutes on two
 CPU cores), with CLIP's contrastive loss where all captions that are true of a picture count as
-matches, on captioned pictures that `moclip_jax.input_pipeline.datasets.shapes` draws, from groups
-(background and palette) that no data set uses. No picture and no text of anyone else went in.
+matches, on captioned images rendered by `input_pipeline/datasets/shapes.py`, from groups
+(background and palette) that no data set uses. No image and no text of anyone else went in.
 
 ## Accuracy
 
@@ -138,20 +138,20 @@ Zero-shot top-1 on held-out groups, as
 |---|---|
 {rows}
 
-The last row cannot be above 1/6 but by luck: a frame does not show which of 6 motions it is from.
+The last row is at chance, 1/6: a single frame does not show which of 6 motions it is from.
 Captions name motions at random, so that "star spinning" still finds the star.
 
 ## Limits
 
-- Words that its captions do not hold mean nothing to it, nor do pictures of anything else.
-- It was trained on texts of up to {TRAINED_LENGTH} tokens; longer ones are read, but what their
-  rest says was never learnt.
+- It does not know words that are not in its captions, nor images of anything else.
+- It was trained on texts of up to {TRAINED_LENGTH} tokens; longer ones are read, but their
+  rest was never trained.
 - Frames far from a clip's middle, where a shape may be large, small or at the edge, are harder
   (third row).
 
 ## Licence
 
-Apache-2.0, like the code that drew its pictures and trained it.
+Apache-2.0, like the code that rendered its images and trained it.
 """
 
 
