@@ -44,7 +44,7 @@ def test_the_code_that_the_card_gives_labels_a_video(card, finished_run):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(code.replace("clip.mp4", str(video)), {})
-    assert printed.getvalue().count("'label'") == 3
+    assert printed.getvalue().count("label=") == 3
 
 
 def test_names_are_no_markup_and_foreign_weights_are_not_called_ours(tmp_path):
