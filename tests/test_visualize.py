@@ -78,8 +78,9 @@ def test_an_annotated_video_shows_frame_motion_and_prediction(finished_run, real
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == count
     height, width = frames[0].shape[:2]
-    # 352x288 at 256 high is 312 wide; so is its motion; then 256 for the predictions.
-    assert (height, width) == (256, 2 * 312 + 256)
+    # 176x144 with a pixel aspect of 128:117 is shown as 193x144: 344 wide at 256 high; so is its
+    # motion; then 256 for the predictions.
+    assert (height, width) == (256, 2 * 344 + 256)
     panel = frames[count // 2][:, -256:].astype(int)
     gold = (abs(panel - [255, 215, 0]).sum(axis=-1) < 90).sum()
     assert gold > 20
