@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from moclip_jax.configs import testing
+from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING
 from moclip_jax.runtime.sharding import make_mesh
 from moclip_jax.training import features
 
@@ -65,6 +66,7 @@ def extract(monkeypatch, directory, num_videos, batch_size):
     class Clip:
         class config:
             vision = Vision
+            preprocessing = DEFAULT_PREPROCESSING
 
     monkeypatch.setattr(features, "make_extract_step", make_step)
     monkeypatch.setattr(
