@@ -85,7 +85,7 @@ def _plan(
         raise ValueError("a group of pictures is longer than VideoSpec.gop_size")
     end = np.zeros_like(begin) if views.accumulated else np.maximum(begin - 1, 0)
     crop = training_crop(draws, views)
-    columns = bilinear_taps(crop.side, spec.width, crop.left, crop.size)
+    columns: tuple[np.ndarray, ...] = bilinear_taps(crop.side, spec.width, crop.left, crop.size)
     if crop.flip:
         columns = tuple(part[::-1] for part in columns)
     rows = bilinear_taps(crop.side, spec.height, crop.top, crop.size)

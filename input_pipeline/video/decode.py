@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from typing import Any
 
 import av
 import av.container
@@ -95,7 +96,7 @@ def frame_side_data(frame: av.VideoFrame, name: str) -> SideData | None:
 
 def _unnamed_type(types: type[SideDataType], value: object) -> SideDataType:
     """Return a member of PyAV's enumeration for a type that it does not list."""
-    unnamed = object.__new__(types)
+    unnamed: Any = object.__new__(types)
     unnamed._name_, unnamed._value_ = f"UNNAMED_{value}", value
     return unnamed
 

@@ -62,9 +62,9 @@ def open_program(path: Path | None) -> Program | None:
 
     try:
         with open(path, "rb") as file:
-            executable, arrays = pickle.load(file)
+            (payload, in_tree, out_tree), arrays = pickle.load(file)
         compiled = serialize_executable.deserialize_and_load(
-            *executable, execution_devices=jax.local_devices()[:1]
+            payload, in_tree, out_tree, execution_devices=jax.local_devices()[:1]
         )
     except Exception:
         # Damaged, or of a JAX that was built otherwise: it is compiled and written again.

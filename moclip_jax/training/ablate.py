@@ -87,7 +87,8 @@ def run_ablations(
     data_dir = workdir / "data"
     base = variant_config(config, {}, data_dir)
     table: dict[str, dict[str, Any]] = {}
-    for name, changes in ({"base": {}} | variants).items():
+    everything: dict[str, dict[str, Any]] = {"base": {}} | variants
+    for name, changes in everything.items():
         changed = variant_config(config, changes, data_dir)
         folder = workdir / name.replace(" ", "_")
         if name != "base":
