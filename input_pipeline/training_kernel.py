@@ -8,6 +8,7 @@ turns into vector instructions.
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -65,7 +66,7 @@ def _plan(
     num_frames: np.ndarray,
     is_intra: np.ndarray,
     *numbers: np.ndarray,
-) -> tuple[np.ndarray, ...]:
+) -> tuple[Any, ...]:
     """Choose frames and crop.
 
     Returns:

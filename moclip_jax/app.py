@@ -121,7 +121,7 @@ class OnlyOwnContent:
 
 
 def make_page(
-    reader: ClipReader | None,
+    reader: ClipReader,
     recognizer: Recognizer,
     examples: Sequence[str],
     *,
