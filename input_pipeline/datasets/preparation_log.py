@@ -53,7 +53,8 @@ class PreparationLog:
         if outcome.kept == REJECTED:
             logging.warning("rejected: %s", outcome.reason)
         if outcome.warning:
-            logging.warning("%s", outcome.warning)
+            # Commands silence library logging, and this concerns the user's data.
+            say(f"warning: {outcome.warning}")
         if len(self._outcomes) == max(_SAMPLE, 2 * num_workers):
             size, seconds = _means(self._outcomes)
             all_seconds = seconds * self.num_missing / num_workers

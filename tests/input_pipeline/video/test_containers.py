@@ -257,7 +257,7 @@ def test_a_few_damaged_frames_are_counted(tmp_path, noisy, spec):
 
 
 def test_damaged_frames_are_told_in_the_manifest_and_the_log_of_a_preparation(
-    tmp_path, noisy, caplog
+    tmp_path, noisy, capsys
 ):
     """The manifest has a line of each `Outcome`."""
     damaged = damage(noisy, tmp_path / "damaged.mkv", (3, 11))
@@ -273,7 +273,7 @@ def test_damaged_frames_are_told_in_the_manifest_and_the_log_of_a_preparation(
     log = PreparationLog("prepare", folder, [[None] * 2])
     for outcome in outcomes:
         log.add(outcome, num_workers=1)
-    assert [record.getMessage() for record in caplog.records] == warnings[1:]
+    assert capsys.readouterr().out.splitlines() == [f"warning: {warnings[1]}"]
 
 
 def test_where_most_frames_are_damaged_the_video_is_rejected(tmp_path, noisy):
