@@ -38,7 +38,7 @@ def import_published(
       ValueError: the files do not fit one another, the classes, or the CLIP.
       OSError: a file or the CLIP cannot be had.
     """
-    from moclip_jax.config import check_config
+    from moclip_jax.config_checks import check_config
     from moclip_jax.export.exporter import export_model
     from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
     from moclip_jax.input_pipeline.datasets.split_lists import read_classes

@@ -15,7 +15,8 @@ from typing import Any
 from flax import nnx
 from ml_collections import ConfigDict
 
-from moclip_jax.config import STAGES, check_config, fusion_config, stages_of
+from moclip_jax.config import STAGES, fusion_config, stages_of
+from moclip_jax.config_checks import check_config
 from moclip_jax.export.exporter import export_model
 from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
 from moclip_jax.input_pipeline.datasets.definition import LIMITS_IN_DIGEST

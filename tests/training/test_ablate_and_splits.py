@@ -10,7 +10,7 @@ from moclip_jax.training import ablate, pipeline, splits
 
 
 def test_every_variant_is_a_valid_configuration_that_differs_from_the_base(tmp_path):
-    from moclip_jax.config import check_config
+    from moclip_jax.config_checks import check_config
 
     base = ablate.variant_config(testing.get_config(), {}, tmp_path)
     for name, changes in ablate.VARIANTS.items():

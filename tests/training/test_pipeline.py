@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from moclip_jax.config import STAGES, check_config, default_config
+from moclip_jax.config import STAGES, default_config
+from moclip_jax.config_checks import check_config
 from moclip_jax.configs import demo, hmdb51, testing, ucf101, video_folder
 from moclip_jax.runtime.tree_io import load_tree
 from moclip_jax.training import pipeline
