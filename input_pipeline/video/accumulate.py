@@ -100,34 +100,69 @@ def accumulated_fields(
             np.zeros(num_frames, bool),
             np.zeros(displacements.shape[:3], bool),
         )
-    needed = _needed_frames(rows, is_intra, is_bidirectional)
-    grid = _OriginGrid(height, width)
+    accumulator = Accumulator(height, width)
+    for index in np.flatnonzero(needed_frames(rows, is_intra, is_bidirectional)).tolist():
+        kind = "I" if is_intra[index] else "B" if is_bidirectional[index] else "P"
+        made = accumulator.add(index, displacements[index], future[index], kind, index in rows)
+        yield from ((rows[made_index], field) for made_index, field in made)
+    yield from ((rows[index], field) for index, field in accumulator.end())
 
-    def between(index: int, origin: np.ndarray, coming: np.ndarray | None) -> np.ndarray:
-        """Return the origins of a B-frame, from those of the references around it."""
-        cells, ahead = displacements[index], future[index]
-        held = grid.follow(origin, origin, _moves(cells) & ~ahead, cells)
-        return held if coming is None else grid.follow(held, coming, ahead, cells)
 
-    origin = grid.identity
-    waiting: list[int] = []  # B-frames wanted since the last reference.
-    for index in np.flatnonzero(needed).tolist():
-        if is_bidirectional[index]:
-            if index in rows:
-                waiting.append(index)
-            continue
-        reference = grid.identity
-        if not is_intra[index]:
-            cells = displacements[index]
-            reference = grid.follow(origin, origin, _moves(cells), cells)
-        for other in waiting:
-            yield rows[other], grid.motion(between(other, origin, reference))
-        waiting.clear()
-        origin = reference
-        if index in rows:
-            yield rows[index], grid.motion(origin)
-    for other in waiting:
-        yield rows[other], grid.motion(between(other, origin, None))
+class Accumulator:
+    """Accumulates frame by frame, so that a GOP may be of any length."""
+
+    def __init__(self, height: int, width: int):
+        """Start before the first frame of a video.
+
+        Args:
+          height: Of the picture in pixels.
+          width: Of the picture in pixels.
+        """
+        self._grid = _OriginGrid(height, width)
+        self._origin = self._grid.identity
+        # B-frames wanted since the last reference.
+        self._waiting: list[tuple[int, np.ndarray, np.ndarray]] = []
+
+    def add(
+        self, index: int, cells: np.ndarray, future: np.ndarray, kind: str, wanted: bool = True
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Take the next frame that any field depends on.
+
+        Args:
+          index: Its number.
+          cells: Its displacements, int16 `[gh, gw, 2]`.
+          future: bool `[gh, gw]`, where they point to the next reference.
+          kind: 'I', 'B', or any other for a frame that refers to the past.
+          wanted: Whether its field is asked for.
+
+        Yields:
+          Numbers and fields of wanted frames, in order, as `accumulated_fields`: B-frames as soon
+          as the reference after them is there.
+        """
+        if kind == "B":
+            if wanted:
+                self._waiting.append((index, cells, future))
+            return
+        reference = self._grid.identity
+        if kind != "I":
+            reference = self._grid.follow(self._origin, self._origin, _moves(cells), cells)
+        yield from self._bidirectional(reference)
+        self._origin = reference
+        if wanted:
+            yield index, self._grid.motion(reference)
+
+    def end(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the fields of the B-frames at the end of the video."""
+        yield from self._bidirectional(None)
+
+    def _bidirectional(self, coming: np.ndarray | None) -> Iterator[tuple[int, np.ndarray]]:
+        origin = self._origin
+        for index, cells, future in self._waiting:
+            held = self._grid.follow(origin, origin, _moves(cells) & ~future, cells)
+            if coming is not None:
+                held = self._grid.follow(held, coming, future, cells)
+            yield index, self._grid.motion(held)
+        self._waiting.clear()
 
 
 def checked_frames(frame_indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:
@@ -148,7 +183,7 @@ def _moves(cells: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(cells).view(np.int32)[..., 0] != 0
 
 
-def _needed_frames(
+def needed_frames(
     wanted: Iterable[int], is_intra: np.ndarray, is_bidirectional: np.ndarray
 ) -> np.ndarray:
     """Return bool `[n]`: the wanted frames, and all that they are accumulated along."""

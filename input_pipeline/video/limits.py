@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import time
+from collections.abc import Callable
 
 
 class VideoError(ValueError):
@@ -41,8 +42,16 @@ class Limits:
 NO_LIMITS = Limits()
 
 
+def _ignore_progress() -> None:
+    pass
+
+
+report_progress: Callable[[], None] = _ignore_progress
+"""Called after each packet and frame; a child process replaces it, so that its parent knows."""
+
+
 class Clock:
-    """Says when a file has taken too long."""
+    """Says when a file has taken too long, and tells of every step in between."""
 
     def __init__(self, path: str | os.PathLike, limits: Limits):
         self._path = path
@@ -50,7 +59,8 @@ class Clock:
         self._start = time.monotonic()
 
     def check(self) -> None:
-        """Raise a `VideoError` if the time is over."""
+        """Report progress; raise a `VideoError` if the time is over."""
+        report_progress()
         if self._seconds is not None and time.monotonic() - self._start > self._seconds:
             raise VideoError(self._path, f"takes longer than max_seconds={self._seconds:g}")
 

@@ -28,7 +28,8 @@ class VideoSpec:
       max_frames: A longer video is rejected; None for no limit.
       max_bytes: A larger file is rejected.
       max_pixels: A video of larger frames (width times height) is rejected.
-      max_seconds: A video that takes longer to prepare is rejected. Looked at between two frames.
+      max_seconds: A video that takes longer to prepare is rejected; None for no limit. Looked at
+        between two frames.
     """
 
     source: str = "reencode"
@@ -42,7 +43,7 @@ class VideoSpec:
     max_frames: int | None = 10_000
     max_bytes: int = 4 * 2**30
     max_pixels: int = 8192 * 4608
-    max_seconds: float = 600.0
+    max_seconds: float | None = 600.0
 
     def __post_init__(self):
         if self.source not in SOURCES:
@@ -63,7 +64,7 @@ class VideoSpec:
             ("max_seconds", 0.001, 1e6),
         ):
             value = getattr(self, field)
-            if field == "max_frames" and value is None:
+            if field in ("max_frames", "max_seconds") and value is None:
                 continue
             if not low <= value <= high:
                 raise ValueError(f"VideoSpec.{field} is {value}, must be from {low} to {high}")

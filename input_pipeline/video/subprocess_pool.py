@@ -1,23 +1,27 @@
-"""Run functions in child processes with a time and a memory limit: a crash costs one call.
+"""Run functions in child processes, watch their progress, limit their memory: a crash costs a call.
 
 A damaged file may crash or hang FFmpeg itself, which no `except` can catch. Workers are reused: a
-call costs two messages, and only a worker that died or was killed is started again.
+call costs a few messages, and only a worker that died or was killed is started again.
 """
 
 import contextlib
+import inspect
 import math
 import multiprocessing
 import os
 import pickle
 import queue
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from moclip_jax.input_pipeline.video.decode import VideoError
+from moclip_jax.input_pipeline.video import limits
+from moclip_jax.input_pipeline.video.limits import VideoError
 
 try:
     import resource
@@ -28,16 +32,16 @@ _T = TypeVar("_T")
 
 # Bytes that reading a video may allocate; a few 4K frames and minutes of motion need far less.
 MAX_READER_MEMORY = 4 * 2**30
-# `VideoSpec.max_seconds` is checked between two packets; a reader is killed this much later.
-GRACE_S = 5.0
+# Seconds without a packet, a frame or a result after which a reader is killed.
+STALL_S = 60.0
 # A new worker imports the function's modules before the time of a call begins to count.
 _START_TIMEOUT_S = 120.0
 # A worker ends itself this much later than the parent would: it matters only if the parent died.
 _ORPHAN_GRACE_S = 10.0
 # Linux: the process's own size, in pages.
 _PROCESS_SIZE = "/proc/self/statm"
-# What a worker sends when it has imported the function.
-_LOADED = b"loaded"
+# What a worker sends when it has imported the function, between two frames, and in the end.
+_LOADED, _PROGRESS, _ENDED = b"loaded", b"progress", b"ended"
 
 
 class WorkerError(RuntimeError):
@@ -172,8 +176,8 @@ def run_isolated(
       pool: The pool; waits until a worker is free.
       function: Must pickle, with its arguments, its result and its exceptions.
       args: Positional arguments.
-      timeout: Seconds, above 0, that the call may take. Starting a worker and importing the
-        function's module do not count.
+      timeout: Seconds, above 0, that the call may take without progress: without a packet, a frame
+        or a result. Starting a worker and importing the function's module do not count.
 
     Returns:
       What the function returned.
@@ -183,14 +187,23 @@ def run_isolated(
       Exception: Whatever the function raised.
       ValueError: `timeout` is not above 0.
     """
+    (result,) = iterate_isolated(pool, function, args, timeout)
+    return result
+
+
+def iterate_isolated(
+    pool: WorkerPool, function: Callable[..., Any], args: Sequence[Any], timeout: float
+) -> Iterator[Any]:
+    """Yield what a generator function yields in a worker of the pool, which is reserved until then.
+
+    The worker is one value ahead: it waits while a value is not taken. Arguments and errors are
+    those of `run_isolated`; another function gives its one result.
+    """
     if timeout <= 0:
         raise ValueError(f"timeout is {timeout}, must be above 0")
     message = pickle.dumps((function, tuple(args), timeout))
     with pool._worker() as worker:
-        succeeded, value = worker.call(message, timeout)
-    if not succeeded:
-        raise value
-    return value
+        yield from worker.call(message, timeout)
 
 
 class SubprocessReader:
@@ -205,7 +218,7 @@ class SubprocessReader:
 
         Args:
           num_workers: Maximum number of processes.
-          timeout_s: Seconds that a call may take.
+          timeout_s: Seconds that a call may take without progress.
         """
         self.timeout_s = timeout_s
         self._pool = WorkerPool(num_workers, max_memory=MAX_READER_MEMORY)
@@ -223,7 +236,7 @@ class SubprocessReader:
         self._pool.close()
 
     def __call__(self, function: Callable[..., _T], path: str, *arguments: Any) -> _T:
-        """Return `function(path, *arguments)`.
+        """Return `function(path, *arguments)`; of a generator function an iterator.
 
         Args:
           function: Must pickle, with its arguments and its result.
@@ -233,8 +246,15 @@ class SubprocessReader:
         Raises:
           VideoError: As the function; or its process crashed, timed out, or ran out of memory.
         """
+        values = self._values(function, path, *arguments)
+        if inspect.isgeneratorfunction(function):
+            return values  # type: ignore[return-value]
+        (result,) = values
+        return result
+
+    def _values(self, function: Callable[..., Any], path: str, *arguments: Any) -> Iterator[Any]:
         try:
-            return run_isolated(self._pool, function, (path, *arguments), self.timeout_s)
+            yield from iterate_isolated(self._pool, function, (path, *arguments), self.timeout_s)
         except WorkerError as error:
             raise VideoError(path, f"reading it {error.reason}") from error
         except MemoryError as error:
@@ -257,25 +277,36 @@ class _Worker:
         # An open copy in the parent would hide the worker's death: the pipe would never end.
         child_connection.close()
 
-    def call(self, message: bytes, timeout: float) -> tuple[bool, Any]:
-        """Return (True, result) or (False, exception)."""
+    def call(self, message: bytes, timeout: float) -> Iterator[Any]:
+        """Yield the values of a call; raise its exception."""
         self.busy, started = True, False
-        try:
-            self._connection.send_bytes(message)
-            answer = self._receive(_START_TIMEOUT_S, started)
-            if answer == _LOADED:
+        while True:
+            try:
+                if message:
+                    self._connection.send_bytes(message)
+                    message = b""
+                answer = self._receive(timeout if started else _START_TIMEOUT_S, started)
+            except (EOFError, ConnectionError) as error:
+                self.process.join(_ORPHAN_GRACE_S)
+                cause = _cause_of_death(self.process.exitcode)
+                raise WorkerError(cause, started=started) from error
+            if answer in (_LOADED, _PROGRESS):
                 started = True
-                answer = self._receive(timeout, started)
-        except (EOFError, ConnectionError) as error:
-            self.process.join(_ORPHAN_GRACE_S)
-            raise WorkerError(_cause_of_death(self.process.exitcode), started=started) from error
-        self.busy = False
-        return pickle.loads(answer)
+                continue
+            if answer == _ENDED:
+                self.busy = False
+                return
+            succeeded, value = pickle.loads(answer)
+            if not succeeded:
+                self.busy = False
+                raise value
+            yield value
 
     def _receive(self, timeout: float, started: bool) -> bytes:
         if not self._connection.poll(timeout):
-            what = "gave no result" if started else "did not start"
-            reason = f"{what} within {timeout:g} seconds"
+            reason = f"made no progress for {timeout:g} seconds"
+            if not started:
+                reason = f"did not start within {timeout:g} seconds"
             raise WorkerError(reason, timed_out=True, started=started)
         return self._connection.recv_bytes()
 
@@ -299,32 +330,63 @@ def _serve(connection: Connection, max_memory: int | None) -> None:
             message = connection.recv_bytes()
         except (EOFError, ConnectionError):
             return
+        answers = _Answers(connection)
         try:
-            function, args, timeout = pickle.loads(message)
+            function, args, answers.timeout = pickle.loads(message)
             if max_memory is not None and not limited:
                 # Counted from here, because the memory of imports is not the video's.
                 _limit_memory(max_memory)
                 limited = True
-            connection.send_bytes(_LOADED)
-            if hasattr(signal, "alarm"):
-                # SIGALRM's default action ends the process, in native code too: no orphan stays.
-                signal.alarm(math.ceil(timeout + _ORPHAN_GRACE_S))
-            outcome: tuple[bool, Any] = True, function(*args)
+            answers.send(_LOADED)
+            limits.report_progress = answers.report_progress
+            result = function(*args)
+            for value in result if inspect.isgenerator(result) else (result,):
+                answers.send(pickle.dumps((True, value)))
+            last = _ENDED
         except Exception as error:
-            outcome = False, error
-        if hasattr(signal, "alarm"):
-            signal.alarm(0)
+            last = _dump_error(error)
+        result = value = None  # Nothing is kept between two calls.
+        answers.send(last)
+        _set_alarm(0)
+
+
+class _Answers:
+    """What a worker sends of a call."""
+
+    def __init__(self, connection: Connection):
+        self._connection, self.timeout = connection, 0.0
+        self._reported = time.monotonic()
+
+    def send(self, message: bytes) -> None:
+        """Send a message; the time that the parent takes to receive it does not count."""
+        _set_alarm(0)
         try:
-            answer = pickle.dumps(outcome)
-            if not outcome[0]:
-                # Some exceptions pickle, but cannot be unpickled.
-                pickle.loads(answer)
-        except Exception:
-            answer = pickle.dumps((False, RuntimeError(f"{outcome[1]!r} cannot be sent back")))
-        try:
-            connection.send_bytes(answer)
+            self._connection.send_bytes(message)
         except ConnectionError:
-            return
+            sys.exit()  # The parent is gone.
+        self._reported = time.monotonic()
+        # SIGALRM's default action ends the process, in native code too: no orphan stays.
+        _set_alarm(math.ceil(self.timeout + _ORPHAN_GRACE_S))
+
+    def report_progress(self) -> None:
+        """Tell the parent that a call goes on, a few times within its timeout."""
+        if time.monotonic() - self._reported > min(1.0, self.timeout / 4):
+            self.send(_PROGRESS)
+
+
+def _set_alarm(seconds: int) -> None:
+    if hasattr(signal, "alarm"):
+        signal.alarm(seconds)
+
+
+def _dump_error(error: Exception) -> bytes:
+    try:
+        answer = pickle.dumps((False, error))
+        # Some exceptions pickle, but cannot be unpickled.
+        pickle.loads(answer)
+    except Exception:
+        return pickle.dumps((False, RuntimeError(f"{error!r} cannot be sent back")))
+    return answer
 
 
 def _limit_memory(max_memory: int) -> None:

@@ -11,8 +11,15 @@ import time
 import numpy as np
 import pytest
 
+from moclip_jax.input_pipeline.video import limits
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
-from moclip_jax.input_pipeline.video.subprocess_pool import WorkerError, WorkerPool, run_isolated
+from moclip_jax.input_pipeline.video.subprocess_pool import (
+    SubprocessReader,
+    WorkerError,
+    WorkerPool,
+    iterate_isolated,
+    run_isolated,
+)
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 
@@ -38,6 +45,26 @@ def hang():
 
 def allocate(size):
     return int(np.ones(size, np.uint8)[-1])
+
+
+def work(seconds):
+    """Take so long, and report progress."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        limits.report_progress()
+        time.sleep(0.01)
+    return "done"
+
+
+def count(path, number, end):
+    for value in range(number):
+        yield value
+    if end == "error":
+        raise VideoError(path, "ends here")
+    if end == "crash":
+        crash()
+    if end == "hang":
+        hang()
 
 
 class Awkward(Exception):
@@ -98,11 +125,42 @@ def test_a_worker_that_was_killed_between_two_calls_is_replaced(pool):
 
 def test_a_hang_ends_at_the_timeout(pool):
     start = time.monotonic()
-    with pytest.raises(WorkerError, match=r"no result within 0\.3 seconds") as error:
+    with pytest.raises(WorkerError, match=r"no progress for 0\.3 seconds") as error:
         run_isolated(pool, hang, [], 0.3)
     assert error.value.timed_out
     assert time.monotonic() - start < 60
     assert run_isolated(pool, double, [1], 30) == 2
+
+
+def test_the_timeout_is_one_of_progress_not_of_the_whole_call(pool):
+    assert run_isolated(pool, work, [2.0], 0.5) == "done"
+
+
+def test_values_of_a_generator_come_one_by_one_however_slowly_they_are_taken(pool):
+    process = run_isolated(pool, own_process, [], 30)
+    values = iterate_isolated(pool, count, ["a.mp4", 3, ""], 0.5)
+    taken = [next(values)]
+    time.sleep(1.0)  # The worker waits meanwhile, and that is no lack of progress.
+    taken.extend(values)
+    assert taken == [0, 1, 2]
+    assert run_isolated(pool, own_process, [], 30) == process
+    # A worker whose values nobody wants any more is not used again.
+    values = iterate_isolated(pool, count, ["a.mp4", 3, ""], 30)
+    next(values)
+    values.close()
+    assert run_isolated(pool, own_process, [], 30) != process
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [("error", "ends here"), ("crash", r"reading it crashed \(signal 11"),
+     ("hang", "reading it made no progress for 0.5 seconds")],
+)  # fmt: skip
+def test_a_reader_gives_the_values_before_the_error(end, message):
+    taken = []
+    with SubprocessReader(1, 0.5) as read, pytest.raises(VideoError, match=rf"a\.mp4: {message}"):
+        taken.extend(read(count, "a.mp4", 2, end))
+    assert taken == [0, 1]
 
 
 def test_a_timeout_must_be_above_0(pool):
