@@ -27,7 +27,7 @@ from moclip_jax.input_pipeline.video.motion_vectors import (
     NoVectorsError,
 )
 from moclip_jax.input_pipeline.video.orientation import Uprighter, shown_aspect
-from moclip_jax.input_pipeline.video.reencode import CanonicalEncoder, CanonicalStream
+from moclip_jax.input_pipeline.video.reencode import CanonicalStream, reencode, upright_picture
 from moclip_jax.input_pipeline.video.rgb_frames import FrameKeeper, frame_jpeg, frame_positions
 from moclip_jax.input_pipeline.video.seek import UncertainOrderError, decode_needed
 from moclip_jax.input_pipeline.video.spec import VideoSpec
@@ -44,7 +44,7 @@ __all__ = [
     "reencode",
 ]
 
-# Of a video's motion in memory; a record on disk can hold no more than twice that.
+# Of a motion that is read whole, for training: a record on disk can hold no more than twice that.
 _LARGEST_MOTION = 2**30
 # Share of a file's frames up to which those that its RGB frames need are decoded apart: a pass over
 # all frames that gives vectors alone saves more than that, against one that computes all pictures.
@@ -121,6 +121,18 @@ class Clip:
             return ""
         return f"{self.num_corrupt} of its {self.num_frames} frames are damaged"
 
+    @property
+    def outline(self) -> "Clip":
+        """The video without its motion and RGB frames: types and times of the frames."""
+        return dataclasses.replace(
+            self,
+            displacements=self.displacements[:0],
+            future=self.future[:0],
+            kept=np.zeros(0, np.int64),
+            frames=[],
+            frame_indices=self.frame_indices[:0],
+        )
+
     def with_frames(self, chosen: np.ndarray) -> "Clip":
         """Return the video with some of its RGB frames: bool `[k]`."""
         return dataclasses.replace(
@@ -164,28 +176,6 @@ class Clip:
     def group_starts(self) -> np.ndarray:
         """Return int `[groups]`: frame 0 and the I-frames, where motion begins anew."""
         return np.unique(np.append(0, np.flatnonzero(self.is_intra)))
-
-
-def reencode(path: str | os.PathLike, spec: VideoSpec) -> Iterator[bytes]:
-    """Re-encode a video file to the canonical MPEG-4 Part 2 stream.
-
-    `read_clip` is the way to use it; this is for looking at the stream itself.
-
-    Args:
-      path: A local video file.
-      spec: The canonical form.
-
-    Yields:
-      One packet a frame. Joined, they are a raw MPEG-4 stream, FFmpeg's format 'm4v'.
-
-    Raises:
-      VideoError: The file is absent, empty, not a video, cut or damaged.
-    """
-    upright = Uprighter()
-    encoder = CanonicalEncoder(spec)
-    for frame in decode_frames(path, limits=spec.limits):
-        yield from map(bytes, encoder.encode(_upright(path, upright, frame)))
-    yield from map(bytes, encoder.end())
 
 
 def read_clip(
@@ -239,7 +229,7 @@ def _read(
         chosen = None
         if wanted is not None:
             chosen = {max(0, frame - before) for frame in wanted(num_frames) for before in (0, 1)}
-        reading = _Reading(path, spec, checked, num_frames, BlockMotionReader(path, chosen))
+        reading = _Reading(path, spec, checked, num_frames, chosen)
         if source == "reencode":
             _reencode(reading.frames(), reading)
         else:
@@ -281,7 +271,7 @@ def clip_from_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> Clip:
         av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames
     )
     name, checked = "generated frames", CheckedVideo(len(frames), float(fps))
-    reading = _Reading(name, spec, checked, len(frames), BlockMotionReader(name))
+    reading = _Reading(name, spec, checked, len(frames))
     _reencode(images, reading)
     return _clip("reencode", reading.motion.result(), reading)
 
@@ -303,10 +293,10 @@ class _Reading:
         spec: VideoSpec,
         checked: CheckedVideo,
         num_frames: int,
-        motion: BlockMotionReader,
+        wanted: Iterable[int] | None = None,
     ):
-        self.path, self.spec, self.checked = path, spec, checked
-        self.motion, self.rgb = motion, FrameKeeper(num_frames, spec)
+        self.path, self.spec, self.checked, self.wanted = path, spec, checked, wanted
+        self.motion, self.rgb = BlockMotionReader(path, wanted), FrameKeeper(num_frames, spec)
         self.stamps = array.array("d")
         self.time_base: Fraction | None = None
         self.num_corrupt = 0
@@ -322,7 +312,17 @@ class _Reading:
 
     def upright(self, frame: av.VideoFrame) -> av.VideoFrame:
         """Turn a frame as it is shown."""
-        return _upright(self.path, self._upright, frame)
+        return upright_picture(self.path, self._upright, frame)
+
+    def add_motion(self, frame: av.VideoFrame) -> None:
+        """Gather the motion of the next frame."""
+        self.motion.add(frame)
+        if self.wanted is None and self.motion.num_bytes > _LARGEST_MOTION:
+            raise VideoError(
+                self.path,
+                f"the motion of its first {self.motion.num_frames} frames takes more than "
+                f"{_LARGEST_MOTION} bytes, too much for training; cut it",
+            )
 
     def keep_rgb(self, index: int, frame: av.VideoFrame) -> None:
         """Store a decoded frame if it is one of the RGB frames that are wanted."""
@@ -353,13 +353,7 @@ def _read_native(reading: _Reading, may_seek: bool) -> None:
     if may_seek and _seek_rgb_frames(reading):
         options = VECTORS_ONLY
     for index, frame in enumerate(reading.frames(options)):
-        reading.motion.add(frame)
-        if reading.motion.num_bytes > _LARGEST_MOTION:
-            raise VideoError(
-                reading.path,
-                f"its own motion takes more than {_LARGEST_MOTION} bytes from frame {index} on; "
-                "cut it, or use the canonical form (VideoSpec.source='reencode')",
-            )
+        reading.add_motion(frame)
         reading.keep_rgb(index, frame)
 
 
@@ -382,20 +376,6 @@ def _reencode(frames: Iterable[av.VideoFrame], reading: _Reading) -> None:
     for index, frame in enumerate(frames):
         reading.keep_rgb(index, frame)
         for encoded in canonical.add(reading.upright(frame)):
-            reading.motion.add(encoded)
-        if reading.motion.num_bytes > _LARGEST_MOTION:
-            raise VideoError(
-                reading.path,
-                f"its motion takes more than {_LARGEST_MOTION} bytes from frame {index} on; cut it",
-            )
+            reading.add_motion(encoded)
     for encoded in canonical.end():
-        reading.motion.add(encoded)
-
-
-def _upright(path: str | os.PathLike, upright: Uprighter, frame: av.VideoFrame) -> av.VideoFrame:
-    try:
-        return upright(frame)
-    except ValueError as error:
-        if isinstance(error, av.FFmpegError):
-            raise
-        raise VideoError(path, str(error)) from error
+        reading.add_motion(encoded)

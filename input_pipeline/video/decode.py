@@ -24,7 +24,9 @@ from moclip_jax.input_pipeline.video.limits import (
     Clock,
     Limits,
     VideoError,
+    check_corrupt,
     check_count,
+    check_encrypted,
     check_size,
     decoder_limits,
 )
@@ -270,8 +272,7 @@ def demux(
             number += 1
             if packet.is_corrupt:
                 raise VideoError(path, f"cut or damaged at packet {number} of the video stream")
-            if packet.has_sidedata("encryption_info"):
-                raise VideoError(path, f"encrypted from packet {number} of the video stream on")
+            check_encrypted(path, packet, number)
             yield packet
     except VideoError:
         raise
@@ -314,10 +315,7 @@ def decode_frames(
             yield frame
         if not frames:
             raise VideoError(path, "no frame could be decoded")
-        if 2 * corrupt > frames:
-            raise VideoError(
-                path, f"damaged or encrypted: {corrupt} of {frames} frames are corrupt"
-            )
+        check_corrupt(path, corrupt, frames)
 
 
 def decode_packets(

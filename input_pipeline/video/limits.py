@@ -5,6 +5,8 @@ import os
 import time
 from collections.abc import Callable
 
+import av
+
 
 class VideoError(ValueError):
     """A video file that cannot be used; the message names the file and the reason."""
@@ -91,4 +93,18 @@ def check_size(path: str | os.PathLike, width: int, height: int, limits: Limits)
     if limits.max_pixels is not None and width * height > limits.max_pixels:
         raise VideoError(
             path, f"its picture of {width}x{height} has more than max_pixels={limits.max_pixels}"
+        )
+
+
+def check_encrypted(path: str | os.PathLike, packet: av.Packet, number: int) -> None:
+    """Raise a `VideoError` if a packet, the `number`th of its stream, is encrypted."""
+    if packet.has_sidedata("encryption_info"):
+        raise VideoError(path, f"encrypted from packet {number} of the video stream on")
+
+
+def check_corrupt(path: str | os.PathLike, num_corrupt: int, num_frames: int) -> None:
+    """Raise a `VideoError` if more than half of the frames are damaged."""
+    if 2 * num_corrupt > num_frames:
+        raise VideoError(
+            path, f"damaged or encrypted: {num_corrupt} of {num_frames} frames are corrupt"
         )

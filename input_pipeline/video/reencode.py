@@ -1,6 +1,7 @@
 """The canonical form: pictures encoded anew by FFmpeg's MPEG-4 encoder, and the vectors of that."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import av
@@ -8,7 +9,10 @@ from av.codec.context import Flags
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from moclip_jax.input_pipeline.video.decode import decode_frames
+from moclip_jax.input_pipeline.video.limits import VideoError
 from moclip_jax.input_pipeline.video.motion_vectors import VECTORS_ONLY
+from moclip_jax.input_pipeline.video.orientation import Uprighter
 from moclip_jax.input_pipeline.video.spec import VideoSpec
 
 _QSCALE_TO_LAMBDA = 118  # FF_QP2LAMBDA, the unit of FFmpeg's `global_quality`.
@@ -82,3 +86,37 @@ class CanonicalEncoder:
     def end(self) -> list[av.Packet]:
         """Return the last packets."""
         return self._encoder.encode(None)
+
+
+def reencode(path: str | os.PathLike, spec: VideoSpec) -> Iterator[bytes]:
+    """Re-encode a video file to the canonical MPEG-4 Part 2 stream.
+
+    `clip.read_clip` is the way to use it; this is for looking at the stream itself.
+
+    Args:
+      path: A local video file.
+      spec: The canonical form.
+
+    Yields:
+      One packet a frame. Joined, they are a raw MPEG-4 stream, FFmpeg's format 'm4v'.
+
+    Raises:
+      VideoError: The file is absent, empty, not a video, cut or damaged.
+    """
+    upright = Uprighter()
+    encoder = CanonicalEncoder(spec)
+    for frame in decode_frames(path, limits=spec.limits):
+        yield from map(bytes, encoder.encode(upright_picture(path, upright, frame)))
+    yield from map(bytes, encoder.end())
+
+
+def upright_picture(
+    path: str | os.PathLike, upright: Uprighter, frame: av.VideoFrame
+) -> av.VideoFrame:
+    """Turn a file's frame as it is shown; a `VideoError` says why that cannot be."""
+    try:
+        return upright(frame)
+    except ValueError as error:
+        if isinstance(error, av.FFmpegError):
+            raise
+        raise VideoError(path, str(error)) from error

@@ -14,15 +14,18 @@ from fractions import Fraction
 import av
 
 from moclip_jax.input_pipeline.video.clip import VideoSpec
-from moclip_jax.input_pipeline.video.decode import VideoError, pixel_aspect, short_reason
+from moclip_jax.input_pipeline.video.coded_frames import CodedFrame, FrameCoder
+from moclip_jax.input_pipeline.video.decode import (
+    pixel_aspect,
+    short_reason,
+)
+from moclip_jax.input_pipeline.video.limits import VideoError, check_corrupt, check_encrypted
 from moclip_jax.input_pipeline.video.motion_vectors import (
     CODECS_WITH_VECTORS,
     EXPORT_VECTORS,
     NoVectorsError,
-    frame_blocks,
 )
-from moclip_jax.input_pipeline.video.orientation import Uprighter, shown_aspect
-from moclip_jax.input_pipeline.video.reencode import CanonicalStream
+from moclip_jax.input_pipeline.video.orientation import shown_aspect
 from moclip_jax.input_pipeline.video.times import lacks_presentation_times
 from moclip_jax.input_pipeline.video.window_cutter import MIN_STEP_S, Window, WindowCutter
 
@@ -72,14 +75,15 @@ def read_stream(
         aspect = pixel_aspect(address, stream)
         recording: _Recording | None = None
         clock = _FrameClock(stream, lacks_presentation_times(container, stream))
+        damage = _Damage(address)
         try:
-            for frame in _frames(address, container, stream, clock):
+            for frame in _frames(address, container, stream, clock, damage):
                 time, continuous = clock.time(frame)
                 if recording is None or not continuous or not recording.continues(frame):
                     if recording is not None:
-                        yield from recording.end()
+                        yield from damage.checked(recording.end())
                     recording = _Recording(spec, length_s, hop_s, native, aspect)
-                yield from recording.add(time, frame, clock.duration(frame))
+                yield from damage.checked(recording.add(time, frame, clock.duration(frame)))
         except av.FFmpegError as error:
             raise VideoError(address, f"broke off ({short_reason(error)})") from error
         except ValueError as error:
@@ -88,7 +92,26 @@ def read_stream(
             raise VideoError(address, str(error)) from error
         if recording is None:
             raise VideoError(address, "ended without a frame")
-        yield from recording.end()
+        yield from damage.checked(recording.end())
+
+
+class _Damage:
+    """Counts what is damaged, and ends a stream of which that is the most, as it would a file."""
+
+    def __init__(self, address: str):
+        self._address = address
+        self._corrupt = self._frames = 0
+
+    def count(self, corrupt: bool) -> None:
+        """Take a frame, or a packet that gave none."""
+        self._frames += 1
+        self._corrupt += corrupt
+
+    def checked(self, windows: Iterator[Window]) -> Iterator[Window]:
+        """Pass windows on as long as no more than half of all frames are damaged."""
+        for window in windows:
+            check_corrupt(self._address, self._corrupt, self._frames)
+            yield window
 
 
 def _frames(
@@ -96,9 +119,10 @@ def _frames(
     container: av.container.InputContainer,
     stream: av.VideoStream,
     clock: "_FrameClock",
+    damage: _Damage,
 ) -> Iterator[av.VideoFrame]:
     """Decode to the end; a few packets that cannot be decoded are skipped."""
-    damaged = 0
+    damaged = number = 0
     packets = container.demux(stream)
     while True:
         try:
@@ -111,8 +135,12 @@ def _frames(
                 raise
             packet = None
         if packet is None or not packet.size:
-            yield from stream.codec_context.decode(None)
+            for frame in stream.codec_context.decode(None):
+                damage.count(frame.is_corrupt)
+                yield frame
             return
+        number += 1
+        check_encrypted(address, packet, number)
         try:
             frames = stream.codec_context.decode(packet)
             damaged = 0
@@ -120,10 +148,13 @@ def _frames(
         except av.FFmpegError:
             # Streams lose packets; decoding resumes with the next intact one.
             damaged += 1
+            damage.count(True)
             if damaged > _MAX_DAMAGED_PACKETS:
                 raise
             continue
-        yield from frames
+        for frame in frames:
+            damage.count(frame.is_corrupt)
+            yield frame
 
 
 class _Recording:
@@ -134,31 +165,28 @@ class _Recording:
     ):
         source = "native" if native else "reencode"
         self._cutter = WindowCutter(spec, length_s, hop_s, source)
-        self._upright, self._aspect = Uprighter(), aspect
-        self._canonical = None if native else CanonicalStream(spec)
+        self._coder, self._native, self._aspect = FrameCoder(spec, source), native, aspect
         self._size: tuple[int, int] | None = None
-        self._waiting: collections.deque[float] = collections.deque()
+        # When frames are shown and how long, until their motion is there.
+        self._times: collections.deque[tuple[float, float]] = collections.deque()
 
     def continues(self, frame: av.VideoFrame) -> bool:
         """Return whether a frame can follow: another size cannot, in the stream's own motion."""
-        return self._canonical is not None or self._size in (None, (frame.height, frame.width))
+        return not self._native or self._size in (None, (frame.height, frame.width))
 
     def add(self, time: float, frame: av.VideoFrame, duration: float) -> Iterator[Window]:
         self._size = frame.height, frame.width
-        picture = self._upright(frame)
-        aspect = shown_aspect(frame, self._aspect)
-        self._cutter.add_picture(time, picture, duration, aspect)
-        if self._canonical is None:
-            yield from self._cutter.add_motion(time, frame_blocks(frame))
-            return
-        self._waiting.append(time)
-        for encoded in self._canonical.add(picture):
-            yield from self._cutter.add_motion(self._waiting.popleft(), frame_blocks(encoded))
+        self._times.append((time, duration))
+        yield from self._cut(self._coder.add(frame))
+
+    def _cut(self, frames: Iterator[CodedFrame]) -> Iterator[Window]:
+        for coded in frames:
+            yield from self._cutter.add(
+                coded, *self._times.popleft(), shown_aspect(coded.frame, self._aspect)
+            )
 
     def end(self) -> Iterator[Window]:
-        if self._canonical is not None:
-            for encoded in self._canonical.end():
-                yield from self._cutter.add_motion(self._waiting.popleft(), frame_blocks(encoded))
+        yield from self._cut(self._coder.end())
         yield from self._cutter.end()
 
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from moclip_jax.input_pipeline.video.block_motion import FrameBlocks, join_blocks
 from moclip_jax.input_pipeline.video.clip import Clip, VideoSpec, frame_jpeg
+from moclip_jax.input_pipeline.video.coded_frames import CodedFrame
 
 # A stream without I-frames (some refresh their frames bit by bit) must not fill the memory.
-_MAX_LEAD = 600
+MAX_LEAD = 600
 # Frames whose time stamps do not rise follow one another at this distance.
 MIN_STEP_S = 1e-3
 # Times are compared to the microsecond: a frame at 1.2 s belongs to a window from 3 * 0.4 s on.
@@ -59,36 +60,46 @@ class WindowCutter:
         self._wanted = np.unique(np.append(parts, 0.5)) * length_s
         self._first: float | None = None
         self._next = 0  # Number of the next window.
-        # Time and motion of each frame since the I-frame before that window.
+        # Time, motion and damage of each frame since the I-frame before that window.
         self._times: collections.deque[float] = collections.deque()
         self._blocks: collections.deque[FrameBlocks] = collections.deque()
+        self._corrupt: collections.deque[bool] = collections.deque()
         # The newest frame, its JPEG once that was encoded, and the end of the frame.
         self._shown: tuple[float, av.VideoFrame, Fraction] | None = None
         self._jpeg: bytes | None = None
         self._shown_until = 0.0
         self._jpegs: dict[int, list[tuple[float, bytes]]] = {}
 
-    def add_picture(
+    def add(
         self,
+        coded: CodedFrame,
         time_s: float,
-        picture: av.VideoFrame,
         duration_s: float = 0.0,
         pixel_aspect: Fraction = Fraction(1),
-    ) -> None:
-        """Take a frame's RGB, before its motion.
+    ) -> Iterator[Window]:
+        """Take the next frame; yield the windows that are complete with it.
 
         Args:
+          coded: The frame and its motion.
           time_s: Its time stamp in seconds; rises from frame to frame.
-          picture: The frame, upright.
           duration_s: Seconds that it is shown, if no other frame follows.
-          pixel_aspect: Width of its pixels over their height.
+          pixel_aspect: Width of its upright pixels over their height.
         """
         if self._first is None:
             self._first = time_s
         time = rounded(time_s - self._first)
         self._keep_wanted(time)
-        self._shown, self._jpeg = (time, picture, pixel_aspect), None
+        self._shown, self._jpeg = (time, coded.picture, pixel_aspect), None
         self._shown_until = rounded(time + duration_s)
+        self._times.append(time)
+        self._blocks.append(coded.blocks)
+        self._corrupt.append(bool(coded.frame.is_corrupt))
+        if coded.blocks.picture_type == "I":
+            self._forget()
+        if coded.blocks.picture_type == "B":
+            return  # Whatever it is the end of also needs the next reference.
+        while self._end(self._next) <= time:
+            yield from self._cut(self._end(self._next))
 
     def _keep_wanted(self, until: float) -> None:
         """Keep the newest frame for the windows that want it, given when the next one is shown."""
@@ -108,24 +119,6 @@ class WindowCutter:
         if self._jpeg is None:
             self._jpeg = frame_jpeg(self._shown[1], self._spec, pixel_aspect=self._shown[2])
         self._jpegs.setdefault(number, []).append((self._shown[0], self._jpeg))
-
-    def add_motion(self, time_s: float, blocks: FrameBlocks) -> Iterator[Window]:
-        """Take the motion of the next frame; yield the windows that are complete with it.
-
-        Args:
-          time_s: The frame's time stamp, as given with its picture.
-          blocks: Its motion.
-        """
-        assert self._first is not None
-        time = rounded(time_s - self._first)
-        self._times.append(time)
-        self._blocks.append(blocks)
-        if blocks.picture_type == "I":
-            self._forget()
-        if blocks.picture_type == "B":
-            return  # Whatever it is the end of also needs the next reference.
-        while self._end(self._next) <= time:
-            yield from self._cut(self._end(self._next))
 
     def end(self) -> Iterator[Window]:
         """Yield the last windows, so that every frame was in one (but for gaps between windows).
@@ -172,6 +165,7 @@ class WindowCutter:
                 times=np.array(times[lead:stop]) - times[lead],
                 source=self._source,
                 lead=lead,
+                num_corrupt=sum(list(self._corrupt)[lead:stop]),
             )
             yield Window(start, end, video)
         self._forget()
@@ -181,10 +175,11 @@ class WindowCutter:
         kinds = [blocks.picture_type for blocks in self._blocks]
         needed = bisect.bisect_right(list(self._times), rounded(self._next * self._hop))
         begin = max((i for i in range(min(needed, len(kinds))) if kinds[i] == "I"), default=0)
-        begin = max(begin, needed - _MAX_LEAD)
+        begin = max(begin, needed - MAX_LEAD)
         for _ in range(begin):
             self._times.popleft()
             self._blocks.popleft()
+            self._corrupt.popleft()
 
 
 def rounded(seconds: float) -> float:

@@ -12,6 +12,7 @@ import pytest
 
 from moclip_jax.input_pipeline.video import window_cutter
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, frame_jpeg, read_clip
+from moclip_jax.input_pipeline.video.coded_frames import CodedFrame
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import FrameBlocks, NoVectorsError
 from moclip_jax.input_pipeline.video.stream import read_stream
@@ -203,14 +204,13 @@ def picture():
 @pytest.mark.parametrize(("length_s", "hop_s"), [(1.0, 0.4), (1.0, 1.0), (0.4, 3.0), (2.0, 0.1)])
 @pytest.mark.parametrize("gop", [12, 10_000])
 def test_memory_does_not_grow_with_the_stream(monkeypatch, length_s, hop_s, gop):
-    monkeypatch.setattr(window_cutter, "_MAX_LEAD", 30)
+    monkeypatch.setattr(window_cutter, "MAX_LEAD", 30)
     cutter = WindowCutter(SPEC, length_s, hop_s, "native")
     shown = picture()
     most, windows = 0, 0
     for index in range(1500):
-        cutter.add_picture(index / RATE, shown)
         kind = "I" if index % gop == 0 else "P"
-        windows += len(list(cutter.add_motion(index / RATE, blocks(kind))))
+        windows += len(list(cutter.add(CodedFrame(shown, shown, blocks(kind)), index / RATE)))
         most = max(most, len(cutter._times), len(cutter._blocks))
     assert windows == pytest.approx((1500 / RATE - length_s) / hop_s, abs=2)
     assert most <= RATE * (length_s + hop_s) + 30 + 12

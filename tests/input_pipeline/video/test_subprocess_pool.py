@@ -57,8 +57,7 @@ def work(seconds):
 
 
 def count(path, number, end):
-    for value in range(number):
-        yield value
+    yield from range(number)
     if end == "error":
         raise VideoError(path, "ends here")
     if end == "crash":
