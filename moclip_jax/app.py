@@ -23,7 +23,7 @@ from typing import Any
 import av
 from PIL import Image
 
-from moclip_jax.inference.clip_reader import ClipReader, predict_with_windows
+from moclip_jax.inference.clip_reader import ClipReader
 from moclip_jax.inference.recognizer import Recognizer, load
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip
 from moclip_jax.input_pipeline.video.clip import VideoError
@@ -145,13 +145,15 @@ def make_page(
                 raise ValueError("Drop a video first, or choose an example.")
             words = parse_words(text or "")
             clip = reader.read(path)
+            prediction = reader.predict(path, clip, words)
         except VideoError as error:
             # The visitor knows the file by its own name, not by where it is kept here.
             reason = str(error).replace(str(path), Path(str(path)).name)
             raise gradio.Error(reason, duration=None) from error
         except ValueError as error:
             raise gradio.Error(str(error), duration=None) from error
-        prediction = predict_with_windows(recognizer, clip, words)
+        if prediction.warning:
+            gradio.Warning(prediction.warning, duration=None)
         return (
             {score.label: score.probability for score in prediction.scores[:MOST_LABELS]},
             motion_picture(clip),
@@ -273,16 +275,14 @@ def serve(arguments: argparse.Namespace) -> None:
         recognizer = load(arguments.workdir)
         drawn = folder / "examples"
         drawn.mkdir()
-        reader = ClipReader(
-            recognizer.video, max_seconds=arguments.max_seconds, timeout_s=arguments.timeout
-        )
+        reader = ClipReader(recognizer, timeout_s=arguments.timeout)
         opened.callback(reader.close)
         page = make_page(
             reader,
             recognizer,
             example_videos(recognizer.class_names, arguments.examples, drawn),
-            limits=f"Videos of at most {arguments.max_megabytes:g} MB and "
-            f"{arguments.max_seconds:g} s; deleted after {arguments.keep_minutes:g} minutes.",
+            limits=f"Videos of at most {arguments.max_megabytes:g} MB; deleted after "
+            f"{arguments.keep_minutes:g} minutes.",
             kept_s=60 * arguments.keep_minutes,
         )
         app = make_server_app(page, arguments.host, arguments.max_megabytes)
@@ -309,8 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--examples", default="", metavar="DIR", help="videos to choose from")
     limits = {
         "max_megabytes": (100.0, "of a video (100)"),
-        "max_seconds": (60.0, "of a video (60)"),
-        "timeout": (60.0, "seconds that reading a video may take (60)"),
+        "timeout": (60.0, "seconds without progress until a video is given up (60)"),
         "keep_minutes": (10.0, "before an upload is deleted (10)"),
     }
     for name, (default, text) in limits.items():

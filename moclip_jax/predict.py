@@ -14,7 +14,9 @@ from moclip_jax.runtime.text_io import csv_row, file_names, json_line, printable
 if TYPE_CHECKING:
     from moclip_jax.inference.recognizer import Prediction
 
-CSV_FIELDS = ("video", "start", "end", "rank", "label", "probability", "trained_as", "error")
+CSV_FIELDS = (
+    "video", "start", "end", "rank", "label", "probability", "trained_as", "error", "warning"
+)  # fmt: skip
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -95,6 +97,8 @@ def to_json(prediction: "Prediction", *, with_timeline: bool) -> dict[str, Any]:
     if prediction.error:
         return {"video": prediction.video, "error": prediction.error}
     result = {"video": prediction.video, "predictions": predictions(prediction)}
+    if prediction.warning:
+        result["warning"] = prediction.warning
     if with_timeline:
         result["timeline"] = [
             {
@@ -113,6 +117,8 @@ def text_lines(result: dict[str, Any]) -> Iterator[str]:
         yield f"error: {result['error']}"
         return
     yield result["video"]
+    if "warning" in result:
+        yield f"  warning: {result['warning']}"
     for guess in result["predictions"]:
         note = "  (trained class)" if "trained_as" in guess else ""
         yield f"  {guess['probability']:6.1%}  {guess['label']}{note}"
@@ -126,10 +132,11 @@ def csv_rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if "error" in result:
         yield result
     parts = ({"predictions": result.get("predictions", ())}, *result.get("timeline", ()))
+    damage = {"warning": result["warning"]} if "warning" in result else {}
     for part in parts:
         place = {name: part[name] for name in ("start", "end") if name in part}
         for rank, guess in enumerate(part["predictions"], start=1):
-            yield {"video": result["video"], "rank": rank} | place | guess
+            yield {"video": result["video"], "rank": rank} | place | guess | damage
 
 
 def make_printer(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], None]:
@@ -189,8 +196,6 @@ def _predict(arguments: argparse.Namespace) -> int:
         if prediction.error:
             status = STATUS_ERROR
         progress.clear()
-        if prediction.warning:
-            print(f"warning: {prediction.video}: {prediction.warning}", file=sys.stderr)
         show(to_json(prediction, with_timeline=bool(arguments.timeline)))
         progress.advance()
     progress.clear()

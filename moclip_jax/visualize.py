@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _draw_videos(arguments: argparse.Namespace) -> int:
     model: Recognizer | None = None
-    spec = VideoSpec(clip_frames=PICTURES, max_frames=None)
+    spec = VideoSpec(clip_frames=PICTURES, max_frames=None, max_seconds=None)
     if arguments.workdir:
         from moclip_jax.inference.recognizer import load
 
@@ -198,22 +198,24 @@ def _write_video(
     path: str, arguments: argparse.Namespace, model: "Recognizer | None", spec: VideoSpec
 ) -> Path:
     target = Path(arguments.video).expanduser()
-    video, guesses_at = read_clip(path, spec), None
+    wanted = functools.partial(frame_positions, clip_frames=PICTURES)
+    video, guesses_at = read_clip(path, spec, wanted), None
     if model:
-        windows = list(model.timeline(path, seconds=WINDOW_S))
-        guesses = [_guesses(window) for window in windows]
-        # A window may begin before the one before it has ended; then the later one holds.
-        starts = np.array([window.start_s for window in windows])
+        windows = model.timeline(path, seconds=WINDOW_S)
+        shown, coming = [next(windows)], [next(windows, None)]
 
-        def guesses_at(number: int) -> list[tuple[str, float]]:
-            at = np.searchsorted(starts, video.times[number], side="right") - 1
-            return guesses[max(int(at), 0)]
+        def guesses_at(time_s: float) -> list[tuple[str, float]]:
+            # A window may begin before the one before it has ended; then the later one holds.
+            while coming[0] is not None and coming[0].start_s <= time_s:
+                shown[0], coming[0] = coming[0], next(windows, None)
+            return _guesses(shown[0])
 
     progress = Progress(video.num_frames, "visualize", "frames", file=sys.stderr)
     try:
         write_annotated_video(
             path,
             video,
+            spec,
             target,
             raw=arguments.raw,
             guesses_at=guesses_at,

@@ -15,7 +15,7 @@ import pytest
 
 from moclip_jax.configs import testing
 from moclip_jax.inference.exported import load_model
-from moclip_jax.inference.windows import split_windows
+from moclip_jax.inference.windows import equal_windows
 from moclip_jax.input_pipeline.datasets.prepared import prepare_dataset
 from moclip_jax.input_pipeline.video import clip, decode, stream
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
@@ -404,4 +404,4 @@ def test_a_timeline_of_a_file_without_times(tmp_path):
     frames = read_clip(write_video(tmp_path / "a.avi", drifting_frames(8)), SPEC)
     timeless = dataclasses.replace(frames, fps=0.0)
     with pytest.raises(ValueError, match="declares no frame rate, so a timeline has no seconds"):
-        split_windows(timeless, 1.0, SPEC)
+        equal_windows(timeless, 1.0, SPEC)

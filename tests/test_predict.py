@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from moclip_jax import predict
-from moclip_jax.inference import label_sets, recognizer, windows
+from moclip_jax.inference import label_sets, recognizer
 from moclip_jax.inference.decode_ahead import decoded_ahead
 from moclip_jax.inference.recognizer import load
 from moclip_jax.input_pipeline.video.clip import VideoError, read_clip
@@ -252,25 +252,12 @@ def test_the_timeline_says_when_and_leaves_the_whole_as_it_is(finished_run, real
     assert all(len(window["predictions"]) == 2 for window in windows)
 
 
-def test_a_window_is_judged_as_a_video_of_its_own(finished_run, real_videos):
-    """One window over everything is the whole video; two are cut at I-frames, each with a frame."""
-    spec = load(finished_run).video
-    video = windows.decode_for_windows(real_videos[1], 2.0, spec)
-    (only,) = windows.split_windows(video, 1000.0, spec)
-    np.testing.assert_array_equal(only.clip.displacements, video.displacements)
-    whole = windows.with_frames_of(video, spec)
-    plain = read_clip(real_videos[1], spec)
-    assert whole.frames == plain.frames
-    np.testing.assert_array_equal(whole.frame_indices, plain.frame_indices)
-    parts = windows.split_windows(video, 2.0, spec)
-    assert len(parts) == round(video.num_frames / video.fps / 2)
-    for window in parts:
-        assert window.clip.is_intra[0]
-        assert len(window.clip.frames) == len(window.clip.frame_indices) >= 1
-        assert window.clip.num_frames == len(window.clip.displacements)
-        begin = round(window.start_s * video.fps)
-        place = video.frame_indices.tolist().index(begin + window.clip.frame_indices[0])
-        assert video.frames[place] == window.clip.frames[0]
+def test_one_window_over_everything_is_judged_as_the_whole_video(finished_run, real_videos):
+    model = load(finished_run)
+    (only,) = model.timeline(real_videos[1], seconds=1000.0)
+    whole = model.predict(real_videos[1])
+    assert only.scores == whole.scores
+    assert (only.start_s, only.end_s) == (whole.start_s, whole.end_s)
 
 
 def test_the_table_holds_a_line_for_each_label_of_the_whole_and_of_each_window(

@@ -9,6 +9,7 @@ from moclip_jax import visualize
 from moclip_jax.input_pipeline.video.accumulate import accumulate
 from moclip_jax.input_pipeline.video.block_grid import BLOCK
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
+from moclip_jax.input_pipeline.video.coded_frames import coded_frames
 from moclip_jax.reporting.motion_figures import (
     color_wheel,
     field_to_rgb,
@@ -42,9 +43,10 @@ def test_the_wheel_is_the_legend_of_the_colours():
 
 def test_fields_are_those_of_the_whole_video_accumulated_or_each_frames_own(real_video):
     video = read_clip(real_video, SPEC)
+    frames = [coded.blocks for coded in coded_frames(real_video, SPEC, "reencode")]
     whole = accumulate(video.displacements, video.is_intra, SPEC.height, SPEC.width)
-    np.testing.assert_array_equal(np.stack(list(motion_fields(video))), whole)
-    raw = np.stack(list(motion_fields(video, raw=True)))
+    np.testing.assert_array_equal(np.stack(list(motion_fields(frames))), whole)
+    raw = np.stack(list(motion_fields(frames, raw=True)))
     assert raw.shape == whole.shape
     assert np.abs(raw).max() > 0
     np.testing.assert_array_equal(raw[:, BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK],
@@ -123,7 +125,7 @@ def test_a_written_video_shows_frames_upright_and_at_their_own_times(tmp_path, n
     rotation = 90 if name == "turned.mp4" else 0
     path = write_video(tmp_path / name, frames, times_ms=times, rotation=rotation)
     clip, target = read_clip(path, SPEC), tmp_path / "out.mp4"
-    write_annotated_video(str(path), clip, target, raw=False, guesses_at=None)
+    write_annotated_video(str(path), clip, SPEC, target, raw=False, guesses_at=None)
     with av.open(str(target)) as container:
         time_base = container.streams.video[0].time_base
         shown = list(container.decode(video=0))

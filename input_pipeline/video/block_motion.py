@@ -86,6 +86,17 @@ class BlockMotion:
         ):
             yield places, orient_field(field, self.orientation)
 
+    def frame(self, index: int) -> "FrameBlocks":
+        """Return one frame.
+
+        Raises:
+          IndexError: As `accumulate`.
+        """
+        row = int(self._rows([index])[0][0])
+        kind = "I" if self.is_intra[index] else "B" if self.is_bidirectional[index] else "P"
+        displacements, future = self.displacements[row], self.future[row]
+        return FrameBlocks(displacements, future, kind, self.height, self.width, self.orientation)
+
     def _rows(
         self, frame_indices: Sequence[int] | np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

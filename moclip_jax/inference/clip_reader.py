@@ -1,20 +1,18 @@
-"""Read clips of limited length in a child process, and recognize them window by window."""
+"""Read clips in a child process, and recognize them window by window."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from moclip_jax.inference.recognizer import Prediction, Recognizer
-from moclip_jax.inference.windows import split_at_groups, with_frames_of
-from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec, read_clip
-from moclip_jax.input_pipeline.video.decode import check_video
+from moclip_jax.inference.windows import group_windows
+from moclip_jax.input_pipeline.video.clip import Clip, frame_positions, read_clip
 from moclip_jax.input_pipeline.video.subprocess_pool import SubprocessReader
 
 MOST_WINDOWS = 12
-# No sensible video shows more frames in a second, and each costs time.
-MOST_FRAMES_PER_SECOND = 60
 
 
 class ClipReader:
@@ -24,23 +22,20 @@ class ClipReader:
     own answer and nothing else. Use it as a context manager, or call `close`.
     """
 
-    def __init__(self, video: VideoSpec, *, max_seconds: float, timeout_s: float = 60.0):
+    def __init__(self, model: Recognizer, *, timeout_s: float = 60.0):
         """Make a reader; no process is started yet.
 
         Args:
-          video: form of videos that the model takes.
-          max_seconds: a longer video is rejected.
-          timeout_s: seconds that reading a video may take.
+          model: the model.
+          timeout_s: seconds without progress after which a file is given up.
         """
-        self._max_seconds = max_seconds
+        self._model = model
         self._isolated = SubprocessReader(1, timeout_s)
         # More RGB frames than the model needs, for the windows and to show. An odd multiple of
         # equal parts has, among its centres, those of the parts themselves.
-        multiple = -(-MOST_WINDOWS // video.clip_frames) | 1
+        multiple = -(-MOST_WINDOWS // model.video.clip_frames) | 1
         self._spec = dataclasses.replace(
-            video,
-            clip_frames=video.clip_frames * multiple,
-            max_frames=max(1, round(max_seconds * MOST_FRAMES_PER_SECOND)),
+            model.video, clip_frames=model.video.clip_frames * multiple
         )
 
     def __enter__(self) -> "ClipReader":
@@ -54,41 +49,46 @@ class ClipReader:
         self._isolated.close()
 
     def read(self, path: str) -> Clip:
-        """Return the video in the canonical form, with RGB frames for the windows too.
+        """Return what the model and the page show of a file, whatever its length.
 
         Raises:
-          VideoError: it cannot be read, is too long, or takes too long; the message names it and
-            the reason.
+          VideoError: it cannot be read, or reading makes no progress; the message names it and the
+            reason.
         """
-        checked = self._isolated(check_video, path, self._spec.limits)
-        seconds = checked.num_packets / checked.fps if checked.fps else 0.0
-        if seconds > self._max_seconds:
-            raise VideoError(
-                path, f"it is {seconds:.0f} s long; {self._max_seconds:g} s is allowed"
-            )
-        return self._isolated(read_clip, path, self._spec)
+        wanted = functools.partial(
+            _seen_or_shown, self._spec.clip_frames, self._model.motion_wanted
+        )
+        return self._isolated(read_clip, path, self._spec, wanted)
+
+    def predict(self, path: str, clip: Clip, labels: Sequence[str] = ()) -> Prediction:
+        """Return the prediction of a file and of at most `MOST_WINDOWS` windows of it.
+
+        Args:
+          path: the file.
+          clip: from `read`.
+          labels: as `Recognizer.predict`.
+
+        Returns:
+          The prediction with the scores of all labels; the times of its windows are in seconds, or
+          in frames where the file declares no frame rate.
+
+        Raises:
+          VideoError: as `read`.
+        """
+        model = self._model
+        count = len(model.label_set(labels).labels)
+        wanted = frame_positions(clip.num_frames, model.video.clip_frames)
+        whole = clip.with_frames(np.isin(clip.frame_indices, wanted))
+        parts = group_windows(clip, MOST_WINDOWS)
+        windows = model.predict_parts(
+            path, clip.outline, parts, top_k=count, labels=labels, read=self._isolated
+        )
+        prediction = model.predict_clip(whole, top_k=count, labels=labels)
+        return dataclasses.replace(prediction, windows=tuple(windows))
 
 
-def predict_with_windows(model: Recognizer, clip: Clip, labels: Sequence[str] = ()) -> Prediction:
-    """Return the prediction of a clip and of at most `MOST_WINDOWS` windows of it.
-
-    Args:
-      model: the model.
-      clip: from `ClipReader.read`.
-      labels: as `Recognizer.predict`.
-
-    Returns:
-      The prediction with the scores of all labels; the times of its windows are in seconds, or in
-      frames where the file declares no frame rate.
-    """
-    count = len(model.label_set(labels).labels)
-
-    def predict(part: Clip) -> Prediction:
-        return model.predict_clip(part, top_k=count, labels=labels)
-
-    times = np.append(clip.times, clip.duration) if clip.fps else np.arange(clip.num_frames + 1)
-    windows = tuple(
-        dataclasses.replace(predict(part), start_s=float(times[begin]), end_s=float(times[end]))
-        for begin, end, part in split_at_groups(clip, MOST_WINDOWS)
-    )
-    return dataclasses.replace(predict(with_frames_of(clip, model.video)), windows=windows)
+def _seen_or_shown(
+    clip_frames: int, seen: Callable[[int], np.ndarray], num_frames: int
+) -> np.ndarray:
+    """Return the frames whose motion the model sees, and those whose RGB is kept."""
+    return np.union1d(frame_positions(num_frames, clip_frames), seen(num_frames))

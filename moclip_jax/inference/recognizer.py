@@ -19,17 +19,12 @@ from moclip_jax.inference.decode_ahead import decoded_ahead
 from moclip_jax.inference.label_sets import LabelSet
 from moclip_jax.inference.prediction import Prediction, Score
 from moclip_jax.inference.program import Program, compile_program, open_program
-from moclip_jax.inference.windows import (
-    Window,
-    decode_for_windows,
-    read_here,
-    split_windows,
-    with_frames_of,
-)
+from moclip_jax.inference.windows import equal_windows, times_of
 from moclip_jax.input_pipeline import sampling
 from moclip_jax.input_pipeline import views as sample_views
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec, read_clip
-from moclip_jax.input_pipeline.video.subprocess_pool import GRACE_S, SubprocessReader
+from moclip_jax.input_pipeline.video.parts import Part, read_parts
+from moclip_jax.input_pipeline.video.subprocess_pool import STALL_S, SubprocessReader
 from moclip_jax.input_pipeline.views import MotionViews
 from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, ImagePreprocessing
 
@@ -80,8 +75,8 @@ class Recognizer:
           program: file that keeps the compiled program, from `program_file`; None for none.
         """
         self.class_names, self.image_size = tuple(class_names), image_size
-        # The limit on the length of a video is one of training.
-        self.video = dataclasses.replace(video, max_frames=None)
+        # The limits on the length of a video are those of training.
+        self.video = dataclasses.replace(video, max_frames=None, max_seconds=None)
         self.views, self.frame = views, frame
         self._load_model, self._load_tokenizer = load_model, load_tokenizer
         self._program_file = program
@@ -161,10 +156,10 @@ class Recognizer:
         num_workers = num_workers or os.cpu_count() or 1
         if not isolate:
             yield from self._predict_batch(
-                paths, top_k, tuple(labels), window_s, num_workers, read_here
+                paths, top_k, tuple(labels), window_s, num_workers, _read_here
             )
             return
-        with SubprocessReader(num_workers, self.video.max_seconds + GRACE_S) as read:
+        with SubprocessReader(num_workers, STALL_S) as read:
             yield from self._predict_batch(paths, top_k, tuple(labels), window_s, num_workers, read)
 
     def _predict_batch(
@@ -178,28 +173,25 @@ class Recognizer:
     ) -> Iterator[Prediction]:
         def decode(
             path: str | os.PathLike[str] | VideoError,
-        ) -> tuple[dict[str, np.ndarray], float, list[Window], str]:
+        ) -> tuple[dict[str, np.ndarray], Clip]:
             if isinstance(path, VideoError):
                 raise path
-            if not window_s:
-                clip = read(read_clip, os.fspath(path), self.reading, self.motion_wanted)
-                return self.view(clip), _seconds(clip), [], clip.warning
-            clip, windows = self._read_windows(os.fspath(path), window_s, read)
-            view = self.view(with_frames_of(clip, self.video))
-            return view, _seconds(clip), windows, clip.warning
+            clip = read(read_clip, os.fspath(path), self.reading, self.motion_wanted)
+            return self.view(clip), clip.outline
 
         for path, decoded in decoded_ahead(decode, paths, num_workers):
             name = path.path if isinstance(path, VideoError) else os.fspath(path)
             # Opened while the first file is read.
             _ = self._program
             try:
-                view, end_s, windows, warning = decoded.result()
+                view, outline = decoded.result()
+                windows = self._windows(name, outline, window_s, top_k, labels, read)
+                parts = tuple(windows) if window_s else ()
             except VideoError as error:
                 yield Prediction(name, error=str(error))
                 continue
-            whole = self._prediction(name, view, 0.0, end_s, top_k, labels)
-            parts = (self._window(name, window, top_k, labels) for window in windows)
-            yield dataclasses.replace(whole, windows=tuple(parts), warning=warning)
+            whole = self._prediction(name, view, 0.0, _seconds(outline), top_k, labels)
+            yield dataclasses.replace(whole, windows=parts, warning=outline.warning)
 
     def timeline(
         self,
@@ -212,7 +204,8 @@ class Recognizer:
         """Recognize what happens when: one prediction a window, in order.
 
         Windows are equal and begin at an I-frame, so that their motion is that of the whole video;
-        they overlap by less than a group of pictures.
+        they overlap by less than a group of pictures. The file is read twice: as `predict` does,
+        and then window by window, each given before the next one is read.
 
         Args:
           path: as `predict`.
@@ -226,9 +219,8 @@ class Recognizer:
         Raises:
           VideoError: as `predict`, or the file's frame rate is unknown.
         """
-        _, windows = self._read_windows(os.fspath(path), seconds, read_here)
-        for window in windows:
-            yield self._window(os.fspath(path), window, top_k, labels)
+        outline = read_clip(path, self.reading, self.motion_wanted).outline
+        yield from self._windows(os.fspath(path), outline, seconds, top_k, labels, _read_here)
 
     def stream(
         self, address: str, *, top_k: int = 5, labels: Sequence[str] = (), **options: Any
@@ -250,8 +242,10 @@ class Recognizer:
         """
         for event in streams.events(address, self.video, streams.StreamOptions(**options)):
             if isinstance(event, streams.StreamWindow):
-                window = Window(event.start_s, event.end_s, event.clip)
-                yield self._window(address, window, top_k, labels)
+                prediction = self.predict_clip(event.clip, top_k=top_k, labels=labels)
+                yield dataclasses.replace(
+                    prediction, video=address, start_s=event.start_s, end_s=event.end_s
+                )
 
     def view(self, clip: Clip) -> dict[str, np.ndarray]:
         """Return what the networks see of a clip.
@@ -324,18 +318,52 @@ class Recognizer:
             "images": (sample_views.num_images(self.frame), side, side, 3),
         }
 
-    def _read_windows(
-        self, path: str, seconds: float, read: Callable[..., Any]
-    ) -> tuple[Clip, list[Window]]:
-        clip = decode_for_windows(path, seconds, self.video, read)
+    def _windows(
+        self,
+        path: str,
+        outline: Clip,
+        seconds: float,
+        top_k: int,
+        labels: Sequence[str],
+        read: Callable[..., Any],
+    ) -> Iterator[Prediction]:
         try:
-            return clip, split_windows(clip, seconds, self.video)
+            parts = equal_windows(outline, seconds, self.video)
         except ValueError as error:
             raise VideoError(path, str(error)) from error
+        yield from self.predict_parts(path, outline, parts, top_k=top_k, labels=labels, read=read)
 
-    def _window(self, name: str, window: Window, top_k: int, labels: Sequence[str]) -> Prediction:
-        view = self.view(window.clip)
-        return self._prediction(name, view, window.start_s, window.end_s, top_k, labels)
+    def predict_parts(
+        self,
+        path: str,
+        outline: Clip,
+        parts: Sequence[Part],
+        *,
+        top_k: int = 5,
+        labels: Sequence[str] = (),
+        read: Callable[..., Any],
+    ) -> Iterator[Prediction]:
+        """Recognize parts of a file, of which one is in memory at a time.
+
+        Args:
+          path: the file.
+          outline: `Clip.outline` of it.
+          parts: in order.
+          top_k: as `predict`.
+          labels: as `predict`.
+          read: calls a function of a file, here or as `SubprocessReader`.
+
+        Yields:
+          The predictions, with `start_s` and `end_s`.
+
+        Raises:
+          VideoError: as `predict`.
+        """
+        clips = read(read_parts, path, self.video, outline, parts, self.motion_wanted)
+        for part, clip in zip(parts, clips, strict=True):
+            start_s, end_s = times_of(outline, part)
+            prediction = self.predict_clip(clip, top_k=top_k, labels=labels)
+            yield dataclasses.replace(prediction, video=path, start_s=start_s, end_s=end_s)
 
     def _prediction(
         self,
@@ -357,6 +385,11 @@ class Recognizer:
             start_s,
             end_s,
         )
+
+
+def _read_here(function: Callable[..., Any], path: str, *arguments: Any) -> Any:
+    """Call a function of a file; stands where a `SubprocessReader` may be."""
+    return function(path, *arguments)
 
 
 def _seconds(clip: Clip) -> float:

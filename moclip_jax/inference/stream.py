@@ -186,8 +186,9 @@ def stream_lines(
     """Yield what is to be printed.
 
     Every line has `stream`, `connection` (from 1) and `time` (now, UTC). A result has `start_s` and
-    `end_s` (seconds since the connection's first frame), `num_frames` and `predictions`; a lost
-    connection `reconnect`, why, and `wait_s`; the last line of a failed stream `error`.
+    `end_s` (seconds since the connection's first frame), `num_frames`, `predictions`, and `warning`
+    where some frames are damaged; a lost connection `reconnect`, why, and `wait_s`; the last line
+    of a failed stream `error`.
 
     Args:
       arguments: the flags of `add_arguments`.
@@ -220,6 +221,7 @@ def stream_lines(
                 end_s=round(event.end_s, 3),
                 num_frames=event.clip.num_frames,
                 predictions=label(event.clip),
+                **({"warning": event.clip.warning} if event.clip.warning else {}),
             )
     except StreamError as error:
         connection = error.connection

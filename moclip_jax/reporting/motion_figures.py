@@ -1,8 +1,9 @@
 """Pictures and videos of motion fields: colours, arrows over the frames, and predictions beside."""
 
+import collections
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +14,12 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from moclip_jax.input_pipeline.video.clip import Clip, VideoError
-from moclip_jax.input_pipeline.video.decode import decode_frames
-from moclip_jax.input_pipeline.video.motion_vectors import BLOCK
-from moclip_jax.input_pipeline.video.orientation import Uprighter, orient_field
+from moclip_jax.input_pipeline.video.accumulate import Accumulator
+from moclip_jax.input_pipeline.video.block_grid import BLOCK
+from moclip_jax.input_pipeline.video.block_motion import FrameBlocks
+from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec
+from moclip_jax.input_pipeline.video.coded_frames import coded_frames
+from moclip_jax.input_pipeline.video.orientation import orient_field
 from moclip_jax.runtime.files import atomic_write
 
 # A guess and its probability, most likely first.
@@ -64,28 +67,44 @@ def color_wheel(size: int) -> np.ndarray:
     return np.concatenate([field_to_rgb(field, 1.0), inside[..., None]], axis=-1, dtype=np.float32)
 
 
-def motion_fields(video: Clip, *, raw: bool = False) -> Iterator[np.ndarray]:
-    """Yield the field of every frame: int32 `[height, width, 2]`, (x, y) in pixels, upright.
+def motion_fields(frames: Iterable[FrameBlocks], *, raw: bool = False) -> Iterator[np.ndarray]:
+    """Yield the field of every frame: integers `[height, width, 2]`, (x, y) in pixels, upright.
 
     Args:
-      video: a prepared video; the size is that of its coded picture.
+      frames: the motion of a video's frames, however many; only some are held. A field comes when
+        all are there that it depends on: a B-frame's with the next I- or P-frame.
       raw: the motion against each block's reference, as the codec wrote it; else accumulated since
         the group's I-frame, as the motion network is trained on by default.
     """
-    starts = video.group_starts().tolist()
-    no_frame = np.zeros(len(video.frames), bool)
-    for begin, end in zip(starts, [*starts[1:], video.num_frames], strict=True):
-        # One group of pictures at a time, so that memory does not grow with the video.
-        motion = video.part(begin, end, no_frame).motion
-        if not raw:
-            yield from motion.accumulate(range(end - begin))
-            continue
-        for number in range(end - begin):
-            # Stored is where a block came from; a field says where it went.
-            sign = np.where(motion.future[number], 1, -1)[..., None]
-            blocks = sign * motion.displacements[number].astype(np.int32)
-            field = blocks.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
-            yield orient_field(field[: motion.height, : motion.width], motion.orientation)
+    if raw:
+        yield from map(_raw_field, frames)
+        return
+    accumulator: Accumulator | None = None
+    orientation = 0
+    for index, blocks in enumerate(frames):
+        accumulator = accumulator or Accumulator(blocks.height, blocks.width)
+        orientation = blocks.orientation
+        for _, field in accumulator.add(
+            index, blocks.displacements, blocks.future, blocks.picture_type
+        ):
+            yield orient_field(field, orientation)
+    for _, field in accumulator.end() if accumulator else ():
+        yield orient_field(field, orientation)
+
+
+def _raw_field(blocks: FrameBlocks) -> np.ndarray:
+    # Stored is where a block came from; a field says where it went.
+    sign = np.where(blocks.future, 1, -1)[..., None]
+    cells = sign * blocks.displacements.astype(np.int32)
+    field = cells.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
+    return orient_field(field[: blocks.height, : blocks.width], blocks.orientation)
+
+
+def fields_of_rgb_frames(video: Clip, *, raw: bool) -> np.ndarray:
+    """Return `motion_fields` of the frames whose RGB is kept, `[k, height, width, 2]`."""
+    if not raw:
+        return video.motion.accumulate(video.frame_indices)
+    return np.stack([_raw_field(video.motion.frame(i)) for i in video.frame_indices.tolist()])
 
 
 def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Guesses) -> None:
@@ -99,12 +118,7 @@ def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Gue
       guesses: what a model says of the video; may be empty.
     """
     indices = video.frame_indices.tolist()
-    if raw:
-        no_frame = np.zeros(len(indices), bool)
-        alone = (video.part(index, index + 1, no_frame) for index in indices)
-        fields = np.stack([next(motion_fields(frame, raw=True)) for frame in alone])
-    else:
-        fields = video.motion.accumulate(indices)
+    fields = fields_of_rgb_frames(video, raw=raw)
     bound = common_bound(fields)
     high, wide = fields.shape[1:3]
     width = 2.4 * len(indices) + 1
@@ -161,10 +175,11 @@ def _aspect(jpeg: bytes) -> float:
 def write_annotated_video(
     path: str,
     video: Clip,
+    spec: VideoSpec,
     target: Path,
     *,
     raw: bool,
-    guesses_at: Callable[[int], Guesses] | None,
+    guesses_at: Callable[[float], Guesses] | None,
     each_frame: Callable[[], Any] = lambda: None,
 ) -> None:
     """Write a video of each frame, its motion, and what a model says, side by side.
@@ -172,11 +187,13 @@ def write_annotated_video(
     H.264 where FFmpeg has its encoder, else MPEG-4; without sound. The file is whole or not there.
 
     Args:
-      path: the file.
-      video: the same, prepared.
+      path: the file; frame by frame, so that memory does not grow with its length.
+      video: the same, prepared, with the motion of its RGB frames at least: they set the scale.
+      spec: its canonical form.
       target: the video to write; its suffix decides on the container.
       raw: as in `motion_fields`.
-      guesses_at: gives a frame's predictions; None leaves their panel out.
+      guesses_at: gives the predictions at a time in seconds, which rises; None leaves their panel
+        out.
       each_frame: called after each frame, for progress.
 
     Raises:
@@ -184,8 +201,7 @@ def write_annotated_video(
     """
     width = max(2 * round(_HEIGHT * _aspect(video.frames[0]) / 2), 2)
     total = 2 * width + (_PANEL if guesses_at else 0)
-    sample = [f for i, f in enumerate(motion_fields(video, raw=raw)) if i % 10 == 5]
-    bound = common_bound(np.stack(sample)) if sample else 1.0
+    bound = common_bound(fields_of_rgb_frames(video, raw=raw))
     side = _HEIGHT // 6
     wheel = Image.fromarray((color_wheel(side) * 255).astype(np.uint8))
     font = ImageFont.load_default(size=13)
@@ -196,21 +212,26 @@ def write_annotated_video(
             stream = cast(av.VideoStream, container.add_stream(codec, rate=rate))
             stream.width, stream.height, stream.pix_fmt = total, _HEIGHT, "yuv420p"
             stream.codec_context.time_base = _TIME_BASE
-            upright = Uprighter()
-            pictures = zip(decode_frames(path), motion_fields(video, raw=raw), strict=True)
-            for number, (frame, field) in enumerate(pictures):
+            pictures: collections.deque[av.VideoFrame] = collections.deque()
+
+            def motion() -> Iterator[FrameBlocks]:
+                for coded in coded_frames(path, spec, video.source):
+                    pictures.append(coded.picture)
+                    yield coded.blocks
+
+            for time_s, field in zip(video.times, motion_fields(motion(), raw=raw), strict=True):
                 canvas = Image.new("RGB", (total, _HEIGHT), (24, 24, 24))
-                canvas.paste(upright(frame).to_image().resize((width, _HEIGHT)), (0, 0))
+                canvas.paste(pictures.popleft().to_image().resize((width, _HEIGHT)), (0, 0))
                 colors = Image.fromarray((field_to_rgb(field, bound) * 255).astype(np.uint8))
                 canvas.paste(colors.resize((width, _HEIGHT)), (width, 0))
                 canvas.paste(wheel, (width + 4, 4), wheel)
                 draw = ImageDraw.Draw(canvas)
                 draw.text((width + side + 8, 6), f"{bound:.0f} px", "white", font)
                 if guesses_at:
-                    title = f"{video.times[number]:.2f} s"
-                    _draw_guesses(draw, 2 * width, title, guesses_at(number), font)
+                    title = f"{time_s:.2f} s"
+                    _draw_guesses(draw, 2 * width, title, guesses_at(time_s), font)
                 drawn = av.VideoFrame.from_image(canvas)
-                drawn.pts, drawn.time_base = round(video.times[number] / _TIME_BASE), _TIME_BASE
+                drawn.pts, drawn.time_base = round(time_s / _TIME_BASE), _TIME_BASE
                 container.mux(stream.encode(drawn))
                 each_frame()
             container.mux(stream.encode(None))
