@@ -28,6 +28,7 @@ from moclip_jax.input_pipeline.video import subprocess_pool
 from moclip_jax.input_pipeline.video.clip import VideoError, read_clip
 from moclip_jax.reporting.page_figures import motion_picture, timeline_picture
 from tests.input_pipeline import real_clips
+from tests.input_pipeline.video_fixtures import damage_packets, write_noisy_video
 
 MAX_MEGABYTES = 1.0
 SECRET = "only for the owner of this file"
@@ -300,6 +301,19 @@ def test_the_answer_for_the_whole_video_is_that_of_predict(reader, recognizer, c
         assert sum(score.probability for score in window.scores) == pytest.approx(1, abs=1e-5)
     assert motion_picture(video).size == (5 * 204 - 4, 404)
     assert timeline_picture(answer, "seconds").size == (800, 280)
+
+
+def test_the_page_tells_of_damaged_frames(recognizer, reader, tmp_path, monkeypatch):
+    gradio = pytest.importorskip("gradio")
+    told = []
+    monkeypatch.setattr(gradio, "Warning", lambda message, **_: told.append(message))
+    page = app.make_page(reader, recognizer, [], limits="", kept_s=60)
+    (recognise,) = [f.fn for f in page.fns.values() if getattr(f.fn, "__name__", "") == "recognise"]
+    whole = write_noisy_video(tmp_path / "a.mkv")
+    recognise(str(whole), "")
+    assert told == []
+    recognise(str(damage_packets(whole, tmp_path / "b.mkv", (3, 11))), "")
+    assert told == ["2 of its 24 frames are damaged"]
 
 
 def end_by_a_crash(*_):

@@ -18,7 +18,12 @@ from moclip_jax.inference.decode_ahead import decoded_ahead
 from moclip_jax.inference.recognizer import load
 from moclip_jax.input_pipeline.video.clip import VideoError, read_clip
 from tests.input_pipeline import real_clips
-from tests.input_pipeline.video_fixtures import drifting_frames, write_video
+from tests.input_pipeline.video_fixtures import (
+    damage_packets,
+    drifting_frames,
+    write_noisy_video,
+    write_video,
+)
 
 
 @pytest.fixture(scope="module")
@@ -349,3 +354,23 @@ def test_a_wrong_option_is_told_before_anything_is_loaded(option, message, capsy
         predict.main(["--workdir=nowhere", "--json", option, "x.mp4"])
     assert error.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_damaged_frames_are_told_in_every_form(finished_run, tmp_path, capsys):
+    path = str(damage_packets(write_noisy_video(tmp_path / "a.mkv"), tmp_path / "b.mkv", (3, 11)))
+    warning = "2 of its 24 frames are damaged"
+    command = ["--workdir", str(finished_run), "--topk=1"]
+    assert predict.main([*command, "--json", path]) == 0
+    assert json.loads(capsys.readouterr().out)["warning"] == warning
+    assert predict.main([*command, "--csv", path]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["warning"], row["error"]) == (warning, "")
+    assert predict.main([*command, path]) == 0
+    assert f"{path}\n  warning: {warning}\n" in capsys.readouterr().out
+    stream = [f"--stream={path}", "--window=0.4", "--hop=0.4", "--timeout=0.5"]
+    assert predict.main([*command, *stream]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    one = "1 of its 10 frames are damaged"
+    assert [line.get("warning") for line in lines] == [one, one, None]
+    windows = list(load(finished_run).timeline(path, seconds=0.4))
+    assert sum("damaged" in window.warning for window in windows) == 2

@@ -137,3 +137,24 @@ def remux(
             copy.stream = stream
             writing.mux(copy)
     return target
+
+
+def write_noisy_video(path: pathlib.Path) -> pathlib.Path:
+    """Write 24 frames with noise, whose packets are long enough to be damaged in the middle."""
+    frames = drifting_frames(24, 96, 128, step=(2, 1)) // 2
+    frames += np.random.default_rng(0).integers(0, 120, frames.shape, np.uint8)
+    options = {"bf": "0", "g": "4", "crf": "18", "x264-params": "scenecut=0"}
+    return write_video(path, frames, codec="libx264", options=options)
+
+
+def damage_packets(path: pathlib.Path, target: pathlib.Path, chosen: Sequence[int]) -> pathlib.Path:
+    """Overwrite the middle of some H.264 packets."""
+
+    def edit(index: int, content: bytes) -> bytes:
+        if index not in chosen:
+            return content
+        middle = len(content) // 2
+        noise = np.random.default_rng(index).bytes(len(content) // 4)
+        return content[:middle] + noise + content[middle + len(noise) :]
+
+    return remux(path, target, edit=edit)

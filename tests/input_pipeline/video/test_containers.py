@@ -25,8 +25,15 @@ from moclip_jax.input_pipeline.video.clip import (
 )
 from moclip_jax.input_pipeline.video.decode import check_video, frame_side_data
 from moclip_jax.input_pipeline.video.motion_vectors import accumulate_motion, read_motion_vectors
+from moclip_jax.input_pipeline.video.stream import read_stream
 from moclip_jax.input_pipeline.video.times import frame_times
-from tests.input_pipeline.video_fixtures import drifting_frames, remux, write_video
+from tests.input_pipeline.video_fixtures import (
+    damage_packets,
+    drifting_frames,
+    remux,
+    write_noisy_video,
+    write_video,
+)
 
 SPEC = VideoSpec(width=96, height=64, clip_frames=3)
 NATIVE = dataclasses.replace(SPEC, source="native")
@@ -226,32 +233,15 @@ def test_an_encrypted_video_is_rejected_with_the_reason(tmp_path, codec):
         assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
 
 
-def damage(path, target, chosen):
-    """Overwrite the middle of some H.264 packets."""
-
-    def edit(index: int, content: bytes) -> bytes:
-        if index not in chosen:
-            return content
-        middle = len(content) // 2
-        noise = np.random.default_rng(index).bytes(len(content) // 4)
-        return content[:middle] + noise + content[middle + len(noise) :]
-
-    return remux(path, target, edit=edit)
-
-
 @pytest.fixture
 def noisy(tmp_path):
-    """Frames with some noise, whose packets are long enough to be damaged in the middle."""
-    frames = drifting_frames(24, 96, 128, step=(2, 1)) // 2
-    frames += np.random.default_rng(0).integers(0, 120, frames.shape, np.uint8)
-    options = {"bf": "0", "g": "4", "crf": "18", "x264-params": "scenecut=0"}
-    return write_video(tmp_path / "whole.mkv", frames, codec="libx264", options=options)
+    return write_noisy_video(tmp_path / "whole.mkv")
 
 
 @pytest.mark.parametrize("spec", [SPEC, NATIVE])
 def test_a_few_damaged_frames_are_counted(tmp_path, noisy, spec):
     assert (read_clip(noisy, spec).num_corrupt, read_clip(noisy, spec).warning) == (0, "")
-    clip = read_clip(damage(noisy, tmp_path / "damaged.mkv", (3, 11)), spec)
+    clip = read_clip(damage_packets(noisy, tmp_path / "damaged.mkv", (3, 11)), spec)
     assert clip.num_corrupt == 2
     assert clip.warning == "2 of its 24 frames are damaged"
 
@@ -260,7 +250,7 @@ def test_damaged_frames_are_told_in_the_manifest_and_the_log_of_a_preparation(
     tmp_path, noisy, capsys
 ):
     """The manifest has a line of each `Outcome`."""
-    damaged = damage(noisy, tmp_path / "damaged.mkv", (3, 11))
+    damaged = damage_packets(noisy, tmp_path / "damaged.mkv", (3, 11))
     outcomes = []
     for path in (noisy, damaged):
         entry = VideoEntry(path.name, 0, "g", ("train",))
@@ -277,7 +267,7 @@ def test_damaged_frames_are_told_in_the_manifest_and_the_log_of_a_preparation(
 
 
 def test_where_most_frames_are_damaged_the_video_is_rejected(tmp_path, noisy):
-    path = damage(noisy, tmp_path / "damaged.mkv", range(24))
+    path = damage_packets(noisy, tmp_path / "damaged.mkv", range(24))
     reason = r"damaged\.mkv: damaged or encrypted: \d+ of 24 frames are corrupt"
     for read in (lambda: read_clip(path, SPEC), lambda: read_clip(path, NATIVE)):
         with pytest.raises(VideoError, match=reason):
@@ -286,6 +276,27 @@ def test_where_most_frames_are_damaged_the_video_is_rejected(tmp_path, noisy):
         accumulate_motion(path, [20])
     with pytest.raises(VideoError, match=reason):
         list(read_motion_vectors(path))
+
+
+def windows_of(path, spec=SPEC):
+    return list(read_stream(str(path), spec, length_s=0.4, hop_s=0.4, timeout_s=0.3))
+
+
+@pytest.mark.parametrize("spec", [SPEC, NATIVE])
+def test_a_stream_rejects_what_would_be_rejected_as_a_file(tmp_path, noisy, spec):
+    with pytest.raises(VideoError, match=r"a\.mp4: encrypted from packet 1 "):
+        windows_of(encrypted(tmp_path / "a.mp4"), spec)
+    damaged = damage_packets(noisy, tmp_path / "damaged.mkv", range(24))
+    with pytest.raises(VideoError, match=r"damaged\.mkv: damaged or encrypted: \d+ of \d+ frames"):
+        windows_of(damaged, spec)
+
+
+@pytest.mark.parametrize("spec", [SPEC, NATIVE])
+def test_the_windows_of_a_stream_count_their_damaged_frames(tmp_path, noisy, spec):
+    damaged = damage_packets(noisy, tmp_path / "damaged.mkv", (3, 11))
+    counts = [window.video.num_corrupt for window in windows_of(damaged, spec)]
+    assert counts == [1, 1, 0]
+    assert windows_of(damaged, spec)[0].video.warning == "1 of its 10 frames are damaged"
 
 
 # --- Side data ---------------------------------------------------------------------------------
