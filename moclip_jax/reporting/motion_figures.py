@@ -87,9 +87,10 @@ def motion_fields(frames: Iterable[FrameBlocks], *, raw: bool = False) -> Iterat
         for _, field in accumulator.add(
             index, blocks.displacements, blocks.future, blocks.picture_type
         ):
-            yield orient_field(field, orientation)
+            # The accumulator uses its array again.
+            yield orient_field(field, orientation).copy()
     for _, field in accumulator.end() if accumulator else ():
-        yield orient_field(field, orientation)
+        yield orient_field(field, orientation).copy()
 
 
 def _raw_field(blocks: FrameBlocks) -> np.ndarray:

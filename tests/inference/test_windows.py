@@ -11,6 +11,7 @@ import pytest
 from moclip_jax.inference.windows import equal_windows, group_windows, times_of
 from moclip_jax.input_pipeline import sampling
 from moclip_jax.input_pipeline.video.clip import (
+    VideoError,
     VideoSpec,
     frame_jpeg,
     frame_positions,
@@ -103,6 +104,14 @@ def test_a_window_without_an_rgb_frame_of_its_own_keeps_its_middle():
         frame_indices=np.array([2]), num_frames=20, group_starts=lambda: np.array([0, 10])
     )
     assert group_windows(video, 12) == [Part(0, 10, (2,)), Part(10, 20, (15,))]
+
+
+def test_a_file_that_changes_between_the_two_passes_is_told(tmp_path):
+    path = write_video(tmp_path / "a.avi", drifting_frames(30))
+    outline = read_clip(path, SPEC).outline
+    write_video(path, drifting_frames(20))
+    with pytest.raises(VideoError, match=r"a\.avi: has fewer frames than before"):
+        list(read_parts(path, SPEC, outline, equal_windows(outline, 0.5, SPEC), lambda n: [0]))
 
 
 def test_a_stream_without_i_frames_is_accumulated_over_600_frames_at_most(tmp_path):
