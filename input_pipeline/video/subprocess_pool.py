@@ -40,6 +40,7 @@ _START_TIMEOUT_S = 120.0
 _ORPHAN_GRACE_S = 10.0
 # Linux: the process's own size, in pages.
 _PROCESS_SIZE = "/proc/self/statm"
+_set_alarm = getattr(signal, "alarm", lambda seconds: None)  # Not on Windows.
 # What a worker sends when it has imported the function, between two frames, and in the end.
 _LOADED, _PROGRESS, _ENDED = b"loaded", b"progress", b"ended"
 
@@ -194,10 +195,9 @@ def run_isolated(
 def iterate_isolated(
     pool: WorkerPool, function: Callable[..., Any], args: Sequence[Any], timeout: float
 ) -> Iterator[Any]:
-    """Yield what a generator function yields in a worker of the pool, which is reserved until then.
+    """Yield what a generator function yields in a worker, which is one value ahead.
 
-    The worker is one value ahead: it waits while a value is not taken. Arguments and errors are
-    those of `run_isolated`; another function gives its one result.
+    Arguments and errors are those of `run_isolated`; another function gives its one result.
     """
     if timeout <= 0:
         raise ValueError(f"timeout is {timeout}, must be above 0")
@@ -351,8 +351,6 @@ def _serve(connection: Connection, max_memory: int | None) -> None:
 
 
 class _Answers:
-    """What a worker sends of a call."""
-
     def __init__(self, connection: Connection):
         self._connection, self.timeout = connection, 0.0
         self._reported = time.monotonic()
@@ -372,11 +370,6 @@ class _Answers:
         """Tell the parent that a call goes on, a few times within its timeout."""
         if time.monotonic() - self._reported > min(1.0, self.timeout / 4):
             self.send(_PROGRESS)
-
-
-def _set_alarm(seconds: int) -> None:
-    if hasattr(signal, "alarm"):
-        signal.alarm(seconds)
 
 
 def _dump_error(error: Exception) -> bytes:

@@ -122,8 +122,8 @@ class Recognizer:
 
     def predict_clip(self, clip: Clip, *, top_k: int = 5, labels: Sequence[str] = ()) -> Prediction:
         """Recognize a clip in memory, from `read_clip`; arguments as `predict`."""
-        prediction = self._prediction("", self.view(clip), 0.0, _seconds(clip), top_k, labels)
-        return dataclasses.replace(prediction, warning=clip.warning)
+        scores = self._scores(self.view(clip), top_k, labels)
+        return Prediction("", scores, end_s=_seconds(clip), warning=clip.warning)
 
     def predict_batch(
         self,
@@ -190,8 +190,8 @@ class Recognizer:
             except VideoError as error:
                 yield Prediction(name, error=str(error))
                 continue
-            whole = self._prediction(name, view, 0.0, _seconds(outline), top_k, labels)
-            yield dataclasses.replace(whole, windows=parts, warning=outline.warning)
+            scores, end_s = self._scores(view, top_k, labels), _seconds(outline)
+            yield Prediction(name, scores, 0.0, end_s, parts, warning=outline.warning)
 
     def timeline(
         self,
@@ -343,7 +343,7 @@ class Recognizer:
         labels: Sequence[str] = (),
         read: Callable[..., Any],
     ) -> Iterator[Prediction]:
-        """Recognize parts of a file, of which one is in memory at a time.
+        """Recognize parts of a file, one after the other; as `timeline`.
 
         Args:
           path: the file.
@@ -352,12 +352,6 @@ class Recognizer:
           top_k: as `predict`.
           labels: as `predict`.
           read: calls a function of a file, here or as `SubprocessReader`.
-
-        Yields:
-          The predictions, with `start_s` and `end_s`.
-
-        Raises:
-          VideoError: as `predict`.
         """
         clips = read(read_parts, path, self.video, outline, parts, self.motion_wanted)
         for part, clip in zip(parts, clips, strict=True):
@@ -365,25 +359,14 @@ class Recognizer:
             prediction = self.predict_clip(clip, top_k=top_k, labels=labels)
             yield dataclasses.replace(prediction, video=path, start_s=start_s, end_s=end_s)
 
-    def _prediction(
-        self,
-        name: str,
-        view: dict[str, np.ndarray],
-        start_s: float,
-        end_s: float,
-        top_k: int,
-        labels: Sequence[str],
-    ) -> Prediction:
+    def _scores(
+        self, view: dict[str, np.ndarray], top_k: int, labels: Sequence[str]
+    ) -> tuple[Score, ...]:
         label_set = self.label_set(labels)
         scores = self.probabilities(view, labels)
         best = np.argsort(-scores, kind="stable")[:top_k].tolist()
-        return Prediction(
-            name,
-            tuple(
-                Score(label_set.labels[i], float(scores[i]), label_set.trained_as[i]) for i in best
-            ),
-            start_s,
-            end_s,
+        return tuple(
+            Score(label_set.labels[i], float(scores[i]), label_set.trained_as[i]) for i in best
         )
 
 
