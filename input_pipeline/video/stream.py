@@ -252,14 +252,24 @@ def _open_stream(
             target = f"file:{address}"
     elif address.startswith("rtsp"):
         options["rtsp_transport"] = "tcp"  # Lost packets would be lost motion.
-    try:
-        container = av.open(
+
+    def connect() -> av.container.InputContainer:
+        return av.open(
             target,
             format=container_format,
             options=options,
             metadata_errors="replace",
             timeout=(timeout_s, timeout_s),
         )
+
+    try:
+        try:
+            container = connect()
+        except av.FFmpegError as error:
+            if not (options.pop("follow", None) and _is_timeout(error)):
+                raise
+            # It has not grown, and is too short to tell what it is without its end.
+            container = connect()
     except (av.FFmpegError, OSError, EOFError, ValueError) as error:
         raise VideoError(address, f"cannot be opened ({short_reason(error)})") from error
     with container:

@@ -155,6 +155,17 @@ def test_a_stream_shorter_than_a_window_is_one_window(tmp_path):
     assert window.video.num_frames == 9
 
 
+@pytest.mark.parametrize(("codec", "form"), [("mjpeg", "mjpeg"), ("h263", "h263")])
+def test_a_raw_file_that_shows_what_it_is_only_at_its_end_is_read(tmp_path, codec, form):
+    frames = drifting_frames(30, 144, 176, step=(1, 0))
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    path = write_video(
+        tmp_path / f"a.{form}", frames, codec=codec, pix_fmt=pix_fmt, container_format=form
+    )
+    windows = windows_of(path, dataclasses.replace(SPEC, source="auto"), 0.5, 0.5)
+    assert sum(window.video.num_frames for window in windows) == 30
+
+
 def test_a_growing_file_is_followed(tmp_path):
     path = write_video(tmp_path / "whole.ts", drifting_frames(150), codec="mpeg2video", rate=RATE)
     content = path.read_bytes()
