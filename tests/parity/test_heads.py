@@ -17,11 +17,17 @@ from tests.parity.noise import tell
 from tests.reference.training_torch import FusionHeadTorch, train_head
 
 
+# Where a unit is within rounding of zero before its ReLU, float32 may switch it the other way than
+# float64, which changes a whole row of gradients. The inputs of this seed have no such unit.
+SEED = 3
+ROUNDING = 1e-6
+
+
 def test_twenty_steps_of_the_published_head_follow_torch():
     """969,829 parameters, batch 64, dropout one half: both sides drop the same units."""
     config = FusionConfig()
     head = FusionHead(config, rngs=nnx.Rngs(0))
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(SEED)
     key = jax.random.key(7)
     batches = [
         {
@@ -53,6 +59,7 @@ def test_twenty_steps_of_the_published_head_follow_torch():
     ]
     losses32 = train_head(reference, rows, keep=0.5)
     losses64 = train_head(double, rows, keep=0.5)
+    assert double.relu_margin > ROUNDING, "choose another SEED"
 
     graph, params, stats = nnx.split(head, nnx.Param, ...)
     optimizer = head_optimizer()
