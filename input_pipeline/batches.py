@@ -10,9 +10,10 @@ from moclip_jax.input_pipeline import training_kernel
 from moclip_jax.input_pipeline.datasets.definition import VideoEntry
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset, prepare_dataset
 from moclip_jax.input_pipeline.datasets.records import clip_from_record, motion_features
-from moclip_jax.input_pipeline.sampling import Draws, test_segments, training_segments
+from moclip_jax.input_pipeline.sampling import Draws
 from moclip_jax.input_pipeline.video.spec import VideoSpec
 from moclip_jax.input_pipeline.views import (
+    GridViews,
     MotionViews,
     images,
     num_images,
@@ -104,7 +105,7 @@ def view_batches(
     dataset: PreparedDataset,
     names: Sequence[str],
     *,
-    motion: MotionViews | None,
+    motion: MotionViews | GridViews | None,
     augmented_views: int = 0,
     frames: str | None = None,
     image_size: int = 224,
@@ -238,7 +239,7 @@ def _train_function(dataset: PreparedDataset, views: MotionViews) -> Callable:
 @functools.lru_cache(maxsize=32)
 def _view_function(
     dataset: PreparedDataset,
-    motion: MotionViews | None,
+    motion: MotionViews | GridViews | None,
     augmented_views: int,
     frames: str | None,
     image: tuple[int, int, str],
@@ -289,7 +290,10 @@ def _draw_each(seed: tf.Tensor, count: int, num_segments: int) -> Draws:
 
 
 def _motion_views(
-    example: Mapping[str, tf.Tensor], views: MotionViews, spec: VideoSpec, draws: Draws | None
+    example: Mapping[str, tf.Tensor],
+    views: MotionViews | GridViews,
+    spec: VideoSpec,
+    draws: Draws | None,
 ) -> tf.Tensor:
     """Return views of a stored video's motion by NumPy.
 
@@ -305,20 +309,19 @@ def _motion_views(
 
     def make(*arrays: np.ndarray) -> np.ndarray:
         stored = dict(zip(example, arrays, strict=False))
-        count, segments = int(stored["num_frames"]), views.num_segments
+        count = int(stored["num_frames"])
         if draws is None:
-            clip = clip_from_record(stored, spec, test_segments(count, segments))
+            clip = clip_from_record(stored, spec, views.test_frames(count).reshape(-1))
             return test_view(clip, views, spec)
         each = [Draws(*parts) for parts in zip(*arrays[len(example) :], strict=True)]
-        frames = [training_segments(count, segments, one.segments) for one in each]
+        frames = [views.training_frames(count, one).reshape(-1) for one in each]
         clip = clip_from_record(stored, spec, np.concatenate(frames))
         return np.stack([training_view(clip, one, views, spec) for one in each])
 
-    count = views.crops if draws is None else draws.flip.shape[0]
+    count = views.shape[0] if draws is None else draws.flip.shape[0]
     inputs = [*example.values(), *(draws or ())]
     result = tf.numpy_function(make, inputs, tf.uint8, stateful=False)
-    size = views.image_size
-    return tf.ensure_shape(result, [count, views.num_segments, size, size, 2])
+    return tf.ensure_shape(result, [count, *views.shape[1:]])
 
 
 def _images(

@@ -63,8 +63,52 @@ def test_segments(num_frames: int, num_segments: int) -> np.ndarray:
     return np.clip(centres + 1, 0, num_frames - 1)
 
 
-# pytest would take the name for a test wherever it is imported.
+# pytest would take the names for tests wherever they are imported.
 test_segments.__test__ = False  # type: ignore[attr-defined]
+
+
+def test_windows(num_frames: int, num_windows: int, window: int) -> np.ndarray:
+    """Return the frames of evenly spaced windows of consecutive frames.
+
+    Frame 0 carries no motion. The last frame is repeated where a video is shorter than a window.
+
+    Args:
+      num_frames: Frames of the video.
+      num_windows: Number of windows, the first at the start and the last at the end of the video.
+      window: Frames of a window.
+
+    Returns:
+      int64 `[num_windows, window]`.
+    """
+    room = max(num_frames - 1 - window, 0)
+    return _window_frames(np.rint(np.linspace(0, room, num_windows)), num_frames, window)
+
+
+test_windows.__test__ = False  # type: ignore[attr-defined]
+
+
+def training_windows(
+    num_frames: int, num_windows: int, window: int, uniform: np.ndarray
+) -> np.ndarray:
+    """Return the frames of windows that each begin anywhere in one of equal parts of a video.
+
+    Args:
+      num_frames: As `test_windows`; the others too.
+      num_windows: Number of windows.
+      window: Frames of a window.
+      uniform: float64 `[num_windows]`, uniform random numbers in [0, 1).
+
+    Returns:
+      int64 `[num_windows, window]`.
+    """
+    room = max(num_frames - 1 - window, 0)
+    starts = np.floor((np.arange(num_windows) + uniform) / num_windows * (room + 1))
+    return _window_frames(starts, num_frames, window)
+
+
+def _window_frames(starts: np.ndarray, num_frames: int, window: int) -> np.ndarray:
+    frames = 1 + starts.astype(np.int64)[:, None] + np.arange(window)
+    return np.minimum(frames, num_frames - 1)
 
 
 def frame_before_intra(indices: np.ndarray, is_intra: np.ndarray) -> np.ndarray:

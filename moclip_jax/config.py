@@ -15,13 +15,16 @@ from ml_collections import ConfigDict
 from moclip_jax.input_pipeline.video.spec import VideoSpec
 
 if TYPE_CHECKING:
-    from moclip_jax.input_pipeline.views import MotionViews
+    from moclip_jax.input_pipeline.views import GridViews, MotionViews
+    from moclip_jax.models.fisher_vectors import FisherConfig
     from moclip_jax.models.fusion import FusionConfig
     from moclip_jax.models.motion_network import MotionNetworkConfig
 
 STAGES = ("prepare", "motion", "features", "fusion", "evaluate", "export")
 DATASETS = ("hmdb51", "moving_shapes", "ucf101", "video_folder")
 SELECTION_MODES = ("heldout", "test", "last")
+# The motion model without a convolution: `models/fisher_vectors.py`.
+FISHER = "fisher"
 FRAMES = re.compile(r"middle|random|uniform_[1-9]\d*")
 
 
@@ -237,9 +240,34 @@ def motion_views(motion: ConfigDict, *, num_segments: int, crops: int = 1) -> "M
     )
 
 
-def motion_network_config(motion: ConfigDict, num_classes: int) -> "MotionNetworkConfig":
+def network_views(
+    config: ConfigDict, *, num_segments: int, crops: int = 1
+) -> "MotionViews | GridViews":
+    """Return what the motion network sees; arguments as `motion_views`, of the whole `config`."""
+    if config.motion.backbone != FISHER:
+        return motion_views(config.motion, num_segments=num_segments, crops=crops)
+    from moclip_jax.input_pipeline.views import GridViews
+    from moclip_jax.models.fisher_vectors import FisherConfig
+
+    return GridViews(
+        num_segments=num_segments,
+        window=FisherConfig(1).window,
+        rows=-(-config.video.height // GridViews.BLOCK),
+        columns=-(-config.video.width // GridViews.BLOCK),
+        flip_probability=config.motion.flip_probability,
+    )
+
+
+def motion_network_config(
+    motion: ConfigDict, num_classes: int
+) -> "MotionNetworkConfig | FisherConfig":
     """Return the architecture of the motion network that `config.motion` asks for."""
     import jax.numpy as jnp
+
+    if motion.backbone == FISHER:
+        from moclip_jax.models.fisher_vectors import FisherConfig
+
+        return FisherConfig(num_classes)
 
     from moclip_jax.models.efficientnet import EfficientNetConfig
     from moclip_jax.models.motion_network import MotionNetworkConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from moclip_jax.config import DATASETS, FRAMES, SELECTION_MODES, STAGES
+from moclip_jax.config import DATASETS, FISHER, FRAMES, SELECTION_MODES, STAGES
 from moclip_jax.inference.class_phrases import PHRASES
 from moclip_jax.input_pipeline.video.spec import SOURCES
 
@@ -91,10 +91,13 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     motion = config.motion
     if motion.source not in SOURCES:
         yield (f"config.motion.source='{motion.source}' is unknown; there are {', '.join(SOURCES)}")
-    try:
-        EfficientNetConfig.named(motion.backbone)
-    except ValueError as error:
-        yield f"config.motion.backbone: {error}"
+    if motion.backbone == FISHER:
+        yield from _fisher_problems(config)
+    else:
+        try:
+            EfficientNetConfig.named(motion.backbone)
+        except ValueError as error:
+            yield f"config.motion.backbone: {error}, or {FISHER}"
     if motion.resize_size < motion.image_size:
         yield (
             f"config.motion.resize_size={motion.resize_size} is smaller than the crop of "
@@ -139,3 +142,17 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         )
     if not config.zero_shot.templates:
         yield "config.zero_shot.templates is empty"
+
+
+def _fisher_problems(config: ConfigDict) -> Iterator[str]:
+    motion, sections = config.motion, ("evaluation", "predict")
+    if motion.source != "reencode":
+        yield (
+            f"config.motion.backbone='{FISHER}' needs config.motion.source='reencode', whose "
+            f"motion has one size and frame distance; it is '{motion.source}'"
+        )
+    if motion.pretrained:
+        yield f"config.motion.backbone='{FISHER}' takes no config.motion.pretrained; set it to ''"
+    for section in sections:
+        if config[section].crops != 1:
+            yield f"config.motion.backbone='{FISHER}' takes no crops; config.{section}.crops must be 1"

@@ -99,6 +99,14 @@ class BlockMotion:
             raise IndexError(f"the motion of frame {absent[0]} was not kept")
         return rows, self.is_intra[self.kept], self.is_bidirectional[self.kept]
 
+    def cells(self, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the displacements of frames, int16 `[len(frame_indices), gh, gw, 2]`.
+
+        Raises:
+          IndexError: As `accumulate`.
+        """
+        return self.displacements[self._rows(frame_indices)[0]]
+
     def each_alone(self, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the motion of frames against the reference that each block has, turned upright.
 

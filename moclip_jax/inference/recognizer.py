@@ -26,7 +26,6 @@ from moclip_jax.inference.windows import (
     split_windows,
     with_frames_of,
 )
-from moclip_jax.input_pipeline import sampling
 from moclip_jax.input_pipeline import views as sample_views
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.subprocess_pool import GRACE_S, SubprocessReader
@@ -103,7 +102,7 @@ class Recognizer:
     @property
     def motion_wanted(self) -> Callable[[int], np.ndarray]:
         """From a number of frames to those whose motion the network sees; see `read_clip`."""
-        return functools.partial(sampling.test_segments, num_segments=self.views.num_segments)
+        return lambda num_frames: self.views.test_frames(num_frames).reshape(-1)
 
     def predict(
         self, path: str | os.PathLike[str], *, top_k: int = 5, labels: Sequence[str] = ()
@@ -318,9 +317,9 @@ class Recognizer:
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of `motion` and `images` of one video."""
-        views, side = self.views, self.image_size
+        side = self.image_size
         return {
-            "motion": (views.crops, views.num_segments, views.image_size, views.image_size, 2),
+            "motion": self.views.shape,
             "images": (sample_views.num_images(self.frame), side, side, 3),
         }
 

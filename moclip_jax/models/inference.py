@@ -53,6 +53,7 @@ def motion_network_for_inference(
         network's `config` keeps its own.
     """
     frozen = _same_arrays(network)
+    # A FisherNetwork has no such module.
     for _, owner in list(nnx.iter_modules(frozen)):
         if matmul_dtype is not None and jax.default_backend() == "cpu":
             _set_matmul_dtype(owner, matmul_dtype)

@@ -222,7 +222,7 @@ class Pipeline:
             name: load_head(
                 fusion_config(
                     self.config.fusion,
-                    motion_features=self.network.backbone.config.num_features * uses_motion,
+                    motion_features=self.network.config.num_features * uses_motion,
                     appearance_features=clip.config.projection_dim,
                     num_classes=len(self.dataset.class_names),
                 ),

@@ -1,0 +1,158 @@
+"""Fit the motion model for small data: PCA, Gaussian mixtures, and a ridge classifier.
+
+Everything is in closed form but the mixtures, which take a few passes over a sample of descriptors:
+seconds for some hundred videos. There is nothing to choose on held-out groups, and a run that was
+stopped begins this stage anew.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from moclip_jax.config import network_views
+from moclip_jax.input_pipeline.batches import PreparedDataset, view_batches
+from moclip_jax.input_pipeline.views import flip_windows
+from moclip_jax.models.fisher_vectors import FisherEncoder, FisherNetwork, mixture_posterior
+from moclip_jax.runtime import signals
+from moclip_jax.runtime.progress import Progress
+
+# Descriptors of each kind that principal components and mixtures are fitted to.
+_SAMPLE = 40_000
+_EM_STEPS = 12
+_LEAST_VARIANCE = 1e-3
+# Of the ridge classifier, as a share of the mean squared norm of the centred Fisher vectors.
+_RIDGE = 0.03
+_BATCH_SIZE = 8
+
+
+def fit_fisher_network(
+    config: ConfigDict, dataset: PreparedDataset, names: Sequence[str], network: FisherNetwork
+) -> None:
+    """Fit a network in place to the training videos and, if they may be flipped, their mirror images.
+
+    Args:
+      config: The whole configuration.
+      dataset: The prepared videos.
+      names: The training videos.
+      network: Its arrays are replaced.
+    """
+    flips = (False, True) if config.motion.flip_probability > 0 else (False,)
+    graph, state = nnx.split(network)
+    describe = jax.jit(lambda fields: nnx.merge(graph, state).descriptors(fields))
+    rng = np.random.default_rng(config.seed)
+    each = -(-_SAMPLE // (len(names) * len(flips)))
+    samples: dict[str, list[np.ndarray]] = {name: [] for name in network.encoders}
+    positions = []
+    for fields, _ in _videos(config, dataset, names, flips, "descriptors"):
+        described, place, weight = jax.device_get(describe(fields))
+        for row in range(len(fields)):
+            counting = np.flatnonzero(weight[row])
+            chosen = rng.choice(counting, min(each, len(counting)), replace=False)
+            positions.append(place[row, chosen])
+            for name, values in described.items():
+                samples[name].append(values[row, chosen])
+    for name, encoder in network.encoders.items():
+        _fit_encoder(encoder, np.concatenate(samples[name]), np.concatenate(positions), rng)
+
+    graph, state = nnx.split(network)
+    encode = jax.jit(lambda fields: nnx.merge(graph, state).fisher_vectors(fields))
+    vectors, labels = [], []
+    for fields, label in _videos(config, dataset, names, flips, "Fisher vectors"):
+        vectors.append(np.asarray(encode(fields)))
+        labels.append(label)
+    _fit_classifier(network, np.concatenate(vectors), np.concatenate(labels))
+
+
+def _videos(
+    config: ConfigDict,
+    dataset: PreparedDataset,
+    names: Sequence[str],
+    flips: Sequence[bool],
+    what: str,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield windows uint8 `[b, S, window, rows, columns, 2]` and labels int32 `[b]`."""
+    views = network_views(config, num_segments=config.motion.num_segments)
+    batches = view_batches(
+        dataset, names, motion=views, frames=None, batch_size=_BATCH_SIZE, seed=config.seed
+    )
+    progress = Progress(-(-len(names) // _BATCH_SIZE), f"motion: {what}", "batches")
+    for batch in batches.as_numpy_iterator():
+        signals.stop_if_requested()
+        mask = batch["mask"]
+        for flip in flips:
+            fields = flip_windows(batch["motion"][:, 0]) if flip else batch["motion"][:, 0]
+            yield fields[mask], batch["label"][mask]
+        progress.advance()
+    progress.done()
+
+
+def _fit_encoder(
+    encoder: FisherEncoder, descriptors: np.ndarray, positions: np.ndarray, rng: np.random.Generator
+) -> None:
+    size = encoder.projection.shape[1]
+    mean = descriptors.mean(0)
+    variances, axes = np.linalg.eigh(np.cov((descriptors - mean).T))
+    variances, axes = variances[::-1][:size], axes[:, ::-1][:, :size]
+    encoder.mean[...] = jnp.asarray(mean)
+    encoder.projection[...] = jnp.asarray(axes / np.sqrt(variances + 1e-4 * variances[0]))
+    x = encoder.project(jnp.asarray(descriptors), jnp.asarray(positions))
+    weights, means, spread = fit_mixture(x, len(encoder.weights[...]), rng)
+    encoder.weights[...], encoder.means[...], encoder.variances[...] = weights, means, spread
+
+
+def fit_mixture(
+    x: jax.Array, components: int, rng: np.random.Generator
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Fit a mixture of Gaussians with diagonal covariance by expectation maximization.
+
+    Args:
+      x: float32 `[n, d]`.
+      components: Number of Gaussians, at most `n`.
+      rng: Chooses the samples that means start from.
+
+    Returns:
+      Weights `[K]`, means `[K, d]` and variances `[K, d]`.
+    """
+
+    @jax.jit
+    def step(weights, means, variances):
+        posterior = mixture_posterior(x, weights, means, variances)
+        count = posterior.sum(0) + 1e-6
+        means = posterior.T @ x / count[:, None]
+        second = posterior.T @ (x * x) / count[:, None]
+        return count / count.sum(), means, jnp.maximum(second - means**2, _LEAST_VARIANCE)
+
+    weights = jnp.full(components, 1 / components)
+    means = x[rng.choice(len(x), components, replace=False)]
+    variances = jnp.tile(x.var(0), (components, 1))
+    for _ in range(_EM_STEPS):
+        weights, means, variances = step(weights, means, variances)
+    return weights, means, variances
+
+
+def _fit_classifier(network: FisherNetwork, vectors: np.ndarray, labels: np.ndarray) -> None:
+    """Set principal components and the classifier: ridge regression on one-against-all targets."""
+    size = network.config.num_features
+    center = vectors.mean(0)
+    centered = vectors - center
+    _, scale, axes = np.linalg.svd(centered, full_matrices=False)
+    kept = min(size, len(scale))
+    # Features have a mean square of one, so that a fusion head sees them as large as others.
+    energy = np.mean(np.sum(centered**2, axis=1))
+    components = np.zeros((vectors.shape[1], size), np.float32)
+    components[:, :kept] = axes[:kept].T * np.sqrt(size / energy)
+    features = centered @ components
+    targets = 2.0 * np.eye(network.config.num_classes)[labels] - 1
+    # Classes count alike, however many videos they have.
+    weight = (1 / np.bincount(labels, minlength=network.config.num_classes))[labels]
+    weight *= len(labels) / weight.sum()
+    bias = np.average(targets, axis=0, weights=weight)
+    gram = (features * weight[:, None]).T @ features + _RIDGE * size * np.eye(size)
+    kernel = np.linalg.solve(gram, (features * weight[:, None]).T @ (targets - bias))
+    network.center[...], network.components[...] = jnp.asarray(center), jnp.asarray(components)
+    network.classifier.kernel[...] = jnp.asarray(kernel, jnp.float32)
+    network.classifier.bias[...] = jnp.asarray(bias, jnp.float32)
