@@ -155,4 +155,4 @@ def _fisher_problems(config: ConfigDict) -> Iterator[str]:
         yield f"config.motion.backbone='{FISHER}' takes no config.motion.pretrained; set it to ''"
     for section in sections:
         if config[section].crops != 1:
-            yield f"config.motion.backbone='{FISHER}' takes no crops; config.{section}.crops must be 1"
+            yield f"config.{section}.crops must be 1 for config.motion.backbone='{FISHER}'"

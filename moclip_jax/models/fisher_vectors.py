@@ -1,12 +1,12 @@
-"""The motion model for small data: Fisher vectors of local motion histograms, and a linear classifier.
+"""Fisher vectors of local motion histograms and a linear classifier: the model for small data.
 
-Descriptors are histograms of flow (HOF) and of motion boundaries (MBH) of Dalal et al., "Human
-Detection Using Oriented Histograms of Flow and Appearance" (ECCV 2006), in space-time cells as in Wang
-et al., "Dense Trajectories" (IJCV 2013), here of motion vectors as in Kantorov and Laptev, "Efficient
-feature extraction, encoding and classification for action recognition" (CVPR 2014). Encoding: Perronnin
-et al., "Improving the Fisher Kernel for Large-Scale Image Classification" (ECCV 2010). Positions are
-appended to descriptors as in Sanchez et al., "Modeling the spatial layout of images beyond spatial
-pyramids" (2012).
+Descriptors: histograms of flow (HOF) and of motion boundaries (MBH), Dalal et al., "Human Detection
+Using Oriented Histograms of Flow and Appearance" (ECCV 2006), in space-time cells as Wang et al.,
+"Dense Trajectories and Motion Boundary Descriptors" (IJCV 2013). Computed from a codec's motion
+vectors: Kantorov and Laptev, "Efficient Feature Extraction, Encoding and Classification for Action
+Recognition" (CVPR 2014). Encoding: Perronnin et al., "Improving the Fisher Kernel for Large-Scale
+Image Classification" (ECCV 2010), with positions appended to the descriptors as Sanchez et al.,
+"Modeling the Spatial Layout of Images Beyond Spatial Pyramids" (2012).
 """
 
 import math
@@ -94,7 +94,7 @@ class FisherEncoder(nnx.Module):
 
     def project(self, descriptors: jax.Array, positions: jax.Array) -> jax.Array:
         """Return whitened descriptors with their positions, float32 `[B, N, p + 3]`."""
-        whitened = (descriptors - self.mean[...]) @ self.projection[...]
+        whitened = (descriptors - self.mean[...][None, None]) @ self.projection[...]
         return jnp.concatenate([whitened, _POSITION_SCALE * positions], axis=-1)
 
     def __call__(
@@ -111,14 +111,16 @@ class FisherEncoder(nnx.Module):
         weights, means, variances = (
             value[...] for value in (self.weights, self.means, self.variances)
         )
-        posterior = mixture_posterior(x, weights, means, variances) * weight[..., None]
+        posterior = mixture_posterior(x.reshape(-1, x.shape[-1]), weights, means, variances)
+        posterior = posterior.reshape(*x.shape[:2], -1) * weight[..., None]
         count = jnp.maximum(weight.sum(1), 1.0)[:, None, None]
         zeroth = posterior.sum(1)[..., None] / count
         first = jnp.einsum("bnk,bnd->bkd", posterior, x) / count
         second = jnp.einsum("bnk,bnd->bkd", posterior, x * x) / count
-        mean_gradient = (first - zeroth * means) / jnp.sqrt(variances * weights[:, None])
+        weights, means, variances = weights[None, :, None], means[None], variances[None]
+        mean_gradient = (first - zeroth * means) / jnp.sqrt(variances * weights)
         variance_gradient = (second - 2 * first * means + zeroth * means**2) / variances - zeroth
-        variance_gradient /= jnp.sqrt(2 * weights[:, None])
+        variance_gradient /= jnp.sqrt(2 * weights)
         vector = jnp.stack([mean_gradient, variance_gradient], axis=1).reshape(len(x), -1)
         vector = jnp.sign(vector) * jnp.sqrt(jnp.abs(vector))
         return vector / (jnp.linalg.norm(vector, axis=-1, keepdims=True) + _EPS)
@@ -127,19 +129,18 @@ class FisherEncoder(nnx.Module):
 def mixture_posterior(
     x: jax.Array, weights: jax.Array, means: jax.Array, variances: jax.Array
 ) -> jax.Array:
-    """Return posteriors `[..., K]` of a mixture of Gaussians with diagonal covariance.
+    """Return posteriors `[n, K]` of a mixture of Gaussians with diagonal covariance.
 
     Args:
-      x: `[..., d]`.
+      x: `[n, d]`.
       weights: `[K]`.
       means: `[K, d]`.
       variances: `[K, d]`.
     """
     precision = 1 / variances
-    distance = (
-        (x * x) @ precision.T - 2 * (x @ (means * precision).T) + (means**2 * precision).sum(-1)
-    )
-    return jax.nn.softmax(jnp.log(weights) - 0.5 * (jnp.log(variances).sum(-1) + distance))
+    constant = jnp.log(weights) - 0.5 * (jnp.log(variances) + means**2 * precision).sum(-1)
+    distance = (x * x) @ precision.T - 2 * (x @ (means * precision).T)
+    return jax.nn.softmax(constant[None] - 0.5 * distance)
 
 
 class FisherNetwork(nnx.Module):
@@ -169,8 +170,8 @@ class FisherNetwork(nnx.Module):
         """Return the local descriptors of videos.
 
         Args:
-          fields: uint8 `[B, S, window, rows, columns, 2]`, (x, y) of each block's motion in pixels a
-            frame plus 128.
+          fields: uint8 `[B, S, window, rows, columns, 2]`, the motion (x, y) of each block in
+            pixels a frame plus 128.
 
         Returns:
           Descriptors by kind, float32 `[B, N, d]`; positions float32 `[B, N, 3]`; and float32
@@ -268,7 +269,7 @@ class FisherNetwork(nnx.Module):
         Returns:
           float32 `[B, 1, num_features]`, one vector for all segments.
         """
-        centered = self.fisher_vectors(fields) - self.center[...]
+        centered = self.fisher_vectors(fields) - self.center[...][None]
         return (centered @ self.components[...])[:, None]
 
     def __call__(self, fields: jax.Array) -> jax.Array:
@@ -279,7 +280,7 @@ class FisherNetwork(nnx.Module):
 def orientation_histogram(x: jax.Array, y: jax.Array) -> jax.Array:
     """Return the magnitude shared between the two nearest of eight orientations, `[..., 8]`."""
     angle = jnp.arctan2(y, x) * (_ORIENTATIONS / (2 * jnp.pi)) % _ORIENTATIONS
-    bins = jnp.arange(_ORIENTATIONS)
+    bins = jnp.arange(_ORIENTATIONS).reshape((1,) * x.ndim + (_ORIENTATIONS,))
     distance = jnp.abs(angle[..., None] - bins)
     distance = jnp.minimum(distance, _ORIENTATIONS - distance)
     return jnp.maximum(1 - distance, 0) * jnp.hypot(x, y)[..., None]
@@ -288,11 +289,3 @@ def orientation_histogram(x: jax.Array, y: jax.Array) -> jax.Array:
 def root_normalized(histograms: jax.Array) -> jax.Array:
     """Return the square root of histograms of sum one (RootSIFT's normalisation), `[..., d]`."""
     return jnp.sqrt(histograms / (histograms.sum(-1, keepdims=True) + 1e-3))
-
-
-def mirrored(fields: jax.Array) -> jax.Array:
-    """Return uint8 fields `[..., rows, columns, 2]` of the video flipped from left to right."""
-    flipped = fields[..., ::-1, :]
-    return jnp.stack([256 - flipped[..., 0].astype(jnp.int32), flipped[..., 1]], -1).astype(
-        jnp.uint8
-    )

@@ -67,14 +67,17 @@ def label_step(num_classes: int) -> int:
 
 def draw_curves(workdir: Path) -> Figure:
     """Draw loss and accuracy of each trained network by epoch."""
+    # Fisher vectors are fitted without epochs.
+    histories = {title: workdir / path for title, path in HISTORIES.items()}
+    histories = {title: path for title, path in histories.items() if path.exists()}
     figure = Figure(figsize=(9, 4.6), layout="constrained")
-    axes = figure.subplots(2, len(HISTORIES), sharex="col", squeeze=False)
+    axes = figure.subplots(2, len(histories), sharex="col", squeeze=False)
     styles = {
         "train": {"color": "0.55", "linestyle": "--"},
         "validation": {"color": "#26456e", "linestyle": "-"},
     }
-    for column, (title, path) in enumerate(HISTORIES.items()):
-        lines = [json.loads(line) for line in (workdir / path).read_text().splitlines()]
+    for column, (title, path) in enumerate(histories.items()):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
         for row, (metric, name) in enumerate((("loss", "loss"), ("top1", "top-1, percent"))):
             axis = axes[row, column]
             for part, style in styles.items():

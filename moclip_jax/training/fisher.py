@@ -25,14 +25,14 @@ _SAMPLE = 40_000
 _EM_STEPS = 12
 _LEAST_VARIANCE = 1e-3
 # Of the ridge classifier, as a share of the mean squared norm of the centred Fisher vectors.
-_RIDGE = 0.03
+RIDGE = 0.03
 _BATCH_SIZE = 8
 
 
 def fit_fisher_network(
     config: ConfigDict, dataset: PreparedDataset, names: Sequence[str], network: FisherNetwork
 ) -> None:
-    """Fit a network in place to the training videos and, if they may be flipped, their mirror images.
+    """Fit a network in place to the training videos and, if flips are on, their mirror images.
 
     Args:
       config: The whole configuration.
@@ -64,7 +64,7 @@ def fit_fisher_network(
     for fields, label in _videos(config, dataset, names, flips, "Fisher vectors"):
         vectors.append(np.asarray(encode(fields)))
         labels.append(label)
-    _fit_classifier(network, np.concatenate(vectors), np.concatenate(labels))
+    fit_classifier(network, np.concatenate(vectors), np.concatenate(labels))
 
 
 def _videos(
@@ -134,7 +134,7 @@ def fit_mixture(
     return weights, means, variances
 
 
-def _fit_classifier(network: FisherNetwork, vectors: np.ndarray, labels: np.ndarray) -> None:
+def fit_classifier(network: FisherNetwork, vectors: np.ndarray, labels: np.ndarray) -> None:
     """Set principal components and the classifier: ridge regression on one-against-all targets."""
     size = network.config.num_features
     center = vectors.mean(0)
@@ -151,7 +151,7 @@ def _fit_classifier(network: FisherNetwork, vectors: np.ndarray, labels: np.ndar
     weight = (1 / np.bincount(labels, minlength=network.config.num_classes))[labels]
     weight *= len(labels) / weight.sum()
     bias = np.average(targets, axis=0, weights=weight)
-    gram = (features * weight[:, None]).T @ features + _RIDGE * size * np.eye(size)
+    gram = (features * weight[:, None]).T @ features + RIDGE * size * np.eye(size)
     kernel = np.linalg.solve(gram, (features * weight[:, None]).T @ (targets - bias))
     network.center[...], network.components[...] = jnp.asarray(center), jnp.asarray(components)
     network.classifier.kernel[...] = jnp.asarray(kernel, jnp.float32)

@@ -16,7 +16,6 @@ from moclip_jax.training.trainer import TrainState, make_train_step
 from tests.parity.noise import tell
 from tests.reference.training_torch import FusionHeadTorch, train_head
 
-
 # Where a unit is within rounding of zero before its ReLU, float32 may switch it the other way than
 # float64, which changes a whole row of gradients. The inputs of this seed have no such unit.
 SEED = 3

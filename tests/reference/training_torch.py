@@ -21,7 +21,7 @@ class FusionHeadTorch(nn.Module):
         self.relu_margin = float("inf")
 
     def forward(self, motion, appearance, kept, keep):
-        """Return logits; `kept` bool [B, hidden] are the units that dropout keeps, each in `keep`."""
+        """Return logits; `kept` bool [B, hidden] says which units dropout keeps."""
         hidden = self.hidden(torch.cat([motion, appearance], -1))
         self.relu_margin = min(self.relu_margin, hidden.detach()[kept].abs().min().item())
         return self.classifier(functional.relu(hidden) * kept / keep)

@@ -1,0 +1,57 @@
+"""Fitting of the Fisher model: mixtures, principal components and the classifier."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moclip_jax.models.fisher_vectors import FisherConfig, FisherNetwork
+from moclip_jax.training.fisher import RIDGE, fit_classifier, fit_mixture
+
+
+def test_expectation_maximization_finds_separated_gaussians():
+    rng = np.random.default_rng(0)
+    means = np.array([[-4.0, 0.0], [4.0, 1.0], [0.0, 6.0]])
+    deviations = np.array([[0.5, 1.0], [1.0, 0.5], [0.7, 0.7]])
+    share = np.array([0.5, 0.3, 0.2])
+    chosen = rng.choice(3, 20_000, p=share)
+    x = (means[chosen] + deviations[chosen] * rng.normal(size=(20_000, 2))).astype(np.float32)
+    # One starting point for each; random ones may share a Gaussian.
+    starts = np.array([np.flatnonzero(chosen == k)[0] for k in range(3)])
+
+    class Chosen:
+        def choice(self, *_, **__):
+            return starts
+
+    weights, found, variances = fit_mixture(jnp.asarray(x), 3, Chosen())
+    np.testing.assert_allclose(weights, share, atol=0.02)
+    np.testing.assert_allclose(found, means, atol=0.05)
+    np.testing.assert_allclose(np.sqrt(variances), deviations, atol=0.05)
+
+
+def test_the_classifier_is_ridge_regression_with_classes_of_equal_weight():
+    """Weighted least squares on the centred Fisher vectors, with all principal components kept."""
+    rng = np.random.default_rng(1)
+    config = FisherConfig(num_classes=3, num_features=32, components=2, descriptor_dim=3)
+    network = FisherNetwork(config, rngs=nnx.Rngs(0))
+    size = network.center.shape[0]
+    labels = np.array([0] * 8 + [1] * 5 + [2] * 2)
+    vectors = rng.normal(size=(15, size)).astype(np.float32)
+    fit_classifier(network, vectors, labels)
+
+    centered = (vectors - vectors.mean(0)).astype(np.float64)
+    energy = np.mean(np.sum(centered**2, axis=1))
+    weight = np.array([5 / 8] * 8 + [1] * 5 + [5 / 2] * 2)
+    targets = 2.0 * np.eye(3)[labels] - 1
+    bias = np.full(3, -1 / 3)  # Of classes of equal weight.
+    rows = np.concatenate(
+        [np.sqrt(weight)[:, None] * centered, np.sqrt(RIDGE * energy) * np.eye(size)]
+    )
+    sides = np.concatenate([np.sqrt(weight)[:, None] * (targets - bias), np.zeros((size, 3))])
+    solution = np.linalg.lstsq(rows, sides)[0]
+    other = rng.normal(size=(4, size)) - vectors.mean(0)
+    features = other @ np.asarray(network.components[...])
+    ours = features @ np.asarray(network.classifier.kernel[...])
+    ours += np.asarray(network.classifier.bias[...])
+    np.testing.assert_allclose(ours, other @ solution + bias, atol=1e-4)
+    projected = centered @ np.asarray(network.components[...])
+    np.testing.assert_allclose(np.mean(np.sum(projected**2, axis=1)), 32, rtol=1e-5)
