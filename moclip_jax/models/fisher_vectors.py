@@ -93,8 +93,8 @@ class FisherEncoder(nnx.Module):
         self.variances = nnx.Param(jnp.ones((config.components, size + 3)))
 
     def project(self, descriptors: jax.Array, positions: jax.Array) -> jax.Array:
-        """Return whitened descriptors with their positions, float32 `[B, N, p + 3]`."""
-        whitened = (descriptors - self.mean[...][None, None]) @ self.projection[...]
+        """Return whitened descriptors with their positions: `[n, d]`, `[n, 3]` -> `[n, p + 3]`."""
+        whitened = (descriptors - self.mean[...][None]) @ self.projection[...]
         return jnp.concatenate([whitened, _POSITION_SCALE * positions], axis=-1)
 
     def __call__(
@@ -107,12 +107,14 @@ class FisherEncoder(nnx.Module):
           positions: float32 `[B, N, 3]`, time, row and column, each in [-0.5, 0.5].
           weight: float32 `[B, N]`, 1 for a descriptor that counts and 0 for another.
         """
-        x = self.project(descriptors, positions)
+        batch = descriptors.shape[:2]
+        rows = [value.reshape(-1, value.shape[-1]) for value in (descriptors, positions)]
+        x = self.project(*rows)
         weights, means, variances = (
             value[...] for value in (self.weights, self.means, self.variances)
         )
-        posterior = mixture_posterior(x.reshape(-1, x.shape[-1]), weights, means, variances)
-        posterior = posterior.reshape(*x.shape[:2], -1) * weight[..., None]
+        posterior = mixture_posterior(x, weights, means, variances)
+        x, posterior = x.reshape(*batch, -1), posterior.reshape(*batch, -1) * weight[..., None]
         count = jnp.maximum(weight.sum(1), 1.0)[:, None, None]
         zeroth = posterior.sum(1)[..., None] / count
         first = jnp.einsum("bnk,bnd->bkd", posterior, x) / count

@@ -4,7 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import moclip_jax
+from moclip_jax.configs import testing
 from moclip_jax.models.fisher_vectors import FisherConfig, FisherNetwork
+from moclip_jax.training import pipeline
 from moclip_jax.training.fisher import RIDGE, fit_classifier, fit_mixture
 
 
@@ -55,3 +58,26 @@ def test_the_classifier_is_ridge_regression_with_classes_of_equal_weight():
     np.testing.assert_allclose(ours, other @ solution + bias, atol=1e-4)
     projected = centered @ np.asarray(network.components[...])
     np.testing.assert_allclose(np.mean(np.sum(projected**2, axis=1)), 32, rtol=1e-5)
+
+
+def test_a_run_with_fisher_vectors_learns_motion_and_its_export_gives_the_same_logits(tmp_path):
+    """Six motions of six shapes; the motion of a clip is label % 6, with chance 1/6."""
+    config = testing.get_config()
+    config.dataset.options.num_train_groups = 4
+    config.dataset.options.num_frames = 24
+    config.motion.backbone = "fisher"
+    config.motion.flip_probability = 0.0  # Left is right in a mirror.
+    config.motion.num_segments = config.evaluation.num_segments = 4
+    config.predict.num_segments = 4
+    config.selection.mode = "last"
+    pipeline.run(config, tmp_path)
+    scores = np.load(tmp_path / "evaluate" / "scores.npz")
+    right = scores["motion"].argmax(1) % 6 == scores["label"] % 6
+    assert right.mean() > 0.8
+
+    model = moclip_jax.load(tmp_path)
+    features = np.load(next((tmp_path / "features" / "test").glob("*.npz")))
+    motion = model.model.motion
+    logits = motion.classifier(jnp.asarray(features["motion"][:, 0]))
+    np.testing.assert_allclose(logits, scores["motion"][features["index"]], atol=1e-4)
+    assert model.input_shapes["motion"] == (1, 4, 15, 8, 8, 2)
