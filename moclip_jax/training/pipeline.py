@@ -47,6 +47,7 @@ from moclip_jax.training.prepare import (
     check_batch_sizes,
     log_splits,
     open_dataset,
+    trained_in_batches,
     video_splits,
 )
 from moclip_jax.training.stages import StageRecord, check_weights
@@ -92,7 +93,7 @@ class Pipeline:
         self.workdir = workdir.expanduser()
         check_writable_path(self.workdir)
         self.mesh = make_mesh(model=config.mesh.model)
-        sections = ["motion", "fusion"] + ["features"] * bool(config.features.batch_size)
+        sections = [*trained_in_batches(config), *["features"] * bool(config.features.batch_size)]
         for section in sections:
             check_batch_size(self.mesh, f"{section}.batch_size", config[section].batch_size)
         self._records: dict[str, StageRecord] = {}
