@@ -97,8 +97,8 @@ def default_config() -> ConfigDict:
     # the file itself, at its own size and with its own GOPs), auto (native where the codec has any,
     # else reencode). See docs/video.md.
     config.motion.source = "reencode"
-    # EfficientNet variant: b0 to b3, or the scaled-down small and tiny. Or fisher: Fisher vectors of
-    # block motion, fitted without epochs, for small data (models/fisher_vectors.py).
+    # EfficientNet variant: b0 to b3, or the scaled-down small and tiny. Or fisher: Fisher vectors
+    # of block motion, fitted without epochs, for small data (models/fisher_vectors.py).
     config.motion.backbone = "b0"
     # timm weights: a hub id, a .safetensors file or its folder; empty starts from random.
     config.motion.pretrained = "timm/efficientnet_b0.ra_in1k"
