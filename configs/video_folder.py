@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     config.selection.mode = "last"
 
     config.clip.source = "tiny"
+    config.features.train_views = 4
     config.features.batch_size = 8
     config.fusion.batch_size = 32
     config.fusion.learning_rate = 1e-3
