@@ -148,6 +148,7 @@ def _motion(setup: Setup) -> Iterator[Any]:
 
     rounds = setup.rounds
     yield networks.motion_inference(setup.networks, setup.peer, 32, rounds)
+    yield networks.motion_inference(setup.networks, setup.peer, 32, rounds, lite=True)
     if not setup.quick:
         yield networks.motion_inference(setup.networks, setup.peer, 32, rounds, narrow=True)
     yield networks.motion_training(setup.networks, setup.peer, 4, rounds)

@@ -76,16 +76,14 @@ def import_timm():
 
 
 class MotionNetwork(nn.Module):
-    """BatchNorm of the input, timm's EfficientNet-B0, logits averaged over the segments."""
+    """BatchNorm of the input, timm's EfficientNet, logits averaged over the segments."""
 
-    def __init__(self, weights, classes):
+    def __init__(self, weights, classes, architecture="efficientnet_b0"):
         super().__init__()
         from safetensors.torch import load_file
 
         self.input_norm = nn.BatchNorm2d(2)
-        self.backbone = import_timm().create_model(
-            "efficientnet_b0", in_chans=2, num_classes=classes
-        )
+        self.backbone = import_timm().create_model(architecture, in_chans=2, num_classes=classes)
         missing, unexpected = self.backbone.load_state_dict(load_file(weights), strict=False)
         assert not unexpected and all("num_batches" in name for name in missing), missing
 
@@ -152,8 +150,8 @@ class Sgemm(Job):
 class MotionInference(Job):
     """Logits of fields, one video."""
 
-    def __init__(self, weights, classes, fields, narrow=False):
-        self.model = MotionNetwork(weights, classes).eval()
+    def __init__(self, weights, classes, architecture, fields, narrow=False):
+        self.model = MotionNetwork(weights, classes, architecture).eval()
         self.narrow = narrow
         self.fields = torch.from_numpy(np.load(fields))
         self.info = {"layout": faster_layout(self.model, self.run)}

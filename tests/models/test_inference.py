@@ -12,15 +12,17 @@ from moclip_jax.models.batch_norm import BatchNorm
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.efficientnet import EfficientNetConfig
+from moclip_jax.models.efficientnet_config import LITE
 from moclip_jax.models.inference import FoldedNorm, clip_for_inference, motion_network_for_inference
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 from tests.random_norms import randomize_norms
 
 
-@pytest.fixture(scope="module")
-def trained():
+@pytest.fixture(scope="module", params=[{}, LITE], ids=["tiny", "tiny lite"])
+def trained(request):
     """A network whose statistics and scales are not those of the beginning."""
-    config = MotionNetworkConfig(EfficientNetConfig.named("tiny", in_channels=2, num_classes=3))
+    backbone = EfficientNetConfig.named("tiny", in_channels=2, num_classes=3, **request.param)
+    config = MotionNetworkConfig(backbone)
     network = nnx.jit(lambda: MotionNetwork(config, rngs=nnx.Rngs(0)))()
     randomize_norms(network)
     return network
@@ -66,9 +68,9 @@ def test_a_folded_norm_computes_in_float32_what_lies_in_bfloat16():
     norm = BatchNorm(2)
     norm.bias[...], norm.var[...] = jnp.array([0.3, -0.7]), 1 - jnp.full(2, norm.eps)
     x = jnp.linspace(-9, 9, 64, dtype=jnp.bfloat16).reshape(-1, 2)
-    folded = FoldedNorm(np.asarray(norm.bias[...]))(x, train=False, silu=True)
+    folded = FoldedNorm(np.asarray(norm.bias[...]))(x, train=False, activation="silu")
     assert folded.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(folded, norm(x, train=False, silu=True))
+    np.testing.assert_array_equal(folded, norm(x, train=False, activation="silu"))
 
 
 def test_a_folded_norm_cannot_train():

@@ -175,11 +175,18 @@ def _timm():
         pytest.skip(f"timm cannot be imported here ({error})")
 
 
-@pytest.mark.parametrize(("variant", "side"), [("b0", 224), ("b1", 240), ("b2", 260), ("b3", 300)])
+@pytest.mark.parametrize(
+    ("variant", "side"),
+    [
+        *(("b0", 224), ("b1", 240), ("b2", 260), ("b3", 300)),
+        *(("lite0", 224), ("lite1", 240), ("lite2", 260)),
+    ],
+)
 def test_inference_equals_timm_at_full_size(variant, side):
     timm = _timm()
     torch.manual_seed(0)
-    model = timm.create_model(f"efficientnet_{variant}", pretrained=False).eval()
+    name = f"{'tf_' if variant.startswith('lite') else ''}efficientnet_{variant}"
+    model = timm.create_model(name, pretrained=False).eval()
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     pictures = np.random.default_rng(0).standard_normal((1, 3, side, side)).astype(np.float32)
     with torch.no_grad():
@@ -187,7 +194,7 @@ def test_inference_equals_timm_at_full_size(variant, side):
     ours = load_efficientnet(weights, variant=variant)
     logits = jax.jit(lambda model, x: model(x))(ours, pictures.transpose(0, 2, 3, 1))
     error = relative_error(logits, expected)
-    tell(f"timm efficientnet_{variant} at {side}", logits=error)
+    tell(f"timm {name} at {side}", logits=error)
     assert error < 1e-5
 
 
