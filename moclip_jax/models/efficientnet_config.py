@@ -139,7 +139,7 @@ class EfficientNetConfig:
     @property
     def stages(self) -> tuple[tuple[BlockConfig, ...], ...]:
         """The blocks of every stage, in order."""
-        stages = []
+        stages: list[tuple[BlockConfig, ...]] = []
         channels = self.stem_channels
         for expansion, out_channels, num_blocks, kernel_size, stride in _STAGES:
             stage = []

@@ -28,11 +28,11 @@ _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 class _Storage(NamedTuple):
-    """Numbers in a file: their key there, dtype and count."""
+    """Numbers in a file: their key there, dtype and number."""
 
     key: str
     dtype: np.dtype
-    count: int
+    size: int
 
 
 class _Tensor(NamedTuple):
@@ -95,7 +95,7 @@ def _read_row(file: IO[bytes]) -> dict[str, np.ndarray]:
     for key in _Unpickler(file).load():
         storage = sizes[key]
         file.read(8)  # How many numbers, which is known.
-        contents[key] = file.read(storage.count * storage.dtype.itemsize)
+        contents[key] = file.read(storage.size * storage.dtype.itemsize)
     return _arrays(tensors, lambda storage: contents[storage.key])
 
 
@@ -132,10 +132,10 @@ def _checked(tensors: Any) -> Mapping[str, _Tensor]:
 def _arrays(tensors: Any, read: Callable[[_Storage], bytes]) -> dict[str, np.ndarray]:
     arrays = {}
     for name, (storage, offset, shape, strides) in _checked(tensors).items():
-        numbers = np.frombuffer(read(storage), storage.dtype, storage.count)
+        numbers = np.frombuffer(read(storage), storage.dtype, storage.size)
         # as_strided checks nothing itself.
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        if min(offset, *shape, *strides, 0) < 0 or max(last + 1, math.prod(shape)) > storage.count:
+        if min(offset, *shape, *strides, 0) < 0 or max(last + 1, math.prod(shape)) > storage.size:
             raise pickle.UnpicklingError(f"{name} reaches past its storage")
         arrays[name] = np.lib.stride_tricks.as_strided(
             numbers[offset:], shape, [step * storage.dtype.itemsize for step in strides]
