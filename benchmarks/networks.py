@@ -228,19 +228,19 @@ def motion_training(networks: Networks, peer: Peer, videos: int, rounds: int) ->
 def clip_tower(
     networks: Networks,
     peer: Peer,
-    pictures: int,
+    batch: int,
     rounds: int,
     *,
     dtype: str = "float32",
     narrow: bool = False,
     goal: float | None = None,
 ) -> Comparison:
-    """Embeddings of a batch of pictures.
+    """Embeddings of a batch of images.
 
     Args:
       networks: both backbones.
       peer: the other side.
-      pictures: in the batch.
+      batch: images in the batch.
       rounds: timed passes of each side.
       dtype: of our products, as `config.clip.dtype` names it.
       narrow: whether the other side multiplies in bfloat16; else in float32.
@@ -248,7 +248,7 @@ def clip_tower(
     """
     products = matmul_dtype(dtype)
     graphdef, state = nnx.split(clip_for_inference(networks.clip, products).vision)
-    images = np.random.default_rng(0).integers(0, 256, (pictures, 224, 224, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), np.uint8)
     inputs = np.asarray(normalize_images(images))
     forward, seconds = compiled(lambda state, x: nnx.merge(graphdef, state)(x), state, inputs)
     other = peer.job(
@@ -266,10 +266,10 @@ def clip_tower(
     }
     other.drop()
     return Comparison(
-        f"CLIP ViT-B/32, {pictures} picture{'s' * (pictures > 1)}, clip.dtype={dtype} ({products})",
+        f"CLIP ViT-B/32, {batch} image{'s' * (batch > 1)}, clip.dtype={dtype} ({products})",
         "transformers" + (", autocast to bfloat16" if narrow else ""),
-        pictures,
-        "picture",
+        batch,
+        "image",
         *times,
         goal=goal,
         work=work,

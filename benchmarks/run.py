@@ -161,9 +161,9 @@ def _clip(setup: Setup) -> Iterator[Any]:
     yield row(1, setup.rounds, dtype="auto")
     yield row(16, setup.rounds, dtype="auto", goal=0.8)
     if not setup.quick:
-        for pictures in (1, 16):
-            yield row(pictures, setup.rounds)
-            yield row(pictures, setup.rounds, dtype="bfloat16", narrow=True)
+        for batch in (1, 16):
+            yield row(batch, setup.rounds)
+            yield row(batch, setup.rounds, dtype="bfloat16", narrow=True)
 
 
 def _file(setup: Setup) -> Iterator[Any]:

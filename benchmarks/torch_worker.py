@@ -90,13 +90,13 @@ class MotionNetwork(nn.Module):
     def forward(self, fields):
         """uint8 [B, S, H, W, 2] -> [B, classes]."""
         batch, segments = fields.shape[:2]
-        pictures = fields.flatten(0, 1).permute(0, 3, 1, 2).float() / 255 - 0.5
-        return self.backbone(self.input_norm(pictures)).view(batch, segments, -1).mean(1)
+        fields = fields.flatten(0, 1).permute(0, 3, 1, 2).float() / 255 - 0.5
+        return self.backbone(self.input_norm(fields)).view(batch, segments, -1).mean(1)
 
     def features(self, fields):
         """uint8 [N, H, W, 2] -> [N, 1280]."""
-        pictures = fields.permute(0, 3, 1, 2).float() / 255 - 0.5
-        maps = self.backbone.forward_features(self.input_norm(pictures))
+        fields = fields.permute(0, 3, 1, 2).float() / 255 - 0.5
+        maps = self.backbone.forward_features(self.input_norm(fields))
         return self.backbone.forward_head(maps, pre_logits=True)
 
 
@@ -262,7 +262,7 @@ def accumulated_fields(motion, wanted, height, width):
         for _, w, h, source_x, source_y, x, y, *_ in vectors.tolist():
             if source_x == x and source_y == y:
                 continue
-            # The part of the block that lies in the picture, at both ends.
+            # The part of the block that lies in the image, at both ends.
             left, top = x - w // 2, y - h // 2
             dx, dy = source_x - x, source_y - y
             x0, x1 = max(left, 0, -dx), min(left + w, width, width - dx)
@@ -274,7 +274,7 @@ def accumulated_fields(motion, wanted, height, width):
     return made
 
 
-def painted_field(vectors, height, width):
+def own_vectors_field(vectors, height, width):
     """Return float32 [height, width, 2], the motion of each block of 8 pixels."""
     grid = np.zeros((-(-height // 8), -(-width // 8), 2), np.float32)
     left = (vectors[:, 5] - vectors[:, 1] // 2) // 8
@@ -325,7 +325,7 @@ class FileToLabel(Job):
         self.mean = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
         self.std = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
-    def encode_anew(self, path):
+    def reencode(self, path):
         """Write the file in the published form."""
         import av
 
@@ -341,11 +341,11 @@ class FileToLabel(Job):
             target.mux(stream.encode(None))
 
     def read(self):
-        """Return type and vectors of every frame, and the picture of the middle one."""
+        """Return type and vectors of every frame, and the image of the middle one."""
         if not self.reencoded:
             return self.read_vectors(self.video)
         with tempfile.NamedTemporaryFile(suffix=".avi") as file:
-            self.encode_anew(file.name)
+            self.reencode(file.name)
             return self.read_vectors(file.name)
 
     def read_vectors(self, path):
@@ -354,15 +354,15 @@ class FileToLabel(Job):
 
         capture = VideoCap()
         capture.open(path)
-        motion, pictures = [], []
+        motion, frames = [], []
         while True:
-            success, picture, vectors, kind, *_ = capture.read()
+            success, frame, vectors, kind, *_ = capture.read()
             if not success:
                 break
             motion.append((kind, vectors))
-            pictures.append(picture)
+            frames.append(frame)
         capture.release()
-        return motion, pictures[len(pictures) // 2]
+        return motion, frames[len(frames) // 2]
 
     def fields(self, motion, height, width):
         """Return uint8 [segments, 224, 224, 2] as the network takes them."""
@@ -378,7 +378,7 @@ class FileToLabel(Job):
         if self.accumulated:
             made = accumulated_fields(motion, set(wanted), height, width)
         else:
-            made = {index: painted_field(motion[index][1], height, width) for index in wanted}
+            made = {index: own_vectors_field(motion[index][1], height, width) for index in wanted}
         fields = []
         for index in wanted:
             scaled = (made[index] * 127.5 / 20).astype(np.int32) + 128
@@ -386,7 +386,7 @@ class FileToLabel(Job):
             fields.append(cv2.resize(scaled, (256, 256))[16:240, 16:240])
         return torch.from_numpy(np.stack(fields))
 
-    def picture(self, bgr):
+    def clip_image(self, bgr):
         """Return float [1, 3, 224, 224] as CLIP takes it."""
         from PIL import Image
 
@@ -411,7 +411,7 @@ class FileToLabel(Job):
         vectors, middle = self.read()
         stages["read"] = lap()
         fields = self.fields(vectors, *middle.shape[:2])
-        image = self.picture(middle)
+        image = self.clip_image(middle)
         stages["views"] = lap()
         with products_in_bfloat16(self.narrow):
             motion = self.network.features(fields).mean(0, keepdim=True)

@@ -136,15 +136,15 @@ def view_batches(
 
     Returns:
       Batches of `motion` uint8 `[b, V, S, size, size, 2]` and `images` uint8
-      `[b, k, image_size, image_size, 3]`, each if asked for, `label` int32 `[b]`, `index` int32
+      `[b, k, image_size, image_size, 3]`, each if requested, `label` int32 `[b]`, `index` int32
       `[b]` (position in `names`) and `mask` bool `[b]`; the last batch is filled up with zeros and
       mask False.
 
     Raises:
-      ValueError: Unknown videos or frames, nothing asked for, or sizes that do not divide.
+      ValueError: Unknown videos or frames, nothing requested, or sizes that do not divide.
     """
     if motion is None and frames is None:
-        raise ValueError("view_batches: neither motion nor frames are asked for")
+        raise ValueError("view_batches: neither motion nor frames are requested")
     if frames is not None:
         num_images(frames)
     local_size = _local_size(batch_size, process_index, process_count)
@@ -214,7 +214,7 @@ def _of_process(
     )
 
 
-# Traced functions are kept: a pipeline is made anew for every epoch, and tracing takes longer than
+# Traced functions are kept: a pipeline is made again for every epoch, and tracing takes longer than
 # a small data set's epoch.
 @functools.lru_cache(maxsize=32)
 def _train_function(dataset: PreparedDataset, views: MotionViews) -> Callable:

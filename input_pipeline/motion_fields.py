@@ -53,7 +53,7 @@ def byte_fields(
         has. It points forward in time also where that is the next reference.
 
     Yields:
-      Places in `frame_indices` that ask for a frame, and its field uint8 `[h, w, 2]` as it is
+      Places in `frame_indices` that request a frame, and its field uint8 `[h, w, 2]` as it is
       shown, which the next one takes the place of.
     """
     height, width = motion.shown_size

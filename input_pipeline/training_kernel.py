@@ -151,7 +151,7 @@ def _between(low: tf.Tensor, high: tf.Tensor, weight: tf.Tensor, zero: tf.Tensor
 def _kept(tensors: list[tf.Tensor], zero: tf.Tensor) -> list[tf.Tensor]:
     """Return tensors as they are, computed once and for all.
 
-    The compiler would else compute them anew wherever they are read. A loop's variables lie in
+    The compiler would else recompute them wherever they are read. A loop's variables lie in
     memory; it cannot see that this loop turns once.
     """
     _, *kept = tf.while_loop(
@@ -181,8 +181,8 @@ def _field_words(
     Args:
       cells: uint32 `[L, rows * columns]`.
       steps: int32 `[2]`, from the first place in `cells` down to before the second.
-      height: Of the picture.
-      width: Of the picture.
+      height: Of the frame.
+      width: Of the frame.
       bound: float scalar.
     """
     columns = _power_of_two(-(-width // BLOCK))

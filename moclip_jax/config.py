@@ -78,8 +78,8 @@ def default_config() -> ConfigDict:
     config.video.frame_size = 256
     # JPEG quality of the kept RGB frames, 1 to 95.
     config.video.jpeg_quality = 90
-    # What one video may cost; more is refused by name: frames, bytes of the file, pixels of a
-    # picture (width times height), seconds to prepare it.
+    # What one video may cost; more is rejected by name: frames, bytes of the file, pixels of a
+    # frame (width times height), seconds to prepare it.
     config.video.max_frames = 10_000
     config.video.max_bytes = 4 * 2**30
     config.video.max_pixels = 8192 * 4608
@@ -264,7 +264,7 @@ def network_views(
 def motion_network_config(
     motion: ConfigDict, num_classes: int
 ) -> "MotionNetworkConfig | FisherConfig":
-    """Return the architecture of the motion network that `config.motion` asks for."""
+    """Return the architecture of the motion network that `config.motion` names."""
     import jax.numpy as jnp
 
     if motion.backbone == FISHER:

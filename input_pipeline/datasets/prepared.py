@@ -147,8 +147,8 @@ def prepare_dataset(
     Raises:
       FileNotFoundError: It is absent and `only_open`.
       ValueError: Unknown name or options; wrong lists or folders; no video could be prepared; the
-        files have changed since the data set was prepared; `data_dir` is a bucket; or Beam is asked
-        for and not installed.
+        files have changed since the data set was prepared; `data_dir` is a bucket; or Beam is
+        requested and not installed.
       RuntimeError: A process that prepares videos could not start.
     """
     if name not in DATASETS:

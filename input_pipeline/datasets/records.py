@@ -121,8 +121,8 @@ def clip_from_record(
       example: `num_frames`, and what else is wanted, as `parse_record` gives it with `packed`, in
         NumPy.
       spec: The canonical form that the record was written with.
-      frame_indices: Frames whose motion is wanted. Of canonical motion only their groups of
-        pictures, and those of the frames before them, are unpacked.
+      frame_indices: Frames whose motion is wanted. Of canonical motion only their GOPs,
+        and those of the frames before them, are unpacked.
 
     Returns:
       The video. What was not parsed is empty; times are not stored, and zero.

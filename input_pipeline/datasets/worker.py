@@ -114,7 +114,7 @@ def make_records(
 
 def num_cores() -> int:
     """Return the number of cores that this process may use."""
-    # Only Linux tells which cores a process is restricted to.
+    # Only Linux reports which cores a process is restricted to.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -25,7 +25,7 @@ def accumulate(
     """Accumulate block displacements back to the I-frame of each GOP.
 
     At an I-frame every pixel is its own origin. In every later frame a pixel takes the origin that
-    its source had in the frame's reference, if the source lies inside the picture, and otherwise
+    its source had in the frame's reference, if the source lies inside the frame, and otherwise
     keeps the origin that its own place had there.
 
     The reference is the latest I- or P-frame shown before. Under a B-frame's block whose vector
@@ -35,8 +35,8 @@ def accumulate(
     Args:
       displacements: int16 `[n, gh, gw, 2]` as `paint_blocks` gives.
       is_intra: bool `[n]`.
-      height: Height of the picture in pixels.
-      width: Width of the picture in pixels.
+      height: Height of the frame in pixels.
+      width: Width of the frame in pixels.
       frame_indices: Frames wanted, in any order; None for all.
       is_bidirectional: bool `[n]`, the B-frames; None for none.
       future: bool `[n, gh, gw]` as `paint_blocks` gives; None for none.
@@ -78,14 +78,14 @@ def accumulated_fields(
     Args:
       displacements: As `accumulate`; the others too.
       is_intra: bool `[n]`.
-      height: Of the picture in pixels.
-      width: Of the picture in pixels.
+      height: Of the frame in pixels.
+      width: Of the frame in pixels.
       frame_indices: Frames wanted, in any order.
       is_bidirectional: bool `[n]` or None.
       future: bool `[n, gh, gw]` or None.
 
     Yields:
-      The places in `frame_indices` that ask for a frame, and its field, int16 `[height, width, 2]`,
+      The places in `frame_indices` that request a frame, and its field, int16 `[height, width, 2]`,
       (x, y) of `position - origin` in pixels, which the next one takes the place of.
 
     Raises:
@@ -182,7 +182,7 @@ class _OriginGrid:
         """Replace some cells of a map by what lies at their displacements in another.
 
         Args:
-          held: The map; a pixel whose source lies outside the picture keeps its value.
+          held: The map; a pixel whose source lies outside the frame keeps its value.
           source: The map that is read.
           chosen: bool `[gh, gw]`, the cells to replace.
           cells: int16 `[gh, gw, 2]`, displacements (x, y).
@@ -192,7 +192,7 @@ class _OriginGrid:
         """
         pairs = np.ascontiguousarray(cells).view(np.int32)[..., 0]
         if pairs.shape[1] % 2:
-            # One more column, behind the picture; nobody will see what is there.
+            # One more column, behind the frame; it is never read.
             pairs, chosen = (np.concatenate([x, x[:, -1:]], 1) for x in (pairs, chosen))
         if (pairs[:, ::2] == pairs[:, 1::2]).all() and (chosen[:, ::2] == chosen[:, 1::2]).all():
             # Blocks of 16 pixels everywhere, as most codecs have: half as many cells.
@@ -218,8 +218,8 @@ class _Cells:
         # Of each cell its sides, and its first pixel in the row of all pixels.
         self._top, self._left = np.repeat(tops, len(lefts)), np.tile(lefts, len(tops))
         self._start = self._top * self._in_row + self._left
-        # Where its source may begin at most. What a cell itself has outside the picture may come
-        # from outside: nobody will see it.
+        # Where its source may begin at most. What a cell itself has outside the frame may come
+        # from outside: it is never read.
         self._last_top = np.maximum(height - BLOCK, self._top).astype(np.uintp)
         self._last_left = np.maximum(width - cell_width, self._left).astype(np.uintp)
         self._down, self._across = np.arange(BLOCK), np.arange(cell_width)
@@ -255,7 +255,7 @@ class _Cells:
             at = (own[whole, None] + self._rows) // self._cell_width
             result.reshape(-1).view(self._piece)[at] = pieces[start[whole, None] + self._rows]
         if edge.size:
-            # What crosses the picture's edge holds its own pixels by now, and some are replaced.
+            # What crosses the frame's edge holds its own pixels by now, and some are replaced.
             y, x = top[edge, None] + self._down, left[edge, None] + self._across
             inside_y, inside_x = y.view(np.uintp) < self._height, x.view(np.uintp) < self._width
             inside = np.flatnonzero(inside_y[:, :, None] & inside_x[:, None, :])

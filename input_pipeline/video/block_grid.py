@@ -38,8 +38,8 @@ def paint_displacements(vectors: np.ndarray, height: int, width: int) -> np.ndar
     Args:
       vectors: Structured array of `VECTOR_DTYPE`. Those with `source > 0` (from a future frame, in
         B-frames) are not painted.
-      height: Height of the picture in pixels.
-      width: Width of the picture in pixels.
+      height: Height of the frame in pixels.
+      width: Width of the frame in pixels.
 
     Returns:
       int16 `[ceil(height / 8), ceil(width / 8), 2]`, (x, y) of `src - dst` in pixels; zero where
@@ -56,8 +56,8 @@ def paint_blocks(vectors: np.ndarray, height: int, width: int) -> tuple[np.ndarr
 
     Args:
       vectors: Structured array of `VECTOR_DTYPE`.
-      height: Height of the picture in pixels.
-      width: Width of the picture in pixels.
+      height: Height of the frame in pixels.
+      width: Width of the frame in pixels.
 
     Returns:
       int16 `[gh, gw, 2]` as `paint_displacements`, and bool `[gh, gw]`, True where the displacement
@@ -79,8 +79,8 @@ def paint_frames(
       vectors: For each frame, the bytes of an array of `VECTOR_DTYPE`.
       both_ways: For each frame, whether it is painted as `paint_blocks` does (B-frames), or as
         `paint_displacements` does.
-      height: Height of the pictures in pixels.
-      width: Width of the pictures in pixels.
+      height: Height of the frames in pixels.
+      width: Width of the frames in pixels.
 
     Returns:
       int16 `[n, gh, gw, 2]` displacements and bool `[n, gh, gw]`, True where they point to a future
@@ -98,8 +98,8 @@ def paint_frames(
     # An or has the low bits of any, and the sign of any.
     together = int(np.bitwise_or.reduce(left | top | w | h))
     if together < 0 or together % BLOCK:
-        raise ValueError("a motion vector's block does not lie on the picture's 8-pixel grid")
-    # Blocks may reach over the picture's edge: grids that hold them whole need no look at each.
+        raise ValueError("a motion vector's block does not lie on the frame's 8-pixel grid")
+    # Blocks may reach over the frame's edge: grids that hold them whole need no look at each.
     rows = max(int((top + h).max(initial=0)) // BLOCK, grid_h)
     columns = max(int((left + w).max(initial=0)) // BLOCK, grid_w)
     shape = (len(vectors), rows, columns)

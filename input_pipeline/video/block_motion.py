@@ -24,9 +24,9 @@ class BlockMotion:
       is_intra: bool `[n]`, True for I-frames.
       is_bidirectional: bool `[n]`, True for B-frames; all others are references.
       future: bool `[m, gh, gw]`, True where a B-frame's displacement points to the next reference.
-      height: Height of the coded picture in pixels.
-      width: Width of the coded picture in pixels.
-      orientation: How the coded picture is turned to be shown, see `orientation.py`.
+      height: Height of the coded frame in pixels.
+      width: Width of the coded frame in pixels.
+      orientation: How the coded frame is turned to be shown, see `orientation.py`.
       kept: int `[m]`, the frames whose displacements are there; None for all. A frame that is there
         can be accumulated: so are the frames that it depends on.
     """
@@ -42,11 +42,11 @@ class BlockMotion:
 
     @property
     def shown_size(self) -> tuple[int, int]:
-        """Height and width of the picture as it is shown."""
+        """Height and width of the frame as it is shown."""
         return oriented_size(self.height, self.width, self.orientation)
 
     def accumulate(self, frame_indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Return the accumulated motion of the picture as it is shown.
+        """Return the accumulated motion of the frame as it is shown.
 
         Args:
           frame_indices: Frames wanted, in any order; None for all.
@@ -155,9 +155,9 @@ class FrameBlocks:
       displacements: int16 `[gh, gw, 2]`.
       future: bool `[gh, gw]`.
       picture_type: 'I', 'P', 'B' or '?'.
-      height: Height of the coded picture in pixels.
-      width: Width of the coded picture in pixels.
-      orientation: How the coded picture is turned to be shown.
+      height: Height of the coded frame in pixels.
+      width: Width of the coded frame in pixels.
+      orientation: How the coded frame is turned to be shown.
     """
 
     displacements: np.ndarray
@@ -174,7 +174,7 @@ class FrameBlocks:
 
 
 def join_blocks(frames: Sequence[FrameBlocks]) -> BlockMotion:
-    """Return the motion of consecutive frames, at least one, of the same picture size."""
+    """Return the motion of consecutive frames, at least one, of the same frame size."""
     height, width, orientation = frames[0].picture
     types = np.array([frame.picture_type for frame in frames])
     return BlockMotion(

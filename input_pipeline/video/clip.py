@@ -56,7 +56,7 @@ class Clip:
     """A video in the form that the pipeline stores.
 
     Attributes:
-      displacements: int16 `[n, gh, gw, 2]`, (x, y) of `src - dst` in pixels of the coded picture,
+      displacements: int16 `[n, gh, gw, 2]`, (x, y) of `src - dst` in pixels of the coded frame,
         on its 8-pixel grid: `gh = ceil(height / 8)`, `gw = ceil(width / 8)`.
       is_intra: bool `[n]`, True where the coded frame is an I-frame.
       frames: JPEG bytes of `k` RGB frames as they are shown: upright, in square pixels.
@@ -64,11 +64,11 @@ class Clip:
       num_frames: Number of frames `n`.
       fps: Frames a second on average, by `times`; of a single frame what the source declares, 0
         where it does not.
-      source: Where the motion comes from: 'reencode' (the coded picture is the canonical one) or
+      source: Where the motion comes from: 'reencode' (the coded frame is the canonical one) or
         'native' (it is the stream's own).
-      height: Height of the coded picture in pixels.
-      width: Width of the coded picture in pixels.
-      orientation: How the coded picture is turned to be shown, 0 to 7, see
+      height: Height of the coded frame in pixels.
+      width: Width of the coded frame in pixels.
+      orientation: How the coded frame is turned to be shown, 0 to 7, see
         `orientation.py`; 0 for canonical frames, which are turned before encoding.
       is_bidirectional: bool `[n]`, True for B-frames; canonical streams have none.
       future: bool `[n, gh, gw]`, True where a B-frame's displacement points to the next I- or
@@ -162,7 +162,7 @@ class Clip:
         )
 
     def group_starts(self) -> np.ndarray:
-        """Return int `[groups]`: frame 0 and the I-frames, where motion begins anew."""
+        """Return int `[groups]`: frame 0 and the I-frames, where motion starts again."""
         return np.unique(np.append(0, np.flatnonzero(self.is_intra)))
 
 
@@ -198,7 +198,7 @@ def read_clip(
     Args:
       path: A local video file of any format and codec that FFmpeg reads.
       spec: The canonical form.
-      wanted: From the number of frames to those whose motion will be asked for; the frame before
+      wanted: From the number of frames to those whose motion will be requested; the frame before
         each of them is there too, because it stands for an I-frame, which has none. Memory then
         does not grow with the length of the video. None for all frames.
 
@@ -224,7 +224,7 @@ def read_clip(
         return _read("reencode", path, spec, checked, wanted)
     except av.FFmpegError as error:
         # Decoding names its own errors; what is left is a frame that cannot be converted.
-        raise VideoError(path, f"its pictures cannot be converted ({error})") from error
+        raise VideoError(path, f"its frames cannot be converted ({error})") from error
 
 
 def _read(

@@ -120,7 +120,7 @@ def open_video(
 
     Raises:
       VideoError: The file is absent, empty, not a video, a still image (also HEIC, AVIF, ICO and
-        GIF of one frame), has no video stream, or its size or its picture's size is beyond the
+        GIF of one frame), has no video stream, or its size or its frame's size is beyond the
         limits.
     """
     name = os.fspath(path)
@@ -133,7 +133,7 @@ def open_video(
         raise VideoError(name, "the file is empty")
     if limits.max_bytes is not None and size > limits.max_bytes:
         raise VideoError(name, f"has {size} bytes, more than max_bytes={limits.max_bytes}")
-    # FFmpeg decodes a little while it opens a file; a huge picture must not be allocated there.
+    # FFmpeg decodes a little while it opens a file; a huge frame must not be allocated there.
     options = decoder_limits(limits)
     try:
         # The `file:` protocol, because FFmpeg would take a name such as "a:b.avi" for an address.
@@ -169,7 +169,7 @@ def check_video(path: str | os.PathLike, limits: Limits = NO_LIMITS) -> CheckedV
     A file counts as cut when FFmpeg marks a packet as incomplete, or when the packets end before
     the end its header declares (AVI, MP4/MOV, Matroska/WebM, FLV) by more than one and a half times
     the longest time between two of them. Streams without such a declaration (MPEG-TS, MPEG-PS, raw)
-    can be cut between two packets without anybody being able to tell.
+    can be cut between two packets undetected.
 
     Args:
       path: A local video file.

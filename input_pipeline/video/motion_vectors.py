@@ -1,7 +1,7 @@
 """Read the codec's motion vectors, and have them accumulated back to the I-frame.
 
 Vectors are painted on an 8-pixel grid, the smallest block FFmpeg exports; `accumulate` accumulates
-them. `docs/video.md` has the definition with a picture.
+them. `docs/video.md` has the definition with a figure.
 """
 
 import bisect
@@ -36,12 +36,12 @@ CODECS_WITH_VECTORS = frozenset(
 """FFmpeg's decoders that export motion vectors."""
 
 EXPORT_VECTORS = {"flags2": "+export_mvs"}
-"""Decoder options that export motion vectors beside the whole picture."""
+"""Decoder options that export motion vectors beside the whole frame."""
 
 # Pixels are not wanted, only vectors: the inverse transform and the loop filter can be left out.
 # Neither changes a vector (tested).
 VECTORS_ONLY = EXPORT_VECTORS | {"skip_idct": "all", "skip_loop_filter": "all"}
-"""Decoder options that export motion vectors and compute no more of the picture than they need."""
+"""Decoder options that export motion vectors and compute no more of the frame than they need."""
 
 # Frames whose vectors wait to be painted together: numpy's cost a call is shared by them.
 _PAINT_AT_ONCE = 16
@@ -60,8 +60,8 @@ class MotionFrame:
       time_s: Presentation time in seconds; NaN where the stream carries no time stamps.
       picture_type: 'I', 'P', 'B' or '?'.
       vectors: Structured array of `VECTOR_DTYPE`, empty where the frame has none.
-      height: Height of the picture in pixels.
-      width: Width of the picture in pixels.
+      height: Height of the frame in pixels.
+      width: Width of the frame in pixels.
     """
 
     index: int
@@ -78,7 +78,7 @@ def frame_vectors(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _vector_bytes(frame: av.VideoFrame) -> bytes | None:
-    """Return a frame's vectors, copied: they are the frame's own memory, and keep its picture."""
+    """Return a frame's vectors, copied: a view would keep the whole frame in memory."""
     vectors = frame_side_data(frame, "MOTION_VECTORS")
     return None if vectors is None else bytes(memoryview(vectors))
 
@@ -150,7 +150,7 @@ class BlockMotionReader:
 
         Args:
           path: The file, for messages.
-          wanted: Frames whose motion will be asked for; None for all. That of the others is dropped
+          wanted: Frames whose motion will be requested; None for all. That of the others is dropped
             as soon as none of them depends on it, so that memory does not grow with the video.
         """
         self._path = path
@@ -171,7 +171,7 @@ class BlockMotionReader:
           wanted: False leaves out a B-frame's motion, on which no other frame depends.
 
         Raises:
-          VideoError: The picture changes its size or orientation, is to be shown at an angle that
+          VideoError: The frame changes its size or orientation, is to be shown at an angle that
             is no multiple of 90 degrees, a vector's block does not lie on the 8-pixel grid, or what
             FFmpeg says of the frame cannot be read.
         """
@@ -184,9 +184,7 @@ class BlockMotionReader:
         if self._picture is None:
             self._picture = picture
         elif picture != self._picture:
-            raise VideoError(
-                self._path, f"the picture changes its size or orientation at frame {index}"
-            )
+            raise VideoError(self._path, f"the size or orientation changes at frame {index}")
         kind = picture_type(frame)
         self._types.append(kind)
         self.has_vectors = self.has_vectors or vectors is not None
@@ -317,11 +315,11 @@ def accumulate_motion(
 
     Returns:
       int32 `[n, height, width, 2]`, (x, y) of `position - origin` in pixels of the stream's own
-      resolution, of the picture as it is shown (turned where the file says so); zero in I-frames.
+      resolution, of the frame as it is shown (turned where the file says so); zero in I-frames.
 
     Raises:
       VideoError: As `read_motion_vectors`, or the codec carries no motion vectors that FFmpeg
-        exports, or the picture changes its size on the way, or the file is beyond the limits.
+        exports, or the frame changes its size on the way, or the file is beyond the limits.
         Damage in GOPs that are not needed is not noticed.
       IndexError: A frame index outside the video.
     """

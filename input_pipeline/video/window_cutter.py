@@ -113,7 +113,7 @@ class WindowCutter:
         """Take the motion of the next frame; yield the windows that are complete with it.
 
         Args:
-          time_s: The frame's time stamp, as given with its picture.
+          time_s: The frame's time stamp, as given to `add_picture`.
           blocks: Its motion.
         """
         assert self._first is not None

@@ -46,7 +46,7 @@ def export_stablehlo(recognizer: Recognizer, directory: Path) -> None:
 
     Args:
       recognizer: the trained model.
-      directory: made anew.
+      directory: replaced.
     """
     parameters, recognize = _function(recognizer)
     (batch,) = jax_export.symbolic_shape("b")
@@ -76,7 +76,7 @@ def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
 
     Args:
       recognizer: the trained model.
-      directory: made anew.
+      directory: replaced.
     """
     # Imported late: the command first asks TensorFlow to be quiet.
     import tensorflow as tf

@@ -54,7 +54,7 @@ def load_model(folder: Path) -> Recognizer:
         program=program,
     )
     if program is None or not program.exists():
-        # Damage is told now, not at the first video.
+        # Damage is reported now, not at the first video.
         _ = recognizer.model
     return recognizer
 

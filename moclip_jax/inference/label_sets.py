@@ -18,7 +18,7 @@ class LabelSet:
     """Turns a model's outputs into probabilities.
 
     Labels of the user's own are recognised in the RGB frame (zero-shot CLIP). Those that name a
-    trained class (see `match_words`) are told from one another by the trained head, which knows the
+    trained class (see `match_words`) are distinguished by the trained head, which knows the
     motion too.
 
     Attributes:
@@ -66,7 +66,7 @@ class LabelSet:
     ) -> np.ndarray:
         """Return float64 `[labels]` from the head's logits `[classes]` and CLIP's feature `[D]`.
 
-        Without the head, the user's labels are told apart by the RGB frame alone.
+        Without the head, the user's labels are distinguished by the RGB frame alone.
         """
         logits, appearance = (np.asarray(x, np.float64) for x in (logits, appearance))
         if self._owners is None:
@@ -101,7 +101,7 @@ def match_words(
     np.fill_diagonal(between, -np.inf)
     cosines = word_text @ class_text.T
     nearest = cosines.argmax(axis=1)
-    # A hair more than rounding: if CLIP cannot tell two classes apart, words match by name alone.
+    # A hair more than rounding: if CLIP cannot distinguish two classes, words match by name alone.
     limit = between.max() + 1e-4 if len(class_names) > 1 else np.inf
     near = cosines.max(axis=1) > limit
     return np.array(

@@ -142,7 +142,7 @@ class Recognizer:
         """Recognize many video files, in order; files are decoded ahead while the model works.
 
         At most `2 * num_workers + 1` decoded files wait, however many there are. A file that cannot
-        be read gives a prediction with `error` set, and the others go on.
+        be read gives a prediction with `error` set, and the others continue.
 
         Args:
           paths: the files; a `VideoError` stands for one that is already known to be bad.
@@ -151,7 +151,7 @@ class Recognizer:
           window_s: length of the windows of a timeline in seconds; 0 for none.
           num_workers: files that are decoded at once; 0 means one for each core.
           isolate: decode in child processes, so that a file that crashes or hangs FFmpeg costs
-            only itself. As always with processes, a script that asks for it needs
+            only itself. As always with processes, a script that uses it needs
             `if __name__ == "__main__":` around its own work.
 
         Yields:
@@ -281,7 +281,7 @@ class Recognizer:
         words = tuple(labels)
         if words not in self._label_sets:
             tokenizer = self._load_tokenizer() if words and self._load_tokenizer else None
-            # A service must not keep every set that its users have asked for.
+            # A service must not keep every set that its users have requested.
             if len(self._label_sets) >= 16:
                 self._label_sets.clear()
             self._label_sets[words] = LabelSet(

@@ -93,7 +93,7 @@ def save_clip(model: CLIP, tokenizer: Any, folder: str | os.PathLike[str]) -> No
     preprocessor = model.config.preprocessing.to_hf(model.config.vision.image_size)
     (folder / _PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2, sort_keys=True) + "\n")
     weights = {name: np.asarray(value, order="C") for name, value in clip_to_hf(model).items()}
-    # transformers refuses a file that does not say which framework's layout it has.
+    # transformers rejects a file that does not say which framework's layout it has.
     # Through bytes: save_file would make it readable for its owner only.
     (folder / _WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
     tokenizer.save_pretrained(folder)

@@ -62,7 +62,7 @@ def import_published(
     check_frame_size(clip.config.preprocessing, image_size, config.video.frame_size)
     if head.config.appearance_features != clip.config.projection_dim:
         raise ValueError(
-            f"{fusion} was trained on {head.config.appearance_features} features of a picture, and "
+            f"{fusion} was trained on {head.config.appearance_features} features per image, and "
             f"config.clip.source='{config.clip.source}' gives {clip.config.projection_dim}; choose "
             "the CLIP that it was trained with"
         )

@@ -128,7 +128,7 @@ def _arrays(source: Source) -> dict[str, np.ndarray]:
         if Path(source).suffix != ".safetensors":
             raise ValueError(
                 f"{source}: not a .safetensors file. A pickle can run code when it is read, so it "
-                "is refused; convert it by safetensors.torch.save_file(torch.load(PATH, "
+                "is not loaded; convert it by safetensors.torch.save_file(torch.load(PATH, "
                 "weights_only=True), 'model.safetensors')"
             )
         source = safetensors.numpy.load_file(source)

@@ -1,4 +1,4 @@
-"""Pictures and videos of motion fields: colours, arrows over the frames, and predictions beside."""
+"""Figures and videos of motion fields: colours, arrows over the frames, and predictions beside."""
 
 import io
 import os
@@ -21,7 +21,7 @@ from moclip_jax.runtime.files import atomic_write
 
 # A guess and its probability, most likely first.
 Guesses = Sequence[tuple[str, float]]
-# Pixels of the canonical picture from one arrow to the next.
+# Pixels of the canonical frame from one arrow to the next.
 _ARROW_STEP = 16
 # Height of the annotated video, and width of its panel of predictions.
 _HEIGHT, _PANEL = 256, 256
@@ -68,7 +68,7 @@ def motion_fields(video: Clip, *, raw: bool = False) -> Iterator[np.ndarray]:
     """Yield the field of every frame: int32 `[height, width, 2]`, (x, y) in pixels, upright.
 
     Args:
-      video: a prepared video; the size is that of its coded picture.
+      video: a prepared video; the size is that of its coded frame.
       raw: the motion against each block's reference, as the codec wrote it; else accumulated since
         the group's I-frame, as the motion network is trained on by default.
     """
@@ -94,7 +94,7 @@ def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Gue
     Args:
       path: the file, for the title.
       video: the same, prepared.
-      target: the picture to write.
+      target: the figure to write.
       raw: as in `motion_fields`.
       guesses: what a model says of the video; may be empty.
     """

@@ -28,7 +28,7 @@ HISTORIES = {
 MOST_LABELS = 40
 CLASSES_IN_FIGURE = 34
 LONGEST_LABEL = 30
-# From light to dark, so that the four rows can be told apart in black and white.
+# From light to dark, so that the four rows can be distinguished in black and white.
 GREYS = {"zero_shot": "#c9c9c9", "clip_head": "#8fb8de", "motion": "#e08a3c", "fusion": "#26456e"}
 STYLE: dict[Any, Any] = {
     # A dollar sign in a class name does not start a formula.

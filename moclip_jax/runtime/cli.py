@@ -57,7 +57,7 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "processes of the run")
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "which of them this one is, from 0")
 _DISTRIBUTED = flags.DEFINE_string(
-    "distributed", "", "auto, or slurm, gketpu ...: ask the cluster for the three above"
+    "distributed", "", "auto, or slurm, gketpu ...: read the three above from the cluster"
 )
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error was raised")
 
@@ -160,7 +160,7 @@ def run(
 
 
 def quiet_libraries() -> None:
-    """Keep the start-up messages of TensorFlow and transformers out of what a user asked for.
+    """Keep the start-up messages of TensorFlow and transformers out of a command's own output.
 
     In this process and its children; call it before they are imported. What is set already stays.
     """

@@ -54,7 +54,7 @@ class Task:
       model: The network with its initial weights; all its nnx.Param leaves are trained.
       logits: `(model, batch, train, key) -> float32 [B, classes]`; updates running statistics if
         `train` is set. In training it gets the rows of one device: modules with an attribute
-        `batch_axes` are told the mesh axes over which the batch is split; `key` is the same on all.
+        `batch_axes` receive the mesh axes over which the batch is split; `key` is the same on all.
       optimizer: From the parameters to an optax transformation.
       batches: `(epoch, first_step) -> iterator` over this process's rows of each global batch, with
         an int32 `label [B]`; a pure function of its arguments.

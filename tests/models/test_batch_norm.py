@@ -125,7 +125,7 @@ def test_inference_leaves_everything_as_it_is():
     assert all(map(np.array_equal, before, jax.tree.leaves(nnx.state(norm))))
 
 
-def test_one_value_per_channel_and_wrong_channels_are_refused():
+def test_one_value_per_channel_and_wrong_channels_are_rejected():
     with pytest.raises(ValueError, match="more than one value per channel"):
         BatchNorm(2)(jnp.zeros((1, 1, 1, 2)), train=True)
     with pytest.raises(ValueError, match="of 2 channels"):

@@ -127,12 +127,12 @@ def test_the_forced_implementation_is_the_one_traced_even_by_a_function_traced_b
     ("x_shape", "kernel_shape"),
     [((1, 4, 4, 3), (3, 3, 2)), ((4, 4, 3), (3, 3, 3)), ((1, 4, 4, 3), (2, 2, 3))],
 )
-def test_shapes_that_do_not_fit_are_refused(x_shape, kernel_shape):
+def test_shapes_that_do_not_fit_are_rejected(x_shape, kernel_shape):
     with pytest.raises(ValueError, match="depthwise_conv needs"):
         depthwise_conv(jnp.zeros(x_shape), jnp.zeros(kernel_shape))
 
 
-def test_dtypes_that_differ_and_unknown_implementations_are_refused():
+def test_dtypes_that_differ_and_unknown_implementations_are_rejected():
     with pytest.raises(ValueError, match="one dtype"):
         depthwise_conv(jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3), jnp.bfloat16))
     with (

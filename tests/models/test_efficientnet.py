@@ -129,8 +129,8 @@ def test_full_size_shapes_and_parameter_counts(name, num_parameters, num_feature
     model = nnx.eval_shape(lambda: EfficientNet(config, rngs=nnx.Rngs(0)))
     assert count_parameters(model) == num_parameters
     assert config.num_features == num_features
-    pictures = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-    assert jax.eval_shape(lambda m, x: m(x), model, pictures).shape == (2, 1000)
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    assert jax.eval_shape(lambda m, x: m(x), model, images).shape == (2, 1000)
 
 
 def test_motion_backbone_of_ucf101_has_the_expected_parameters():
@@ -166,7 +166,7 @@ def test_initial_values_have_timms_spread():
     assert np.max(np.abs(model.classifier.kernel[...])) <= bound
 
 
-def test_wrong_input_and_configurations_are_refused():
+def test_wrong_input_and_configurations_are_rejected():
     model = EfficientNet(EfficientNetConfig.named("tiny"), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"needs \[N, H, W, 3\]"):
         model(jnp.zeros((1, 32, 32, 2)))

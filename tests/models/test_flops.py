@@ -66,7 +66,7 @@ def test_loops_count_every_turn_and_branches_the_dearest():
     assert multiply_adds(jax.checkpoint(step), array(4, 4)) == product
 
 
-def test_a_loop_of_unknown_length_is_refused_only_if_it_multiplies():
+def test_a_loop_of_unknown_length_is_rejected_only_if_it_multiplies():
     loop = lambda body: lambda x: lax.while_loop(lambda x: x[0, 0] < 9, body, x)  # noqa: E731
     with pytest.raises(ValueError, match="while loop"):
         multiply_adds(loop(lambda x: x @ x), array(4, 4))

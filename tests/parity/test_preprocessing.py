@@ -11,7 +11,7 @@ from moclip_jax.input_pipeline.images import clip_image
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.models.clip import normalize_images
 from tests.input_pipeline import real_clips
-from tests.parity.noise import tell
+from tests.parity.noise import report
 
 
 @pytest.mark.parametrize("name", real_clips.NAMES)
@@ -25,6 +25,6 @@ def test_pixel_values_of_real_frames(name):
         expected = processor(images=image, return_tensors="np")["pixel_values"][0]
         ours = np.asarray(normalize_images(clip_image(jpeg, 224)))
         worst = max(worst, np.abs(ours.transpose(2, 0, 1) - expected).max())
-    tell(f"pixel values of {name}", largest=worst)
+    report(f"pixel values of {name}", largest=worst)
     # One grey level, divided by the smallest of CLIP's standard deviations.
     assert worst <= 1 / 255 / 0.2613 + 1e-6

@@ -1,4 +1,4 @@
-"""CLIP folders: one to one with transformers' names, refused when damaged, found or explained."""
+"""CLIP folders: one to one with transformers' names, rejected when damaged, found or explained."""
 
 import json
 import shutil
@@ -111,7 +111,7 @@ def test_dtype_is_that_of_the_computation():
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(clip))} == {jnp.dtype("float32")}
 
 
-def test_pickles_are_refused_and_never_opened(folder):
+def test_pickles_are_rejected_and_never_opened(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(
         ValueError, match=r"pytorch_model\.bin is a pickle, which can run any code.*refs/pr"
@@ -144,7 +144,7 @@ def test_a_damaged_file_is_named(folder, name, message):
         load_clip(folder)
 
 
-def test_another_models_tokenizer_is_refused(folder):
+def test_another_models_tokenizer_is_rejected(folder):
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["eos_token_id"] -= 1
     (folder / "config.json").write_text(json.dumps(config))

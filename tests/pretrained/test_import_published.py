@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_named_before_anything_is_written(tmp_path, classes
     (tmp_path / "other").mkdir()
     other = map(str, state_dicts(tmp_path / "other", appearance=32))
     files |= dict(zip(("motion", "fusion"), other, strict=True))
-    with pytest.raises(ValueError, match=r"trained on 32 features of a picture, and"):
+    with pytest.raises(ValueError, match=r"trained on 32 features per image, and"):
         import_published(testing.get_config(), tmp_path / "run", **files)
     assert not (tmp_path / "run").exists()
     (tmp_path / "run" / "export").mkdir(parents=True)

@@ -111,12 +111,12 @@ def test_everything_that_does_not_fit_is_named(arrays):
         assert part in str(error.value)
 
 
-def test_weights_of_another_variant_are_refused(arrays):
+def test_weights_of_another_variant_are_rejected(arrays):
     with pytest.raises(ValueError, match=r"do not fit this EfficientNet .is `variant` right"):
         load_efficientnet(arrays, num_classes=6, variant="small")
 
 
-def test_a_namesake_with_other_semantics_is_refused(model, tmp_path):
+def test_a_namesake_with_other_semantics_is_rejected(model, tmp_path):
     save_efficientnet(model, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "tf_efficientnet_tiny"}))
     with pytest.raises(ValueError, match="these are weights of tf_efficientnet_tiny, not of"):
@@ -143,6 +143,6 @@ def test_absent_sources_say_what_to_do(tmp_path):
         assert "in place of the hub id" in str(error.value)
 
 
-def test_saving_under_another_suffix_is_refused(model, tmp_path):
+def test_saving_under_another_suffix_is_rejected(model, tmp_path):
     with pytest.raises(ValueError, match="name it so"):
         save_efficientnet(model, tmp_path / "model.pth")

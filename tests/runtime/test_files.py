@@ -21,7 +21,7 @@ HOLD = (
 )
 
 
-def test_a_second_run_in_a_workdir_is_told_who_works_there_and_a_killed_one_leaves_it(tmp_path):
+def test_a_second_run_in_a_workdir_names_the_first_and_a_killed_one_leaves_it(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, cwd=REPOSITORY
     )

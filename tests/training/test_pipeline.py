@@ -190,9 +190,9 @@ def test_weights_that_cannot_be_had_stop_the_run_before_any_work(tmp_path):
 
 
 def test_the_features_on_disk_are_those_of_every_video(finished_run):
-    for role in ("train", "validation", "test"):
+    for split in ("train", "validation", "test"):
         index = np.concatenate(
-            [np.load(path)["index"] for path in (finished_run / "features" / role).glob("*.npz")]
+            [np.load(path)["index"] for path in (finished_run / "features" / split).glob("*.npz")]
         )
         np.testing.assert_array_equal(np.sort(index), np.arange(36))
 

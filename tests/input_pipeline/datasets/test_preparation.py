@@ -207,7 +207,7 @@ def start(folder: pathlib.Path, program: str = _RUN) -> subprocess.Popen:
     )
 
 
-def test_a_script_without_a_guard_is_told(tmp_path):
+def test_a_script_without_a_guard_is_reported(tmp_path):
     run = start(tmp_path, _RUN.replace('if __name__ == "__main__":', "if True:"))
     said, _ = run.communicate(timeout=600)
     assert run.returncode != 0

@@ -46,7 +46,7 @@ def accumulate_by_definition(
     """Follow the definition block by block, without any grid.
 
     I- and P-frames refer to the I- or P-frame before them. A pixel at `dst + o` takes the origin
-    that `src + o` had there if both lie inside the picture; a block with dst == src, and a pixel
+    that `src + o` had there if both lie inside the frame; a block with dst == src, and a pixel
     under no block, keep the old value of their own place. A B-frame does the same, and where only
     vectors from the future cover a pixel, it takes the origin from the next I- or P-frame.
     """
@@ -102,7 +102,7 @@ def accumulate_by_definition(
 def random_vectors(
     rng: np.random.Generator, height: int, width: int, sides: tuple[int, ...] = (8, 16)
 ) -> np.ndarray:
-    """Draw vectors of 16x16, 16x8, 8x16 and 8x8 blocks that leave some of the picture free."""
+    """Draw vectors of 16x16, 16x8, 8x16 and 8x8 blocks that leave some of the frame free."""
     vectors = []
     for top, left in itertools.product(range(0, height, 16), range(0, width, 16)):
         w, h = rng.choice(sides, 2)
@@ -166,7 +166,7 @@ def test_accumulation_of_b_frames_follows_the_definition(height, width, kinds, s
     }
     expected = accumulate_by_definition(frames, height, width)
     np.testing.assert_array_equal(accumulate(**arguments), expected)
-    for index in range(len(kinds)):  # Each alone needs no other to be asked for.
+    for index in range(len(kinds)):  # Each alone needs no other to be requested.
         alone = accumulate(**arguments, frame_indices=[index])
         np.testing.assert_array_equal(alone[0], expected[index])
 
@@ -198,7 +198,7 @@ def test_painting_covers_each_block_and_leaves_the_future_out():
     np.testing.assert_array_equal(grid, expected)
 
 
-def test_a_block_off_the_grid_is_refused():
+def test_a_block_off_the_grid_is_rejected():
     vectors = np.zeros(1, VECTOR_DTYPE)
     vectors["source"], vectors["w"], vectors["h"] = -1, 16, 16
     vectors["dst_x"], vectors["dst_y"], vectors["src_x"] = 10, 8, 3
@@ -275,7 +275,7 @@ def test_times_follow_the_frame_rate(tmp_path):
     assert [f.time_s for f in read_motion_vectors(path)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
-def test_chosen_frames_come_in_the_order_asked_for(tmp_path):
+def test_chosen_frames_come_in_the_requested_order(tmp_path):
     path = _stream(tmp_path, "mpeg4.avi")
     fields = accumulate_motion(path)
     chosen = [7, 0, 7, 3]
@@ -296,7 +296,7 @@ def test_a_codec_without_vectors_is_an_error_and_not_a_field_of_zeros(tmp_path):
         accumulate_motion(path)
 
 
-def test_a_stream_of_pictures_alone_has_no_motion(tmp_path):
+def test_a_stream_of_i_frames_alone_has_no_motion(tmp_path):
     frames = drifting_frames(4)
     path = write_video(tmp_path / "a.avi", frames, codec="mjpeg", pix_fmt="yuvj420p")
     assert not accumulate_motion(path).any()
@@ -311,8 +311,8 @@ def test_bad_files_are_named(tmp_path):
             list(read_motion_vectors(bad))
 
 
-def test_a_frame_goes_when_nobody_holds_it_any_more(tmp_path):
-    """Not when the garbage collector comes by, for until then each keeps a picture."""
+def test_a_frame_is_freed_with_its_last_reference(tmp_path):
+    """Not when the garbage collector comes by, for until then each keeps a frame."""
     path = write_video(tmp_path / "a.avi", drifting_frames(30))
 
     def frames_in_memory() -> int:
