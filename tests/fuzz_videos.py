@@ -3,7 +3,7 @@
     python -m tests.fuzz_videos --mutations=20000
 
 Every damaged file is prepared in a child process with a time limit. It counts results,
-rejections, and failures: errors of another kind or without the file's name, crashes, hangs, and memory
+rejections, and failures: other errors, errors without the file's name, crashes, hangs, and memory
 that is not given back. The exit status is 1 if there was any of these. A mutation is a function of
 its number and the seed: `--keep=FOLDER` writes the files of what went wrong.
 
