@@ -57,14 +57,7 @@ def train_batches(
     given from there, and the processes' batches together are those of a single process.
 
     Args:
-      dataset: A prepared data set.
-      names: Videos of the epoch.
-      views: How motion is sampled and augmented.
-      batch_size: Of all processes together.
-      seed: Seed of the run.
-      epoch: Number of the epoch.
       first_step: Batches of the epoch to leave out; they are skipped before the heavy work.
-      process_index: This process, from 0.
       process_count: Number of processes; must divide `batch_size`.
       shuffle_buffer: Records held for shuffling, beside the order of the files. Changing it changes
         the order.
@@ -120,18 +113,13 @@ def view_batches(
     """Return every video once, in a fixed order, for evaluation and for extracting features.
 
     Args:
-      dataset: A prepared data set.
-      names: Videos.
       motion: Segments and crops of the motion; None for no motion.
       augmented_views: Random training views of each video; 0 for the test views.
       frames: Which stored RGB frames: 'middle', 'random', 'uniform_<k>', or None for none.
       image_size: Side in pixels of the RGB frames.
       resize_size: Their shorter side before the crop; 0 for `image_size`.
-      resample: 'bilinear' or 'bicubic'.
-      batch_size: Of all processes together.
       seed: Seed of what is random; the draws of a video depend on its position in `names` alone.
       first_batch: Batches to leave out; they are skipped before the heavy work.
-      process_index: This process, from 0.
       process_count: Number of processes; must divide `batch_size`.
 
     Returns:
@@ -298,9 +286,6 @@ def _motion_views(
     """Return views of a stored video's motion by NumPy.
 
     Args:
-      example: The features of its motion.
-      views: Segments and crops.
-      spec: The canonical form.
       draws: Numbers of `V` augmented views; None for the test views.
 
     Returns:

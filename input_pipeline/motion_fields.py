@@ -21,7 +21,6 @@ def scale_to_uint8(
     Args:
       motion: int `[..., 2]`, (x, y) in pixels.
       size: Height and width in pixels of the frame that moves.
-      spec: The canonical form.
       bound: Motion in canonical pixels that reaches the ends of the byte range.
 
     Returns:
@@ -46,7 +45,6 @@ def byte_fields(
 
     Args:
       motion: Of a video.
-      frame_indices: Frames wanted, in any order.
       spec: The canonical form, whose size is the unit of motion.
       bound: As `scale_to_uint8`.
       accumulated: False for the motion of each frame alone, against the reference that each block
@@ -105,8 +103,6 @@ class CropResizer:
         """Prepare for fields of one size.
 
         Args:
-          height: Of the fields in pixels.
-          width: Of the fields in pixels.
           crop: What is taken of them.
         """
         upper, lower, self._down = bilinear_taps(crop.side, height, crop.top, crop.size)
@@ -175,7 +171,6 @@ def bilinear_taps(
       side: Number of pixels that an axis is resized to.
       length: Number of pixels that it has.
       first: First of the pixels that are wanted, of `side`.
-      count: Number of the pixels that are wanted.
 
     Returns:
       The lower and the upper pixel, int64, and the weight of the upper one, float32; each

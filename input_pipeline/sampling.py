@@ -31,8 +31,6 @@ def training_segments(num_frames: int, num_segments: int, uniform: np.ndarray) -
     `[begin + 1, end]`.
 
     Args:
-      num_frames: Frames of the video.
-      num_segments: Number of parts.
       uniform: float64 `[num_segments]`, uniform random numbers in [0, 1).
 
     Returns:
@@ -50,10 +48,6 @@ def test_segments(num_frames: int, num_segments: int) -> np.ndarray:
 
     With `size = (num_frames - 1) / num_segments`, the frame of part `s` is
     `round(size * (s + 0.5)) + 1`.
-
-    Args:
-      num_frames: Frames of the video.
-      num_segments: Number of parts.
 
     Returns:
       int64 `[num_segments]`, clipped to the video.
@@ -144,9 +138,7 @@ def stored_frames(frames: str, frame_indices: np.ndarray, num_frames: int, draw:
     """Return which of the stored RGB frames are chosen.
 
     Args:
-      frames: 'middle', 'random' or 'uniform_<k>', see `views.images`.
       frame_indices: int `[stored]`, rising, the place of each stored frame in the video.
-      num_frames: Frames of the video.
       draw: A random number, uniform in [0, 2**32).
 
     Returns:

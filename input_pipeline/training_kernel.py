@@ -33,9 +33,6 @@ def training_view(
     Args:
       example: `num_frames` int64 scalar, `is_intra` bool `[n]` and `displacements` string
         `[groups]`, as they are stored; only the groups that are needed are unpacked.
-      draws: Tensors of random numbers.
-      views: Segments, scales and flip.
-      spec: The canonical form.
 
     Returns:
       uint8 `[S, image_size, image_size, 2]`.
@@ -181,8 +178,6 @@ def _field_words(
     Args:
       cells: uint32 `[L, rows * columns]`.
       steps: int32 `[2]`, from the first place in `cells` down to before the second.
-      height: Of the frame.
-      width: Of the frame.
       bound: float scalar.
     """
     columns = _power_of_two(-(-width // BLOCK))

@@ -127,8 +127,6 @@ def test_view(clip: Clip, views: MotionViews | GridViews, spec: VideoSpec) -> np
 
     Args:
       clip: From `read_clip`, `clip_from_frames`, a stream or a record.
-      views: Segments and crops.
-      spec: The canonical form of the clip.
 
     Returns:
       uint8 `[crops, num_segments, image_size, image_size, 2]`, (x, y); no motion is 128. Of
@@ -156,10 +154,7 @@ def training_view(
     All segments are resized, cropped and flipped in the same way; `GridViews` are not cropped.
 
     Args:
-      clip: As `test_view`.
       draws: Random numbers; the view is a pure function of them and the clip.
-      views: Segments, scales and flip.
-      spec: The canonical form of the clip.
 
     Returns:
       uint8 `[S, image_size, image_size, 2]`, (x, y); no motion is 128, or 127 for x if flipped. Of
@@ -204,10 +199,8 @@ def images(
       clip: As `test_view`; only its RGB frames are looked at.
       frames: Which of the stored frames: 'middle', 'random' (one) or 'uniform_<k>' (the `k` next to
         the centres of `k` equal parts).
-      image_size: Side in pixels.
       draw: A random number for 'random', uniform in [0, 2**32).
       resize_size: Shorter side before the crop; 0 for `image_size`.
-      resample: 'bilinear' or 'bicubic'.
 
     Returns:
       uint8 `[k, image_size, image_size, 3]`.

@@ -226,7 +226,6 @@ def motion_views(motion: ConfigDict, *, num_segments: int, crops: int = 1) -> "M
 
     Args:
       motion: the section `config.motion`.
-      num_segments: fields of a view.
       crops: test crops of each field, 1 or 10.
     """
     from moclip_jax.input_pipeline.views import MotionViews

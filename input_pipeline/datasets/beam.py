@@ -49,9 +49,6 @@ def write_shards(
     """Prepare shards in a Beam pipeline; return when all are finished.
 
     Args:
-      folder: Where they are written.
-      shards: Number and videos of each.
-      spec: The canonical form.
       options: Beam's `PipelineOptions`.
     """
     import apache_beam as beam

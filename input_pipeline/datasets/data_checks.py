@@ -44,7 +44,6 @@ def warn_of_data(
     """Warn of untrained, untested and unbalanced classes, and of copies.
 
     Args:
-      class_names: In the order of the labels.
       entries: All videos, with their subset in each split.
       paths: The file of each video, by its name.
       same: Files of the same content, from `copies`.

@@ -72,9 +72,7 @@ def prepare(dataset: VideoDataset, folder: pathlib.Path, how: Preparation) -> No
     One process at a time works on a data set; others wait, and find it done.
 
     Args:
-      dataset: The data set.
       folder: Its folder, which exists when it is whole.
-      how: Workers, Beam and downloads.
 
     Raises:
       ValueError: The files or options that describe the data set are wrong, or no video could be
@@ -96,8 +94,6 @@ def retry_rejected(dataset: VideoDataset, folder: pathlib.Path, how: Preparation
 
     Args:
       dataset: The data set, with the present limits.
-      folder: Its folder.
-      how: Workers, Beam and downloads.
 
     Raises:
       ValueError, RuntimeError: As `prepare`.

@@ -38,9 +38,6 @@ def encode_record(name: str, label: int, clip: Clip, spec: VideoSpec) -> bytes:
     """Serialize a video as a `tf.train.Example`.
 
     Args:
-      name: Unique name of the video.
-      label: Position of its class.
-      clip: The prepared video.
       spec: The canonical form; its `source` decides how the motion is stored.
 
     Returns:
@@ -120,7 +117,6 @@ def clip_from_record(
     Args:
       example: `num_frames`, and what else is wanted, as `parse_record` gives it with `packed`, in
         NumPy.
-      spec: The canonical form that the record was written with.
       frame_indices: Frames whose motion is wanted. Of canonical motion only their GOPs,
         and those of the frames before them, are unpacked.
 
@@ -212,7 +208,6 @@ def parse_record(
     Args:
       record: string scalar.
       features: Names of features; RGB `frames` stay JPEG.
-      spec: The canonical form that the record was written with.
       packed: Leave canonical `displacements` packed, string `[groups]`, for a caller that unpacks
         only some of the groups.
 

@@ -98,7 +98,6 @@ def render_clip(
     inside the frame for any number of frames (24 frames of 128 x 128: 2.1 to 2.5 pixels a frame).
 
     Args:
-      shape: One of `SHAPES`.
       motion: One of `MOTIONS`; "sliding" is sideways and "spinning" turns, in a random direction.
       group_seed: Chooses the background and the palette.
       clip_seed: Chooses everything else, within the group.
@@ -171,9 +170,6 @@ def render_still(
     """Draw the middle frame of the clips with these seeds; it is the same for all motions.
 
     Args:
-      shape: One of `SHAPES`.
-      group_seed: As in `render_clip`.
-      clip_seed: As in `render_clip`.
       height: Of the frame, in pixels, at least 32.
       width: Of the frame, in pixels, at least 32.
 

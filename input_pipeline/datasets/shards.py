@@ -78,7 +78,6 @@ class ShardFolder:
         """Write a shard whole or not at all.
 
         Args:
-          index: Number of the shard.
           results: Of each of its videos, the record, empty if it was rejected, and the outcome.
 
         Yields:

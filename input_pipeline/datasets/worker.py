@@ -51,10 +51,6 @@ class Outcome:
 def make_record(source: Source, spec: VideoSpec) -> tuple[bytes, Outcome]:
     """Prepare a video in this process.
 
-    Args:
-      source: The video.
-      spec: The canonical form.
-
     Returns:
       The serialized record, empty if the video was rejected, and what became of it.
     """
@@ -83,9 +79,7 @@ def make_records(
     """Prepare videos in child processes.
 
     Args:
-      sources: The videos.
       spec: The canonical form; its `max_seconds` is the time limit of a video.
-      num_workers: Number of child processes, at least 1.
 
     Yields:
       As `make_record`, in the order of the videos, with a bounded number of results in memory.

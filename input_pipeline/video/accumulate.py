@@ -35,8 +35,6 @@ def accumulate(
     Args:
       displacements: int16 `[n, gh, gw, 2]` as `paint_blocks` gives.
       is_intra: bool `[n]`.
-      height: Height of the frame in pixels.
-      width: Width of the frame in pixels.
       frame_indices: Frames wanted, in any order; None for all.
       is_bidirectional: bool `[n]`, the B-frames; None for none.
       future: bool `[n, gh, gw]` as `paint_blocks` gives; None for none.
@@ -78,9 +76,6 @@ def accumulated_fields(
     Args:
       displacements: As `accumulate`; the others too.
       is_intra: bool `[n]`.
-      height: Of the frame in pixels.
-      width: Of the frame in pixels.
-      frame_indices: Frames wanted, in any order.
       is_bidirectional: bool `[n]` or None.
       future: bool `[n, gh, gw]` or None.
 

@@ -38,8 +38,6 @@ def paint_displacements(vectors: np.ndarray, height: int, width: int) -> np.ndar
     Args:
       vectors: Structured array of `VECTOR_DTYPE`. Those with `source > 0` (from a future frame, in
         B-frames) are not painted.
-      height: Height of the frame in pixels.
-      width: Width of the frame in pixels.
 
     Returns:
       int16 `[ceil(height / 8), ceil(width / 8), 2]`, (x, y) of `src - dst` in pixels; zero where
@@ -56,8 +54,6 @@ def paint_blocks(vectors: np.ndarray, height: int, width: int) -> tuple[np.ndarr
 
     Args:
       vectors: Structured array of `VECTOR_DTYPE`.
-      height: Height of the frame in pixels.
-      width: Width of the frame in pixels.
 
     Returns:
       int16 `[gh, gw, 2]` as `paint_displacements`, and bool `[gh, gw]`, True where the displacement
@@ -79,8 +75,6 @@ def paint_frames(
       vectors: For each frame, the bytes of an array of `VECTOR_DTYPE`.
       both_ways: For each frame, whether it is painted as `paint_blocks` does (B-frames), or as
         `paint_displacements` does.
-      height: Height of the frames in pixels.
-      width: Width of the frames in pixels.
 
     Returns:
       int16 `[n, gh, gw, 2]` displacements and bool `[n, gh, gw]`, True where they point to a future

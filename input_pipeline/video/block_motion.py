@@ -68,9 +68,6 @@ class BlockMotion:
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield what `accumulate` returns field by field.
 
-        Args:
-          frame_indices: Frames wanted, in any order.
-
         Yields:
           Places in `frame_indices`, and their field int16 `[h, w, 2]`, turned upright.
         """
@@ -109,9 +106,6 @@ class BlockMotion:
 
     def each_alone(self, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the motion of frames against the reference that each block has, turned upright.
-
-        Args:
-          frame_indices: Frames wanted, in any order.
 
         Returns:
           int32 `[len(frame_indices), h, w, 2]`, (x, y) in pixels, forward in time either way: where

@@ -135,8 +135,6 @@ class Clip:
         Their motion is that of the whole video if `begin` is an I-frame, or the video's beginning.
 
         Args:
-          begin: First frame.
-          end: Frame after the last.
           chosen: bool `[k]`, the RGB frames to keep, at least one. One from outside the part
             counts as its first or last frame.
         """
@@ -171,10 +169,6 @@ def reencode(path: str | os.PathLike, spec: VideoSpec) -> Iterator[bytes]:
 
     `read_clip` is the way to use it; this is for looking at the stream itself.
 
-    Args:
-      path: A local video file.
-      spec: The canonical form.
-
     Yields:
       One packet a frame. Joined, they are a raw MPEG-4 stream, FFmpeg's format 'm4v'.
 
@@ -196,8 +190,6 @@ def read_clip(
     """Bring a video file to the form that the pipeline stores.
 
     Args:
-      path: A local video file of any format and codec that FFmpeg reads.
-      spec: The canonical form.
       wanted: From the number of frames to those whose motion will be requested; the frame before
         each of them is there too, because it stands for an I-frame, which has none. Memory then
         does not grow with the length of the video. None for all frames.
@@ -264,11 +256,7 @@ def clip_from_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> Clip:
 
     Args:
       frames: uint8 `[n, h, w, 3]` RGB.
-      spec: The canonical form.
       fps: Frames a second, stored as it is.
-
-    Returns:
-      The prepared video.
 
     Raises:
       ValueError: `frames` has another shape or dtype, or no frame.

@@ -79,7 +79,6 @@ def frame_side_data(frame: av.VideoFrame, name: str) -> SideData | None:
     each new one is written to fresh memory, which takes longer than reading its vectors.
 
     Args:
-      frame: From the decoder.
       name: FFmpeg's name, for example 'MOTION_VECTORS'.
 
     Returns:
@@ -110,13 +109,6 @@ def open_video(
     One thread, because frame-threaded decoding does not export the same motion vectors in every
     frame. Where a file has several video streams it is the first that is not a cover picture, nor
     a single frame if another is not.
-
-    Args:
-      path: A local video file.
-      limits: What the file may cost.
-
-    Yields:
-      The open container and the stream.
 
     Raises:
       VideoError: The file is absent, empty, not a video, a still image (also HEIC, AVIF, ICO and
@@ -170,13 +162,6 @@ def check_video(path: str | os.PathLike, limits: Limits = NO_LIMITS) -> CheckedV
     the end its header declares (AVI, MP4/MOV, Matroska/WebM, FLV) by more than one and a half times
     the longest time between two of them. Streams without such a declaration (MPEG-TS, MPEG-PS, raw)
     can be cut between two packets undetected.
-
-    Args:
-      path: A local video file.
-      limits: What the file may cost.
-
-    Returns:
-      What was found.
 
     Raises:
       VideoError: As `open_video`, or the file is cut, damaged, without packets, or beyond the
@@ -247,15 +232,6 @@ def demux(
 ) -> Iterator[av.Packet]:
     """Read a stream's packets that hold anything, in decoding order.
 
-    Args:
-      path: The file, for messages.
-      container: From `open_video`.
-      stream: From `open_video`.
-      limits: What the file may cost.
-
-    Yields:
-      The packets.
-
     Raises:
       VideoError: A packet is cut, damaged or encrypted, the file cannot be read to its end, or it
         takes too long.
@@ -285,11 +261,6 @@ def decode_frames(
     limits: Limits = NO_LIMITS,
 ) -> Iterator[av.VideoFrame]:
     """Decode a file's first video stream in display order.
-
-    Args:
-      path: A local video file.
-      options: Options for FFmpeg's decoder, for example `{'flags2': '+export_mvs'}`.
-      limits: What the file may cost.
 
     Yields:
       Every frame, at least one; `frame.time` is its presentation time in seconds, None where the
@@ -332,14 +303,7 @@ def decode_packets(
     To decode others afterwards, call `stream.codec_context.flush_buffers()` first.
 
     Args:
-      path: The file, for messages.
-      stream: From `open_video`.
-      packets: Packets of the stream, in decoding order.
       options: Options for FFmpeg's decoder; only those of a stream's first call count.
-      limits: What the file may cost.
-
-    Yields:
-      Every frame, in display order.
 
     Raises:
       VideoError: A packet is damaged, or the file is beyond the limits.

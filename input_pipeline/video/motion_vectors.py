@@ -91,10 +91,6 @@ def read_motion_vectors(
     FFmpeg exports them for the codecs in `CODECS_WITH_VECTORS`. Other codecs give frames without
     vectors; `moclip_jax.input_pipeline.video.clip.read_clip` re-encodes and so reads those too.
 
-    Args:
-      path: A local video file.
-      limits: What the file may cost.
-
     Yields:
       One `MotionFrame` a frame, in display order.
 
@@ -120,7 +116,6 @@ def frame_blocks(frame: av.VideoFrame, wanted: bool = True) -> FrameBlocks:
     """Return the motion of a decoded frame.
 
     Args:
-      frame: From the decoder.
       wanted: False gives a B-frame no motion, which takes less time.
 
     Raises:
@@ -149,7 +144,6 @@ class BlockMotionReader:
         """Start with no frame.
 
         Args:
-          path: The file, for messages.
           wanted: Frames whose motion will be requested; None for all. That of the others is dropped
             as soon as none of them depends on it, so that memory does not grow with the video.
         """
@@ -167,7 +161,6 @@ class BlockMotionReader:
         """Read a frame's vectors.
 
         Args:
-          frame: From the decoder.
           wanted: False leaves out a B-frame's motion, on which no other frame depends.
 
         Raises:
@@ -309,9 +302,7 @@ def accumulate_motion(
     gives the same; otherwise everything is decoded. See `accumulate` for the definition.
 
     Args:
-      path: A local video file.
       frame_indices: Frames wanted, in display order from 0; None for all.
-      limits: What the file may cost.
 
     Returns:
       int32 `[n, height, width, 2]`, (x, y) of `position - origin` in pixels of the stream's own

@@ -28,9 +28,6 @@ _TIME_BASE = Fraction(1, 1000)
 def frame_orientation(frame: av.VideoFrame) -> int:
     """Return the orientation that a decoded frame is to be shown in.
 
-    Args:
-      frame: From the decoder.
-
     Returns:
       0 to 7.
 
@@ -56,7 +53,6 @@ def orient_field(fields: np.ndarray, orientation: int) -> np.ndarray:
 
     Args:
       fields: `[..., h, w, 2]`, (x, y).
-      orientation: 0 to 7.
 
     Returns:
       `[..., h, w, 2]`, or `[..., w, h, 2]` where x and y are exchanged.

@@ -22,11 +22,7 @@ class CanonicalStream:
     """Encodes frames in the canonical form and decodes the motion vectors of that."""
 
     def __init__(self, spec: VideoSpec):
-        """Start a stream.
-
-        Args:
-          spec: The canonical form.
-        """
+        """Start a stream."""
         self._spec = spec
         self._encoder = CanonicalEncoder(spec)
         self._decoder = av.CodecContext.create("mpeg4", "r")

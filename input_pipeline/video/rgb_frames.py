@@ -15,7 +15,6 @@ def frame_positions(num_frames: int, clip_frames: int) -> np.ndarray:
     """Return which frames are stored: the centres of `clip_frames` equal parts, and the middle.
 
     Args:
-      num_frames: Frames of the video, at least 1.
       clip_frames: Number of parts, at least 1.
 
     Returns:
@@ -34,12 +33,7 @@ class FrameKeeper:
     """
 
     def __init__(self, num_frames: int, spec: VideoSpec):
-        """Start with no frame.
-
-        Args:
-          num_frames: Frames of the video.
-          spec: How many frames are kept, and their form.
-        """
+        """Start with no frame."""
         self.wanted = frame_positions(num_frames, spec.clip_frames).tolist()
         self._spec = spec
         self._to_rgb = VideoReformatter()
@@ -64,7 +58,6 @@ def frame_jpeg(
 
     Args:
       frame: Of any pixel format, upright.
-      spec: Size and quality.
       to_rgb: A converter to use again for frames of one size.
       pixel_aspect: Width of the upright frame's pixels over their height. The image has square
         pixels: it is as high as the frame, and as much wider or narrower.

@@ -90,7 +90,6 @@ class WorkerPool:
         """Make a pool; no process is started yet.
 
         Args:
-          num_workers: Maximum number of processes.
           max_memory: Bytes that a worker may allocate beyond what it holds when it has started; an
             allocation beyond that raises MemoryError in the worker. None for no limit.
 
@@ -169,14 +168,9 @@ def run_isolated(
     """Call `function(*args)` in a worker of the pool.
 
     Args:
-      pool: The pool; waits until a worker is free.
       function: Must pickle, with its arguments, its result and its exceptions.
-      args: Positional arguments.
       timeout: Seconds, above 0, that the call may take. Starting a worker and importing the
         function's module do not count.
-
-    Returns:
-      What the function returned.
 
     Raises:
       WorkerError: The worker died (a native crash, or no memory) or was killed at the timeout.
@@ -201,12 +195,7 @@ class SubprocessReader:
     """
 
     def __init__(self, num_workers: int, timeout_s: float):
-        """Make a reader; no process is started yet.
-
-        Args:
-          num_workers: Maximum number of processes.
-          timeout_s: Seconds that a call may take.
-        """
+        """Make a reader; no process is started yet."""
         self.timeout_s = timeout_s
         self._pool = WorkerPool(num_workers, max_memory=MAX_READER_MEMORY)
 
@@ -227,8 +216,6 @@ class SubprocessReader:
 
         Args:
           function: Must pickle, with its arguments and its result.
-          path: A video file.
-          *arguments: Further arguments.
 
         Raises:
           VideoError: As the function; or its process crashed, timed out, or ran out of memory.

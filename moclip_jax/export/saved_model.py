@@ -45,7 +45,6 @@ def export_stablehlo(recognizer: Recognizer, directory: Path) -> None:
     """Write one program for CPU, CUDA and TPU, its weights, and how to call it.
 
     Args:
-      recognizer: the trained model.
       directory: replaced.
     """
     parameters, recognize = _function(recognizer)
@@ -75,7 +74,6 @@ def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
     `[videos, classes]`. What comes before is done by `moclip_jax.input_pipeline.views`.
 
     Args:
-      recognizer: the trained model.
       directory: replaced.
     """
     # Imported late: the command first asks TensorFlow to be quiet.

@@ -28,9 +28,7 @@ class ClipReader:
         """Make a reader; no process is started yet.
 
         Args:
-          video: form of videos that the model takes.
           max_seconds: a longer video is rejected.
-          timeout_s: seconds that reading a video may take.
         """
         self._max_seconds = max_seconds
         self._isolated = SubprocessReader(1, timeout_s)
@@ -71,11 +69,6 @@ class ClipReader:
 
 def predict_with_windows(model: Recognizer, clip: Clip, labels: Sequence[str] = ()) -> Prediction:
     """Return the prediction of a clip and of at most `MOST_WINDOWS` windows of it.
-
-    Args:
-      model: the model.
-      clip: from `ClipReader.read`.
-      labels: as `Recognizer.predict`.
 
     Returns:
       The prediction with the scores of all labels; the times of its windows are in seconds, or in

@@ -37,7 +37,6 @@ class LabelSet:
         """Prepare the labels.
 
         Args:
-          class_names: of the model.
           words: the user's labels; none means the classes.
           clip: with its text tower; needed for words.
           tokenizer: of that CLIP; needed for words.
@@ -88,8 +87,6 @@ def match_words(
     tower finds it nearer to that class than any two of the trained classes are to each other.
 
     Args:
-      words: of the user.
-      class_names: of the model.
       word_text: unit-length text features `[words, D]`.
       class_text: unit-length text features `[classes, D]`, by the same templates.
 

@@ -23,8 +23,6 @@ def build_model(
     """Return the trained model.
 
     Args:
-      metadata: of the export.
-      config: of the run.
       safetensors_file: preferred where it is and `metadata` has its digest.
       orbax_folder: read otherwise: exports of earlier versions have no other.
 

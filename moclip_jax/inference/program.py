@@ -82,7 +82,6 @@ def compile_program(
     of the user's own are compared with.
 
     Args:
-      model: from `moclip_for_inference`.
       shapes: of `motion` and `images`.
       path: where to keep the program, from `program_file`; None keeps none.
     """

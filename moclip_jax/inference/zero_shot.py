@@ -16,7 +16,6 @@ def class_phrases(class_names: Sequence[str], known: str = "") -> list[Sequence[
     """Return the phrases that name each class.
 
     Args:
-      class_names: the labels.
       known: data set whose phrases `moclip_jax.inference.class_phrases` holds; empty for none. A
         class that it does not hold is called by its name in words.
     """
@@ -33,9 +32,7 @@ def class_embeddings(
 
     Args:
       clip: the model with its text tower.
-      tokenizer: the one that came with its weights.
       phrases: for each class, the phrases that name it.
-      templates: prompts with {} where a phrase goes.
 
     Returns:
       float32 `[classes, projection_dim]` of unit length.

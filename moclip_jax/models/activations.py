@@ -31,9 +31,6 @@ def silu(x: jax.Array) -> jax.Array:
 
     Args:
       x: of a floating dtype and any shape.
-
-    Returns:
-      An array of the shape and dtype of x.
     """
     half = 0.5 * x
     return half + half * jnp.tanh(half)

@@ -18,8 +18,6 @@ def attention_implementation(
 
     Args:
       backend: 'cpu', 'gpu' or 'tpu', as `jax.default_backend()` says.
-      dtype: of query, key and value.
-      head_size: width of a head.
       queries: positions that look at others.
 
     Returns:
@@ -38,7 +36,6 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: boo
     Args:
       query: [N, T, heads, head size] of a floating dtype.
       key: [N, S, heads, head size] of the same.
-      value: as `key`.
       causal: a position sees itself and those before it.
 
     Returns:

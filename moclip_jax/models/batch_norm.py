@@ -53,9 +53,6 @@ class BatchNorm(nnx.Module):
           activation: applied to the result. The gradient is taken through both at once, and of
             everything in between only x is kept for it.
 
-        Returns:
-          An array of the shape and dtype of x.
-
         Raises:
           ValueError: the channels do not fit, or `train` with one value per channel, which has no
             variance.

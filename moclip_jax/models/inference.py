@@ -50,7 +50,6 @@ def motion_network_for_inference(
     The BatchNorm of the input has no convolution before it and stays.
 
     Args:
-      network: a trained network; its arrays are not changed.
       matmul_dtype: matmul dtype on a CPU; None, or another device, keeps that of the config. The
         network's `config` keeps its own.
     """

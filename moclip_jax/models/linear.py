@@ -20,10 +20,7 @@ def torch_linear(
     has the same range (`torch.nn.Linear.reset_parameters`).
 
     Args:
-      in_features: size of the input's last axis.
-      out_features: size of the output's last axis.
       dtype: dtype of the computation; the parameters are float32.
-      rngs: the stream `params` is used.
 
     Returns:
       A layer with `kernel` [in_features, out_features] and `bias` [out_features].

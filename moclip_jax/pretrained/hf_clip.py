@@ -79,8 +79,6 @@ def save_clip(model: CLIP, tokenizer: Any, folder: str | os.PathLike[str]) -> No
     """Write a folder that `load_clip` and transformers' `CLIPModel.from_pretrained` read.
 
     Args:
-      model: the CLIP.
-      tokenizer: its transformers `CLIPTokenizer`.
       folder: made if absent; files of the same names are replaced.
     """
     folder = Path(folder)
@@ -103,8 +101,6 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> np.ndarra
     """Turn texts into tokens, each with its start and end, padded to one length.
 
     Args:
-      tokenizer: as `load_clip` returns it.
-      texts: N texts.
       max_length: of the model, `model.config.text.max_length`.
 
     Returns:

@@ -22,7 +22,6 @@ def clip_from_hf(config: CLIPConfig, weights: Mapping[str, Any]) -> CLIP:
     """Build a CLIP from the weights of transformers' CLIPModel.
 
     Args:
-      config: sizes of the model.
       weights: arrays by the names of its `state_dict`, of any float type.
 
     Returns:

@@ -27,11 +27,7 @@ def import_published(
         `predict` are those of the model.
       workdir: the export is `workdir/export`.
       motion: a .safetensors file, as for `load_published_fusion`.
-      fusion: the same.
       classes: a list of classes as UCF101's `classInd.txt`.
-
-    Returns:
-      The export's folder.
 
     Raises:
       FileExistsError: there is an export already.

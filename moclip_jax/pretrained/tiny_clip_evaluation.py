@@ -32,8 +32,6 @@ def evaluate(
     """Measure zero-shot accuracies on held-out groups.
 
     Args:
-      clip: the model.
-      tokenizer: its own.
       num_stills: images, shapes in turn.
       num_clips: clips, classes in turn.
 

@@ -92,9 +92,6 @@ def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Gue
     """Draw a video's kept frames, their motion as colours, and as arrows over the frames.
 
     Args:
-      path: the file, for the title.
-      video: the same, prepared.
-      target: the figure to write.
       raw: as in `motion_fields`.
       guesses: what a model says of the video; may be empty.
     """
@@ -172,8 +169,6 @@ def write_annotated_video(
     H.264 where FFmpeg has its encoder, else MPEG-4; without sound. The file is whole or not there.
 
     Args:
-      path: the file.
-      video: the same, prepared.
       target: the video to write; its suffix decides on the container.
       raw: as in `motion_fields`.
       guesses_at: gives a frame's predictions; None leaves their panel out.

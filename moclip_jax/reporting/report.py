@@ -55,14 +55,9 @@ def write_report(
     """Write `workdir/report.html` atomically.
 
     Args:
-      config: The whole configuration of the run.
-      dataset: Its prepared videos.
       splits: The names of the videos of each split, see `PreparedDataset.splits`.
       workdir: The run's folder, with the stages up to `evaluate` done.
       num_clips: Number of the hardest test clips to show; 0 reads no video.
-
-    Returns:
-      The path of the file.
 
     Raises:
       FileNotFoundError: The result of a stage is missing.
@@ -168,11 +163,6 @@ def clip_images(
     config: ConfigDict, dataset: PreparedDataset, names: Sequence[str]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the middle frame and the motion fields of some videos, as the networks see them.
-
-    Args:
-      config: The whole configuration.
-      dataset: The prepared videos.
-      names: Names of the videos.
 
     Returns:
       For each video, the frame as uint8 `[160, 160, 3]` and the motion fields as RGB, float32

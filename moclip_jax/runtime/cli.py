@@ -81,10 +81,7 @@ class CommandParser(argparse.ArgumentParser):
 
         Args:
           module: The command, as in `python -m MODULE`.
-          description: What it does.
           examples: Command lines to show, without `python -m MODULE`.
-          usage: The usage line after `python -m MODULE`; None for argparse's own.
-          statuses: The meaning of the exit statuses.
         """
         shown = "".join(f"  python -m {module} {example}\n" for example in examples)
         super().__init__(
@@ -148,8 +145,6 @@ def run(
 
     Args:
       work: The command, which returns the exit status; None means 0.
-      stopped: Message after Ctrl-C or SIGTERM.
-      traceback: Whether to raise errors instead.
       ended: Called at the end with the exit status and the message.
     """
     status, sentence = _run(work, stopped, traceback)

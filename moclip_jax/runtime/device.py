@@ -69,11 +69,6 @@ def batch_size_for_memory(bytes_per_example: int, memory: int, devices: int) -> 
 
     It is a power of two for each device, whose examples take at most a quarter of its free memory;
     at least one example for each device, and at most `MAX_BATCH_SIZE` in all.
-
-    Args:
-      bytes_per_example: Memory that an example needs.
-      memory: Free bytes of the smallest device.
-      devices: Number of devices that share a batch.
     """
     per_device = 1
     while (

@@ -119,7 +119,6 @@ def broadcast_from_main(tree: Any, like: Any) -> Any:
 
     Args:
       tree: The tree; that of the other processes is ignored.
-      like: Tree of the same structure, shapes and dtypes.
     """
     if store.client is None:
         return tree

@@ -41,11 +41,8 @@ class Progress:
         """Start the clock.
 
         Args:
-          total: Units of work in all.
-          what: The work, for example 'prepare ucf101'.
           unit: Name of the units, for example 'videos'.
           done_before: Units that an earlier run has done, which do not count for the rate.
-          interval_s: Minimum seconds between two lines.
           file: Where to print; None means standard output. On a terminal that is given, a single
             line is rewritten twice a second; `clear` makes room for other output.
         """

@@ -99,7 +99,6 @@ def shard_batch(
 
     Args:
       batch: Arrays `[rows, ...]` with the rows of this process, in global order.
-      mesh: The mesh of all devices.
       axes: Axes of the mesh that split the rows; the other axes repeat them.
 
     Returns:
@@ -122,7 +121,6 @@ def split_over_model(tree: Any, mesh: Mesh) -> Any:
 
     Args:
       tree: Its `nnx.state`. A layer whose size the axis does not divide is replicated.
-      mesh: The mesh of all devices.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: _place(leaf, NamedSharding(mesh, partition_spec(path, leaf, mesh))), tree

@@ -29,12 +29,7 @@ class MetricLog:
     """
 
     def __init__(self, directory: Path, step: int):
-        """Open the log.
-
-        Args:
-          directory: The stage's folder.
-          step: Updates done so far.
-        """
+        """Open the log."""
         self._path = directory / METRICS_FILE
         self._writer: Any = None
         if not is_main_process():

@@ -56,10 +56,6 @@ def train_motion(
     """Train the motion network, and write its best weights to `directory/network`.
 
     Args:
-      config: The whole configuration.
-      dataset: The prepared videos.
-      splits: Names of the `train` and `validation` videos.
-      mesh: The devices.
       directory: The stage's folder; training resumes from its newest checkpoint.
     """
     motion = config.motion

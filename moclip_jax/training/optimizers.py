@@ -51,7 +51,6 @@ def motion_optimizer(
       boundaries: Increasing steps, from 0, at which the rate is multiplied by `decay_factor`.
       decay_factor: See `boundaries`.
       eps: Added to the root of the second moment.
-      weight_decay: Factor of the L2 penalty.
       multipliers: Of the learning rate of 'classifier', of 'stem' (the stem's convolution and the
         normalisation of the input) and of the 'rest'.
 
@@ -96,7 +95,6 @@ def head_optimizer(
     """Return `torch.optim.AdamW`: betas 0.9 and 0.999, eps 1e-8, decay of every parameter.
 
     Args:
-      learning_rate: Constant rate.
       weight_decay: Decoupled weight decay, multiplied by the learning rate in each step.
 
     Returns:

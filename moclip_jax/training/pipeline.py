@@ -60,7 +60,6 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Run the stages that `config.stages` names, and return the results if evaluated.
 
     Args:
-      config: The whole configuration, as `moclip_jax/config.py` describes it.
       workdir: The run's folder; a run that was stopped there is resumed.
 
     Returns:
@@ -80,10 +79,6 @@ class Pipeline:
 
     def __init__(self, config: ConfigDict, workdir: Path):
         """Make the mesh and check the batch sizes; nothing is read or written yet.
-
-        Args:
-          config: The whole configuration, already checked.
-          workdir: The run's folder.
 
         Raises:
           ValueError: A batch size cannot be split over the devices, or Orbax cannot write to a

@@ -16,9 +16,7 @@ def open_dataset(config: ConfigDict, workdir: Path, *, only_open: bool = False) 
     The main process prepares them while the others wait.
 
     Args:
-      config: The whole configuration.
       workdir: The run's folder, which holds them unless `config.dataset.data_dir` names another.
-      only_open: Whether to raise an error instead of preparing.
 
     Raises:
       FileNotFoundError: They do not exist, and `only_open` is set.

@@ -15,7 +15,6 @@ def shared_config(config: ConfigDict, data_dir: Path) -> ConfigDict:
 
     Args:
       config: The whole configuration; its own `dataset.data_dir` comes first if set.
-      data_dir: Folder of the prepared videos.
 
     Raises:
       ValueError: The stages to run do not include `evaluate`.

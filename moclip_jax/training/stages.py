@@ -25,8 +25,6 @@ class StageRecord:
         """Describe a stage; nothing is read or written yet.
 
         Args:
-          workdir: The run's folder.
-          stage: Name of the stage.
           settings: All that its result depends on, as nested JSON values.
           previous: Record of the stage that its input comes from; None for the first stage.
         """
@@ -92,7 +90,6 @@ def check_weights(path: Path, weights: dict[str, dict[str, str]], *, note: bool)
     """Compare the frozen weights with those that a result on disk was made with.
 
     Args:
-      path: JSON file beside that result.
       weights: Fingerprint of each network, see `fingerprint.weights_fingerprint`.
       note: Whether to write the file if it does not exist.
 

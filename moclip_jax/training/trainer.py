@@ -185,9 +185,7 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
     """Train a task to its end, resuming from the newest checkpoint in `directory`.
 
     Args:
-      task: What to train.
       directory: For checkpoints, TensorBoard events and `history.jsonl` (one line an epoch).
-      mesh: The devices to train on.
 
     Returns:
       The model with the weights of the best evaluated epoch (without validation: the last).
