@@ -48,7 +48,7 @@ def rows(rounds: int) -> list[dict[str, Any]]:
 
         @tf.function(autograph=False)
         def parsed(record: Any) -> Any:
-            return dataset.parse(record, names, packed=True)["displacements"][0]
+            return dataset.parse(record, names)["displacements"][0]
 
         def records() -> Any:
             return tf.data.TFRecordDataset(dataset.records())

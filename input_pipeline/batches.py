@@ -211,7 +211,7 @@ def _train_function(dataset: PreparedDataset, views: MotionViews) -> Callable:
 
     @tf.function(autograph=False)
     def function(record: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = dataset.parse(record, ("label", *motion_features(spec)), packed=True)
+        example = dataset.parse(record, ("label", *motion_features(spec)))
         label = tf.cast(example.pop("label"), tf.int32)
         draws = _draw(seed, views.num_segments)
         if canonical:
@@ -239,7 +239,7 @@ def _view_function(
     @tf.function(autograph=False)
     def function(record: tf.Tensor, index: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         features = dict.fromkeys(("label", *of_motion, *of_frames))
-        example = dataset.parse(record, tuple(features), packed=True)
+        example = dataset.parse(record, tuple(features))
         view = {}
         if motion is not None:
             draws = None

@@ -78,10 +78,7 @@ def warn_of_data(
 
 
 def _warn_of_counts(
-    class_names: Sequence[str],
-    train: Mapping[int, int],
-    test: Mapping[int, int],
-    where: str,
+    class_names: Sequence[str], train: Mapping[int, int], test: Mapping[int, int], where: str
 ) -> None:
     for label, name in enumerate(class_names):
         if not train.get(label):

@@ -103,11 +103,9 @@ class PreparedDataset:
             for path in info.splits[split].filepaths
         ]
 
-    def parse(
-        self, record: tf.Tensor, features: Sequence[str], *, packed: bool = False
-    ) -> dict[str, tf.Tensor]:
+    def parse(self, record: tf.Tensor, features: Sequence[str]) -> dict[str, tf.Tensor]:
         """Parse some features of a record, see `records.parse_record`."""
-        return parse_record(record, features, self.spec, packed=packed)
+        return parse_record(record, features, self.spec)
 
 
 def prepare_dataset(

@@ -115,8 +115,7 @@ def clip_from_record(
     """Return the video of a record, or those parts of it that were parsed.
 
     Args:
-      example: `num_frames`, and what else is wanted, as `parse_record` gives it with `packed`, in
-        NumPy.
+      example: `num_frames`, and what else is wanted, as `parse_record` gives it, in NumPy.
       frame_indices: Frames whose motion is wanted. Of canonical motion only their GOPs,
         and those of the frames before them, are unpacked.
 
@@ -201,18 +200,17 @@ def record_features(spec: VideoSpec) -> "tfds.features.FeaturesDict":
 
 
 def parse_record(
-    record: "tf.Tensor", features: Sequence[str], spec: VideoSpec, *, packed: bool = False
+    record: "tf.Tensor", features: Sequence[str], spec: VideoSpec
 ) -> dict[str, "tf.Tensor"]:
     """Parse some features of a serialized record in TensorFlow, and no others.
 
     Args:
       record: string scalar.
       features: Names of features; RGB `frames` stay JPEG.
-      packed: Leave canonical `displacements` packed, string `[groups]`, for a caller that unpacks
-        only some of the groups.
 
     Returns:
-      The features, in the dtypes of the fields of `Clip`.
+      The features, in the dtypes of the fields of `Clip`; canonical `displacements` stay packed,
+      string `[groups]`, for a caller that needs only some of the groups.
     """
     import tensorflow as tf
 
@@ -222,9 +220,8 @@ def parse_record(
     )
     for name in features:
         if name == "displacements" and spec.source == "reencode":
-            if not packed:
-                example[name] = _unpack_all(example[name], grid_size(spec))
-        elif name in ("displacements", "future"):
+            continue
+        if name in ("displacements", "future"):
             example[name] = stored[name].decode_example(example[name])
         elif name in ("is_intra", "is_bidirectional", "frame_indices", *_NATIVE_FIELDS):
             # A `tf.train.Example` has no integers but int64, and no booleans.
@@ -257,16 +254,6 @@ def join_bytes(planes: "tf.Tensor") -> "tf.Tensor":
 
     low, high = (tf.cast(planes[..., i, :, :, :], tf.int32) for i in range(2))
     return tf.cast(low + 256 * high - _OFFSET, tf.int16)
-
-
-def _unpack_all(packed: "tf.Tensor", grid: tuple[int, int]) -> "tf.Tensor":
-    """Decompress all displacements of a video in TensorFlow: string `[groups]` -> int16."""
-    import tensorflow as tf
-
-    raw = tf.io.decode_raw(
-        tf.strings.reduce_join(tf.io.decode_compressed(packed, "ZLIB")), tf.uint8
-    )
-    return join_bytes(tf.reshape(raw, [-1, 2, *grid, 2]))
 
 
 # The wire format of `tf.train.Example`: written here because its class comes with TensorFlow, which

@@ -33,11 +33,11 @@ def accumulate(
     keeps the origin of its own place in the frame before. No frame refers to a B-frame.
 
     Args:
-      displacements: int16 `[n, gh, gw, 2]` as `paint_blocks` gives.
+      displacements: int16 `[n, gh, gw, 2]` as `rasterize_vectors` gives.
       is_intra: bool `[n]`.
       frame_indices: Frames wanted, in any order; None for all.
       is_bidirectional: bool `[n]`, the B-frames; None for none.
-      future: bool `[n, gh, gw]` as `paint_blocks` gives; None for none.
+      future: bool `[n, gh, gw]` as `rasterize_vectors` gives; None for none.
 
     Returns:
       int32 `[len(frame_indices), height, width, 2]`, (x, y) of `position - origin` in pixels.

@@ -27,7 +27,7 @@ from moclip_jax.input_pipeline.video.motion_vectors import (
     NoVectorsError,
 )
 from moclip_jax.input_pipeline.video.orientation import Uprighter, shown_aspect
-from moclip_jax.input_pipeline.video.reencode import CanonicalEncoder, CanonicalStream
+from moclip_jax.input_pipeline.video.reencode import CanonicalStream
 from moclip_jax.input_pipeline.video.rgb_frames import FrameKeeper, frame_jpeg, frame_positions
 from moclip_jax.input_pipeline.video.seek import UncertainOrderError, decode_needed
 from moclip_jax.input_pipeline.video.spec import VideoSpec
@@ -41,13 +41,12 @@ __all__ = [
     "frame_jpeg",
     "frame_positions",
     "read_clip",
-    "reencode",
 ]
 
 # Of a video's motion in memory; a record on disk can hold no more than twice that.
 _LARGEST_MOTION = 2**30
 # Share of a file's frames up to which those that its RGB frames need are decoded apart: a pass over
-# all frames that gives vectors alone saves more than that, against one that computes all pictures.
+# all frames that gives vectors alone saves more than that, against one that computes all pixels.
 _FEW_FRAMES = 0.1
 
 
@@ -164,28 +163,8 @@ class Clip:
         return np.unique(np.append(0, np.flatnonzero(self.is_intra)))
 
 
-def reencode(path: str | os.PathLike, spec: VideoSpec) -> Iterator[bytes]:
-    """Re-encode a video file to the canonical MPEG-4 Part 2 stream.
-
-    `read_clip` is the way to use it; this is for looking at the stream itself.
-
-    Yields:
-      One packet a frame. Joined, they are a raw MPEG-4 stream, FFmpeg's format 'm4v'.
-
-    Raises:
-      VideoError: The file is absent, empty, not a video, cut or damaged.
-    """
-    upright = Uprighter()
-    encoder = CanonicalEncoder(spec)
-    for frame in decode_frames(path, limits=spec.limits):
-        yield from map(bytes, encoder.encode(_upright(path, upright, frame)))
-    yield from map(bytes, encoder.end())
-
-
 def read_clip(
-    path: str | os.PathLike,
-    spec: VideoSpec,
-    wanted: Callable[[int], Iterable[int]] | None = None,
+    path: str | os.PathLike, spec: VideoSpec, wanted: Callable[[int], Iterable[int]] | None = None
 ) -> Clip:
     """Bring a video file to the form that the pipeline stores.
 
@@ -310,7 +289,12 @@ class _Reading:
 
     def upright(self, frame: av.VideoFrame) -> av.VideoFrame:
         """Turn a frame as it is shown."""
-        return _upright(self.path, self._upright, frame)
+        try:
+            return self._upright(frame)
+        except ValueError as error:
+            if isinstance(error, av.FFmpegError):
+                raise
+            raise VideoError(self.path, str(error)) from error
 
     def keep_rgb(self, index: int, frame: av.VideoFrame) -> None:
         """Store a decoded frame if it is one of the RGB frames that are wanted."""
@@ -358,7 +342,7 @@ def _seek_rgb_frames(reading: _Reading) -> bool:
         for index, frame in decode_needed(path, reading.rgb.wanted, None, limits, most=_FEW_FRAMES):
             reading.keep_rgb(index, frame)
     except (UncertainOrderError, VideoError):
-        # Damage is found again, and told, when everything is decoded.
+        # Damage is found again, and reported, when everything is decoded.
         reading.rgb.jpegs.clear()
         return False
     return True
@@ -378,12 +362,3 @@ def _reencode(frames: Iterable[av.VideoFrame], reading: _Reading) -> None:
             )
     for encoded in canonical.end():
         reading.motion.add(encoded)
-
-
-def _upright(path: str | os.PathLike, upright: Uprighter, frame: av.VideoFrame) -> av.VideoFrame:
-    try:
-        return upright(frame)
-    except ValueError as error:
-        if isinstance(error, av.FFmpegError):
-            raise
-        raise VideoError(path, str(error)) from error

@@ -256,9 +256,7 @@ def demux(
 
 
 def decode_frames(
-    path: str | os.PathLike,
-    options: dict[str, str] | None = None,
-    limits: Limits = NO_LIMITS,
+    path: str | os.PathLike, options: dict[str, str] | None = None, limits: Limits = NO_LIMITS
 ) -> Iterator[av.VideoFrame]:
     """Decode a file's first video stream in display order.
 

@@ -1,7 +1,7 @@
 """Read the codec's motion vectors, and have them accumulated back to the I-frame.
 
-Vectors are painted on an 8-pixel grid, the smallest block FFmpeg exports; `accumulate` accumulates
-them. `docs/video.md` has the definition with a figure.
+Vectors are rasterized on an 8-pixel grid, the smallest block FFmpeg exports. `docs/video.md`
+has the definition with a figure.
 """
 
 import bisect
@@ -12,19 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import av
 import numpy as np
 
-from moclip_jax.input_pipeline.video.block_grid import (
-    BLOCK,
-    VECTOR_DTYPE,
-    paint_blocks,
-    paint_displacements,
-    paint_frames,
-)
+from moclip_jax.input_pipeline.video.block_grid import BLOCK, VECTOR_DTYPE, rasterize_vectors
 from moclip_jax.input_pipeline.video.block_motion import BlockMotion, FrameBlocks
-from moclip_jax.input_pipeline.video.decode import (
-    decode_frames,
-    frame_side_data,
-    picture_type,
-)
+from moclip_jax.input_pipeline.video.decode import decode_frames, frame_side_data, picture_type
 from moclip_jax.input_pipeline.video.limits import NO_LIMITS, Limits, VideoError
 from moclip_jax.input_pipeline.video.orientation import frame_orientation
 from moclip_jax.input_pipeline.video.seek import UncertainOrderError, decode_needed
@@ -43,8 +33,8 @@ EXPORT_VECTORS = {"flags2": "+export_mvs"}
 VECTORS_ONLY = EXPORT_VECTORS | {"skip_idct": "all", "skip_loop_filter": "all"}
 """Decoder options that export motion vectors and compute no more of the frame than they need."""
 
-# Frames whose vectors wait to be painted together: numpy's cost a call is shared by them.
-_PAINT_AT_ONCE = 16
+# Frames whose vectors wait to be rasterized together: numpy's cost a call is shared by them.
+_RASTERIZED_AT_ONCE = 16
 
 
 class NoVectorsError(VideoError):
@@ -112,25 +102,17 @@ def read_motion_vectors(
         )
 
 
-def frame_blocks(frame: av.VideoFrame, wanted: bool = True) -> FrameBlocks:
+def frame_blocks(frame: av.VideoFrame) -> FrameBlocks:
     """Return the motion of a decoded frame.
-
-    Args:
-      wanted: False gives a B-frame no motion, which takes less time.
 
     Raises:
       ValueError: A vector's block does not lie on the 8-pixel grid, or the frame is to be shown at
         an angle that is no multiple of 90 degrees.
     """
     kind, size = picture_type(frame), (frame.height, frame.width)
-    if kind == "B":
-        vectors = frame_vectors(frame) if wanted else np.empty(0, VECTOR_DTYPE)
-        displacements, future = paint_blocks(vectors, *size)
-    else:
-        # Only a B-frame has a next reference.
-        displacements = paint_displacements(frame_vectors(frame), *size)
-        future = np.zeros(displacements.shape[:2], bool)
-    return FrameBlocks(displacements, future, kind, *size, frame_orientation(frame))
+    # Only a B-frame has a next reference.
+    grids = rasterize_vectors([_vector_bytes(frame) or b""], [kind == "B"], *size)
+    return FrameBlocks(grids[0][0], grids[1][0], kind, *size, frame_orientation(frame))
 
 
 class BlockMotionReader:
@@ -152,7 +134,7 @@ class BlockMotionReader:
         self._picture: tuple[int, int, int] | None = None
         self._types: list[str] = []
         self._waiting: list[bytes] = []
-        self._painted: list[tuple[np.ndarray, np.ndarray]] = []
+        self._rasterized: list[tuple[np.ndarray, np.ndarray]] = []
         self._gop = _OpenGop()
         self._kept: list[int] = []
         self.has_vectors = False
@@ -182,29 +164,29 @@ class BlockMotionReader:
         self._types.append(kind)
         self.has_vectors = self.has_vectors or vectors is not None
         self._waiting.append(b"" if vectors is None or (kind == "B" and not wanted) else vectors)
-        if len(self._waiting) == _PAINT_AT_ONCE:
-            self._paint()
+        if len(self._waiting) == _RASTERIZED_AT_ONCE:
+            self._rasterize()
 
-    def _paint(self) -> None:
+    def _rasterize(self) -> None:
         assert self._picture is not None
         size = self._picture[:2]
         first = len(self._types) - len(self._waiting)
         both_ways = [kind == "B" for kind in self._types[first:]]
         try:
-            painted = paint_frames(self._waiting, both_ways, *size)
+            rasterized = rasterize_vectors(self._waiting, both_ways, *size)
         except ValueError:
             # One by one, to say which it was.
             for index, vectors in enumerate(self._waiting):
                 try:
-                    paint_frames([vectors], both_ways[index : index + 1], *size)
+                    rasterize_vectors([vectors], both_ways[index : index + 1], *size)
                 except ValueError as error:
                     raise VideoError(self._path, f"frame {first + index}: {error}") from error
             raise
         self._waiting = []
         if self._wanted is None:
-            self._painted.append(painted)
+            self._rasterized.append(rasterized)
             return
-        for index, (displacements, future) in enumerate(zip(*painted, strict=True), first):
+        for index, (displacements, future) in enumerate(zip(*rasterized, strict=True), first):
             if self._types[index] == "I":
                 self._close_gop(index)
             if self._types[index] != "B" or _holds(self._wanted, index, index + 1):
@@ -217,7 +199,7 @@ class BlockMotionReader:
         if gop.rows and (is_wanted or gop.ends_another):
             self._kept += gop.rows
             displacements, future = zip(*gop.rows.values(), strict=True)
-            self._painted.append((np.stack(displacements), np.stack(future)))
+            self._rasterized.append((np.stack(displacements), np.stack(future)))
         # A B-frame at its end also depends on the I-frame that comes next.
         self._gop = _OpenGop(end, ends_another=is_wanted and self._types[end - 1] == "B")
 
@@ -244,12 +226,12 @@ class BlockMotionReader:
           NoVectorsError: Not a single vector came, and not all frames are I-frames.
         """
         if self._waiting:
-            self._paint()
+            self._rasterize()
         self._close_gop(self.num_frames)
         height, width, orientation = self._picture or (0, 0, 0)
         grid = -(-height // BLOCK), -(-width // BLOCK)
         nothing = np.zeros((0, *grid, 2), np.int16), np.zeros((0, *grid), bool)
-        displacements, future = zip(nothing, *self._painted, strict=True)
+        displacements, future = zip(nothing, *self._rasterized, strict=True)
         types = np.array(self._types, "<U1")
         motion = BlockMotion(
             displacements=np.concatenate(displacements),
@@ -292,9 +274,7 @@ def _holds(numbers: Sequence[int], begin: int, end: int) -> bool:
 
 
 def accumulate_motion(
-    path: str | os.PathLike,
-    frame_indices: Sequence[int] | None = None,
-    limits: Limits = NO_LIMITS,
+    path: str | os.PathLike, frame_indices: Sequence[int] | None = None, limits: Limits = NO_LIMITS
 ) -> np.ndarray:
     """Accumulate the motion vectors that a video file carries back to the I-frame of each GOP.
 

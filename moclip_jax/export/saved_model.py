@@ -101,7 +101,7 @@ def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
                         for name, shape in shapes.items()
                     }
                 ],
-            ),
+            )
         ],
     ).save(str(directory))
 

@@ -76,10 +76,7 @@ class LabelSet:
 
 
 def match_words(
-    words: Sequence[str],
-    class_names: Sequence[str],
-    word_text: np.ndarray,
-    class_text: np.ndarray,
+    words: Sequence[str], class_names: Sequence[str], word_text: np.ndarray, class_text: np.ndarray
 ) -> np.ndarray:
     """Return which words name a trained class.
 

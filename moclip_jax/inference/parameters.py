@@ -31,9 +31,7 @@ def build_model(
       ValueError: the parameters are damaged, or those of other networks.
     """
     clip_config = CLIPConfig.from_hf(
-        metadata["clip"],
-        metadata.get("preprocessor"),
-        dtype=computation_dtype(config.clip.dtype),
+        metadata["clip"], metadata.get("preprocessor"), dtype=computation_dtype(config.clip.dtype)
     )
     model_config = MoCLIPConfig(
         motion_network_config(config.motion, len(metadata["class_names"])),

@@ -12,10 +12,7 @@ from moclip_jax.models.clip import CLIP
 from moclip_jax.models.clip_config import CLIPConfig
 
 # Buffers that older checkpoints carry; they hold 0, 1, 2, ... and no weight.
-_IGNORED = (
-    "text_model.embeddings.position_ids",
-    "vision_model.embeddings.position_ids",
-)
+_IGNORED = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 
 
 def clip_from_hf(config: CLIPConfig, weights: Mapping[str, Any]) -> CLIP:

@@ -110,8 +110,7 @@ def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Gue
     # The last inch is the legend's.
     figure.set_layout_engine("constrained", rect=(0, 0, 1 - 1 / width, 1))
     rows, columns = np.mgrid[
-        _ARROW_STEP // 2 : high : _ARROW_STEP,
-        _ARROW_STEP // 2 : wide : _ARROW_STEP,
+        _ARROW_STEP // 2 : high : _ARROW_STEP, _ARROW_STEP // 2 : wide : _ARROW_STEP
     ]
     for column, (index, jpeg, field) in enumerate(zip(indices, video.frames, fields, strict=True)):
         picture = Image.open(io.BytesIO(jpeg)).resize((wide, high))

@@ -68,8 +68,7 @@ def connect(mesh: Mesh) -> None:
         return
     distributed.run_on_main(lambda: None)
     ones = jax.make_array_from_process_local_data(
-        NamedSharding(mesh, PartitionSpec(BATCH_AXES)),
-        np.ones(len(mesh.local_devices), np.float32),
+        NamedSharding(mesh, PartitionSpec(BATCH_AXES)), np.ones(len(mesh.local_devices), np.float32)
     )
     for axes, left in ((BATCH_AXES, PartitionSpec()), (DATA_AXIS, PartitionSpec(MODEL_AXIS))):
         add = jax.shard_map(

@@ -91,11 +91,7 @@ def train_motion(
             **processes,
         )
         for batch in rows.as_numpy_iterator():
-            yield {
-                "motion": batch["motion"][:, 0],
-                "label": batch["label"],
-                "mask": batch["mask"],
-            }
+            yield {"motion": batch["motion"][:, 0], "label": batch["label"], "mask": batch["mask"]}
 
     def logits(model: MotionNetwork, batch: Batch, train: bool, key: Any) -> jax.Array:
         return model(batch["motion"], train=train).astype(jnp.float32)

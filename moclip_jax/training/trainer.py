@@ -162,8 +162,7 @@ def make_train_step(
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef,
-    logits_fn: Callable[[Any, Batch, bool, jax.Array | None], jax.Array],
+    graphdef: nnx.GraphDef, logits_fn: Callable[[Any, Batch, bool, jax.Array | None], jax.Array]
 ) -> Callable[[nnx.State, nnx.State, Batch], dict[str, jax.Array]]:
     """Return the jitted `(params, stats, batch) -> sums`; rows with a False `mask` are ignored."""
 

@@ -16,18 +16,21 @@ from moclip_jax.input_pipeline.video.clip import (
     VideoSpec,
     clip_from_frames,
     read_clip,
-    reencode,
 )
-from moclip_jax.input_pipeline.video.decode import CheckedVideo
-from moclip_jax.input_pipeline.video.motion_vectors import paint_displacements
+from moclip_jax.input_pipeline.video.decode import CheckedVideo, decode_frames
+from moclip_jax.input_pipeline.video.motion_vectors import rasterize_vectors
+from moclip_jax.input_pipeline.video.reencode import CanonicalEncoder
 from tests.input_pipeline.video_fixtures import cut, drifting_frames, write_sound, write_video
 
 SPEC = VideoSpec(width=96, height=64, clip_frames=4)
 
 
-def _decode(packets: list[bytes]) -> list[av.VideoFrame]:
-    """Read a canonical stream as a file, with no options but the export of vectors."""
-    with av.open(io.BytesIO(b"".join(packets)), format="m4v") as container:
+def canonical_frames(path) -> list[av.VideoFrame]:
+    """Re-encode a file, and read that as a file with no options but the export of vectors."""
+    encoder = CanonicalEncoder(SPEC)
+    packets = [packet for frame in decode_frames(path) for packet in encoder.encode(frame)]
+    stream = b"".join(map(bytes, [*packets, *encoder.end()]))
+    with av.open(io.BytesIO(stream), format="m4v") as container:
         context = container.streams.video[0].codec_context
         context.thread_count = 1
         context.options = {"flags2": "+export_mvs"}
@@ -36,7 +39,7 @@ def _decode(packets: list[bytes]) -> list[av.VideoFrame]:
 
 def test_canonical_stream_is_mpeg4_with_the_specified_size_and_gop(tmp_path):
     path = write_video(tmp_path / "a.mp4", drifting_frames(30), codec="libx264")
-    frames = _decode(list(reencode(path, SPEC)))
+    frames = canonical_frames(path)
     assert len(frames) == 30
     assert {(f.width, f.height, f.format.name) for f in frames} == {(96, 64, "yuv420p")}
     types = [PictureType(f.pict_type).name for f in frames]
@@ -47,11 +50,11 @@ def test_displacements_are_the_vectors_of_the_canonical_stream(tmp_path):
     path = write_video(tmp_path / "a.avi", drifting_frames(30))
     prepared = read_clip(path, SPEC)
     expected = []
-    for frame in _decode(list(reencode(path, SPEC))):
+    for frame in canonical_frames(path):
         data = frame.side_data.get("MOTION_VECTORS")
         grid = np.zeros((8, 12, 2), np.int16)
         if data is not None:
-            grid = paint_displacements(data.to_ndarray(), 64, 96)
+            grid = rasterize_vectors([data.to_ndarray().tobytes()], [False], 64, 96)[0][0]
         expected.append(grid)
     np.testing.assert_array_equal(prepared.displacements, expected)
     assert np.abs(prepared.displacements).max() > 0

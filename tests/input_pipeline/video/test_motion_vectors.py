@@ -17,8 +17,7 @@ from moclip_jax.input_pipeline.video.motion_vectors import (
     BlockMotionReader,
     accumulate_motion,
     frame_vectors,
-    paint_blocks,
-    paint_displacements,
+    rasterize_vectors,
     read_motion_vectors,
 )
 from moclip_jax.input_pipeline.video.orientation import frame_orientation
@@ -122,6 +121,12 @@ def random_vectors(
     return np.array(vectors, VECTOR_DTYPE)
 
 
+def rasterize(vectors, height, width, both_ways=False):
+    """Rasterize one frame."""
+    grids = rasterize_vectors([vectors.tobytes()], [both_ways], height, width)
+    return grids[0][0], grids[1][0]
+
+
 @pytest.mark.parametrize("sides", [(8, 16), (16,)])  # (16,): cells move in twos
 @pytest.mark.parametrize(
     ("height", "width"), [(48, 64), (40, 56), (37, 51), (16, 16), (33, 49), (9, 9), (5, 7)]
@@ -133,7 +138,7 @@ def test_accumulation_follows_the_definition(height, width, sides):
         (kind, random_vectors(rng, height, width, sides) if kind == "P" else none)
         for kind in "IPPPPIPPPIIP"
     ]
-    displacements = np.stack([paint_displacements(v, height, width) for _, v in frames])
+    displacements = np.stack([rasterize(v, height, width)[0] for _, v in frames])
     is_intra = np.array([kind == "I" for kind, _ in frames])
     fields = accumulate(displacements, is_intra, height, width)
     assert fields.dtype == np.int32
@@ -153,14 +158,12 @@ def test_accumulation_of_b_frames_follows_the_definition(height, width, kinds, s
             vectors["source"], also["source"] = -1, 1
             vectors = np.concatenate([vectors, also])
         frames.append((kind, vectors if kind != "I" else np.empty(0, VECTOR_DTYPE)))
-    painted = [
-        paint_blocks(v if kind == "B" else v[v["source"] < 0], height, width) for kind, v in frames
-    ]
+    grids = [rasterize(v, height, width, both_ways=kind == "B") for kind, v in frames]
     arguments = {
-        "displacements": np.stack([displacements for displacements, _ in painted]),
+        "displacements": np.stack([displacements for displacements, _ in grids]),
         "is_intra": np.array([kind == "I" for kind in kinds]),
         "is_bidirectional": np.array([kind == "B" for kind in kinds]),
-        "future": np.stack([future for _, future in painted]),
+        "future": np.stack([future for _, future in grids]),
         "height": height,
         "width": width,
     }
@@ -177,18 +180,18 @@ def test_a_block_with_both_kinds_of_vectors_takes_the_past_even_if_that_stands_s
     vectors["w"] = vectors["h"] = 16
     vectors["dst_x"], vectors["dst_y"] = [8, 8, 24, 40], 8
     vectors["src_x"], vectors["src_y"] = [8, 13, 27, 40], 8
-    displacements, future = paint_blocks(vectors, 16, 48)
+    displacements, future = rasterize(vectors, 16, 48, both_ways=True)
     assert displacements[0, :, 0].tolist() == [0, 0, 3, 3, 0, 0]
     assert future[1].tolist() == [False, False, True, True, True, True]
 
 
-def test_painting_covers_each_block_and_leaves_the_future_out():
+def test_rasterizing_covers_each_block_and_leaves_the_future_out():
     vectors = np.zeros(4, VECTOR_DTYPE)
     vectors["source"] = [-1, -1, 1, -1]
     vectors["w"], vectors["h"] = [16, 8, 16, 16], [8, 16, 16, 16]
     vectors["dst_x"], vectors["dst_y"] = [8, 4, 24, 40], [4, 16, 8, 8]
     vectors["src_x"], vectors["src_y"] = [11, 4, 30, 40], [2, 15, 8, 3]
-    grid = paint_displacements(vectors, 24, 44)
+    grid = rasterize(vectors, 24, 44)[0]
     assert grid.dtype == np.int16
     assert grid.shape == (3, 6, 2)
     expected = np.zeros((3, 6, 2), np.int16)
@@ -203,7 +206,7 @@ def test_a_block_off_the_grid_is_rejected():
     vectors["source"], vectors["w"], vectors["h"] = -1, 16, 16
     vectors["dst_x"], vectors["dst_y"], vectors["src_x"] = 10, 8, 3
     with pytest.raises(ValueError, match="8-pixel grid"):
-        paint_displacements(vectors, 32, 32)
+        rasterize(vectors, 32, 32)
 
 
 STREAMS = {
