@@ -283,13 +283,9 @@ def _motion_views(
     spec: VideoSpec,
     draws: Draws | None,
 ) -> tf.Tensor:
-    """Return views of a stored video's motion by NumPy.
+    """Return views of a stored video's motion by NumPy, uint8 `[V, S, image_size, image_size, 2]`.
 
-    Args:
-      draws: Numbers of `V` augmented views; None for the test views.
-
-    Returns:
-      uint8 `[V, S, image_size, image_size, 2]`.
+    `draws` are the numbers of `V` augmented views; None gives the test views.
     """
 
     def make(*arrays: np.ndarray) -> np.ndarray:

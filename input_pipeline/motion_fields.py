@@ -129,15 +129,10 @@ class CropResizer:
 
 
 def ten_crops(resized: np.ndarray, size: int) -> np.ndarray:
-    """Take the corners and the middle of squares, and the same flipped.
+    """Take the corners and the middle of squares, uint8 `[S, side, side, 2]`, and the same flipped.
 
-    Args:
-      resized: uint8 `[S, side, side, 2]`.
-      size: Side of the crops in pixels, at most `side`.
-
-    Returns:
-      uint8 `[10, S, size, size, 2]`: upper left, upper right, lower left, lower right, middle, then
-      the same five flipped, with the sign of x turned.
+    Returns uint8 `[10, S, size, size, 2]`: upper left, upper right, lower left, lower right,
+    middle, then the same five flipped, with the sign of x turned.
     """
     end = resized.shape[1] - size
     middle = end // 2
@@ -167,14 +162,9 @@ def bilinear_taps(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return between which pixels a bilinear resize with half-pixel centres interpolates.
 
-    Args:
-      side: Number of pixels that an axis is resized to.
-      length: Number of pixels that it has.
-      first: First of the pixels that are wanted, of `side`.
-
-    Returns:
-      The lower and the upper pixel, int64, and the weight of the upper one, float32; each
-      `[count]`.
+    An axis of `length` pixels is resized to `side`, of which `count` from `first` on are wanted.
+    Returns the lower and the upper pixel, int64, and the weight of the upper, float32; each
+    `[count]`.
     """
     lower, upper, weight = _all_taps(side, length)
     taken = slice(first, first + count)

@@ -44,13 +44,10 @@ def training_segments(num_frames: int, num_segments: int, uniform: np.ndarray) -
 
 
 def test_segments(num_frames: int, num_segments: int) -> np.ndarray:
-    """Return the middle frame of each of `num_segments` equal parts of a video.
+    """Return the middle frame of each of `num_segments` equal parts of a video, int64.
 
     With `size = (num_frames - 1) / num_segments`, the frame of part `s` is
-    `round(size * (s + 0.5)) + 1`.
-
-    Returns:
-      int64 `[num_segments]`, clipped to the video.
+    `round(size * (s + 0.5)) + 1`, clipped to the video.
     """
     size = (num_frames - 1) / num_segments
     centres = np.rint(size * (np.arange(num_segments) + 0.5)).astype(np.int64)
@@ -108,14 +105,8 @@ def _window_frames(starts: np.ndarray, num_frames: int, window: int) -> np.ndarr
 def frame_before_intra(indices: np.ndarray, is_intra: np.ndarray) -> np.ndarray:
     """Replace an I-frame, which carries no motion vectors, by the frame before it.
 
-    That is the last frame of the GOP before, whose accumulated field is the longest.
-
-    Args:
-      indices: int `[S]`.
-      is_intra: bool `[n]`.
-
-    Returns:
-      int64 `[S]`, clipped to the video.
+    That is the last frame of the GOP before, whose accumulated field is the longest. Takes int
+    `[S]` and bool `[n]`, returns int64 `[S]`, clipped to the video.
     """
     return np.maximum(indices - is_intra[indices], 0)
 

@@ -175,10 +175,8 @@ def _field_words(
 ) -> tf.Tensor:
     """Return a field as words, uint32 `[height, width]`: x in the lowest byte, y in the next.
 
-    Args:
-      cells: uint32 `[L, rows * columns]`.
-      steps: int32 `[2]`, from the first place in `cells` down to before the second.
-      bound: float scalar.
+    `cells` are uint32 `[L, rows * columns]`; `steps` int32 `[2]`, from the first place in `cells`
+    down to before the second.
     """
     columns = _power_of_two(-(-width // BLOCK))
     bits = columns.bit_length() - 1

@@ -43,10 +43,7 @@ def warn_of_data(
 ) -> None:
     """Warn of untrained, untested and unbalanced classes, and of copies.
 
-    Args:
-      entries: All videos, with their subset in each split.
-      paths: The file of each video, by its name.
-      same: Files of the same content, from `copies`.
+    `paths` has the file of each video by name, `same` the files of equal content (`copies`).
     """
     names = {path: name for name, path in paths.items()}
     label_of = {entry.name: entry.label for entry in entries}

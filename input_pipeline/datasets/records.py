@@ -35,13 +35,9 @@ _NATIVE_FIELDS = ("height", "width", "orientation")
 
 
 def encode_record(name: str, label: int, clip: Clip, spec: VideoSpec) -> bytes:
-    """Serialize a video as a `tf.train.Example`.
+    """Serialize a video as a `tf.train.Example`, to the same bytes in every process.
 
-    Args:
-      spec: The canonical form; its `source` decides how the motion is stored.
-
-    Returns:
-      The protocol buffer, the same bytes in every process.
+    `spec.source` decides how the motion is stored.
     """
     features = {
         "name": _bytes_list([name.encode()]),
@@ -71,14 +67,9 @@ def encode_record(name: str, label: int, clip: Clip, spec: VideoSpec) -> bytes:
 
 
 def pack_displacements(displacements: np.ndarray, is_intra: np.ndarray) -> list[bytes]:
-    """Compress canonical displacements, each group of pictures by itself.
+    """Compress canonical displacements, int16 `[n, gh, gw, 2]`, to a zlib string for each GOP.
 
-    Args:
-      displacements: int16 `[n, gh, gw, 2]`.
-      is_intra: bool `[n]`, True where a group begins; one begins at frame 0 in any case.
-
-    Returns:
-      The zlib string of each group.
+    A GOP begins where `is_intra` (bool `[n]`) is True, and at frame 0 in any case.
     """
     frames = len(displacements)
     shifted = (displacements.reshape(frames, -1).astype(np.int32) + _OFFSET).astype(np.uint16)
@@ -91,15 +82,7 @@ def pack_displacements(displacements: np.ndarray, is_intra: np.ndarray) -> list[
 
 
 def unpack_displacements(packed: Iterable[bytes], grid: tuple[int, int]) -> np.ndarray:
-    """Decompress the displacements of some groups of pictures, with NumPy.
-
-    Args:
-      packed: Zlib strings from `pack_displacements`, consecutive groups or any others.
-      grid: Height and width of the grid, in cells.
-
-    Returns:
-      int16 `[n, gh, gw, 2]`, the frames of the given groups one after another.
-    """
+    """Decompress some GOPs from `pack_displacements` to int16 `[n, gh, gw, 2]`, with NumPy."""
     raw = np.frombuffer(b"".join(map(zlib.decompress, packed)), np.uint8)
     planes = raw.reshape(-1, 2, *grid, 2)
     # Addition in uint16 wraps around, so that the sum is right for negative values too.
@@ -230,15 +213,10 @@ def parse_record(
 
 
 def unpack_groups(packed: "tf.Tensor", grid: tuple[int, int], num_frames: int) -> "tf.Tensor":
-    """Decompress some groups of pictures in TensorFlow, to arrays of one length.
+    """Decompress some GOPs, string `[S]`, in TensorFlow, to arrays of one length.
 
-    Args:
-      packed: string `[S]`, some of those from `pack_displacements`.
-      grid: Height and width of the grid, in cells.
-      num_frames: Frames of the longest group at least.
-
-    Returns:
-      uint8 `[S, num_frames, 2, gh, gw, 2]`, low and high bytes; zeros follow a shorter group.
+    `num_frames` is at least the frames of the longest. Returns uint8
+    `[S, num_frames, 2, gh, gw, 2]`, low and high bytes; zeros follow a shorter GOP.
     """
     import tensorflow as tf
 

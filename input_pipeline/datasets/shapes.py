@@ -167,17 +167,9 @@ def render_clip(
 def render_still(
     shape: str, *, group_seed: int, clip_seed: int, height: int, width: int
 ) -> np.ndarray:
-    """Draw the middle frame of the clips with these seeds; it is the same for all motions.
+    """Draw the middle frame of `render_clip` with these seeds, uint8 [height, width, 3].
 
-    Args:
-      height: Of the frame, in pixels, at least 32.
-      width: Of the frame, in pixels, at least 32.
-
-    Returns:
-      uint8 [height, width, 3], RGB.
-
-    Raises:
-      ValueError: For an unknown shape or a frame that is too small.
+    It is the same for all motions. Raises ValueError as `render_clip` does.
     """
     clip = render_clip(
         shape,

@@ -49,11 +49,7 @@ class Outcome:
 
 
 def make_record(source: Source, spec: VideoSpec) -> tuple[bytes, Outcome]:
-    """Prepare a video in this process.
-
-    Returns:
-      The serialized record, empty if the video was rejected, and what became of it.
-    """
+    """Prepare a video; return its record, empty if it was rejected, and what became of it."""
     start = time.monotonic()
     entry = source.entry
     try:

@@ -73,15 +73,8 @@ def accumulated_fields(
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Accumulate as `accumulate` does, and hold one field at a time.
 
-    Args:
-      displacements: As `accumulate`; the others too.
-      is_intra: bool `[n]`.
-      is_bidirectional: bool `[n]` or None.
-      future: bool `[n, gh, gw]` or None.
-
-    Yields:
-      The places in `frame_indices` that request a frame, and its field, int16 `[height, width, 2]`,
-      (x, y) of `position - origin` in pixels, which the next one takes the place of.
+    Yields the places in `frame_indices` that request a frame, and its field, int16
+    `[height, width, 2]`, whose memory the next one takes.
 
     Raises:
       IndexError: A frame index outside the video.
@@ -176,14 +169,9 @@ class _OriginGrid:
     ) -> np.ndarray:
         """Replace some cells of a map by what lies at their displacements in another.
 
-        Args:
-          held: The map; a pixel whose source lies outside the frame keeps its value.
-          source: The map that is read.
-          chosen: bool `[gh, gw]`, the cells to replace.
-          cells: int16 `[gh, gw, 2]`, displacements (x, y).
-
-        Returns:
-          A new map, or `held` itself where no cell is chosen.
+        A pixel of `held` whose source lies outside the frame keeps its value. `chosen` is bool
+        `[gh, gw]`, `cells` int16 `[gh, gw, 2]`. Returns a new map, or `held` itself where no cell
+        is chosen.
         """
         pairs = np.ascontiguousarray(cells).view(np.int32)[..., 0]
         if pairs.shape[1] % 2:

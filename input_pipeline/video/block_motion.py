@@ -46,13 +46,9 @@ class BlockMotion:
         return oriented_size(self.height, self.width, self.orientation)
 
     def accumulate(self, frame_indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Return the accumulated motion of the frame as it is shown.
+        """Return accumulated motion, turned upright: int32 `[len(frame_indices), h, w, 2]`.
 
-        Args:
-          frame_indices: Frames wanted, in any order; None for all.
-
-        Returns:
-          int32 `[len(frame_indices), h, w, 2]` as `accumulate`, turned upright.
+        See `accumulate.accumulate`; `frame_indices=None` is all frames.
 
         Raises:
           IndexError: A frame index outside the video, or of a frame that was not kept.
@@ -66,11 +62,7 @@ class BlockMotion:
     def accumulated_fields(
         self, frame_indices: Sequence[int] | np.ndarray
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Yield what `accumulate` returns field by field.
-
-        Yields:
-          Places in `frame_indices`, and their field int16 `[h, w, 2]`, turned upright.
-        """
+        """Yield places in `frame_indices` and their upright field, int16 `[h, w, 2]`."""
         rows, is_intra, is_bidirectional = self._rows(frame_indices)
         for places, field in accumulated_fields(
             self.displacements,
@@ -105,11 +97,10 @@ class BlockMotion:
         return self.displacements[self._rows(frame_indices)[0]]
 
     def each_alone(self, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the motion of frames against the reference that each block has, turned upright.
+        """Return upright motion against the reference of each block: int32 `[n, h, w, 2]`.
 
-        Returns:
-          int32 `[len(frame_indices), h, w, 2]`, (x, y) in pixels, forward in time either way: where
-          a block refers to the next reference, it is the motion from the block to there.
+        It points forward in time either way: where a block refers to the next reference, it is the
+        motion from the block to there.
 
         Raises:
           IndexError: As `accumulate`.

@@ -129,13 +129,11 @@ class Clip:
         )
 
     def part(self, begin: int, end: int, chosen: np.ndarray) -> "Clip":
-        """Return some consecutive frames as a video of their own.
+        """Return the frames from `begin` to before `end` as a video of their own.
 
         Their motion is that of the whole video if `begin` is an I-frame, or the video's beginning.
-
-        Args:
-          chosen: bool `[k]`, the RGB frames to keep, at least one. One from outside the part
-            counts as its first or last frame.
+        Of the RGB frames those in `chosen`, bool `[k]`, are kept, at least one; one from outside
+        the part counts as its first or last frame.
         """
         stop = end
         if self.is_bidirectional[end - 1]:
@@ -254,15 +252,7 @@ def clip_from_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> Clip:
 
 
 class _Reading:
-    """One pass over the frames of a video, and what is gathered on the way.
-
-    Attributes:
-      motion: Gathers motion.
-      rgb: Gathers RGB frames.
-      stamps: Time stamps of the frames, NaN where there is none.
-      time_base: Their unit in seconds.
-      num_corrupt: Frames that the decoder marked as damaged.
-    """
+    """One pass over the frames of a video, and what it gathers; a missing time stamp is NaN."""
 
     def __init__(
         self,

@@ -112,11 +112,7 @@ def _why_no_video(path: str) -> VideoError | None:
 
 
 def describe_skipped(skipped: Sequence[VideoError]) -> list[str]:
-    """Summarize what `videos_under` left out.
-
-    Returns:
-      A line for each reason, with the number of files and the first few names.
-    """
+    """Return a line for each reason to skip files: their number and the first few names."""
     by_reason: dict[str, list[str]] = collections.defaultdict(list)
     for error in skipped:
         by_reason[error.reason].append(error.path)

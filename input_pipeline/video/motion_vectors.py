@@ -140,15 +140,11 @@ class BlockMotionReader:
         self.has_vectors = False
 
     def add(self, frame: av.VideoFrame, wanted: bool = True) -> None:
-        """Read a frame's vectors.
-
-        Args:
-          wanted: False leaves out a B-frame's motion, on which no other frame depends.
+        """Read a frame's vectors; `wanted=False` leaves out a B-frame's, on which no frame depends.
 
         Raises:
-          VideoError: The frame changes its size or orientation, is to be shown at an angle that
-            is no multiple of 90 degrees, a vector's block does not lie on the 8-pixel grid, or what
-            FFmpeg says of the frame cannot be read.
+          VideoError: The size or orientation changes, the display rotation is no multiple of 90
+            degrees, a block does not lie on the 8-pixel grid, or side data cannot be read.
         """
         index = len(self._types)
         try:

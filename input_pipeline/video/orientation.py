@@ -26,13 +26,10 @@ _TIME_BASE = Fraction(1, 1000)
 
 
 def frame_orientation(frame: av.VideoFrame) -> int:
-    """Return the orientation that a decoded frame is to be shown in.
-
-    Returns:
-      0 to 7.
+    """Return the orientation, 0 to 7, that a decoded frame is to be shown in.
 
     Raises:
-      ValueError: The frame is to be turned by an angle that is no multiple of 90 degrees.
+      ValueError: The angle is no multiple of 90 degrees.
     """
     data = frame_side_data(frame, "DISPLAYMATRIX")
     if data is None:
@@ -49,13 +46,9 @@ def frame_orientation(frame: av.VideoFrame) -> int:
 
 
 def orient_field(fields: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn motion fields, their places and their directions.
+    """Turn motion fields `[..., h, w, 2]`, their places and their directions.
 
-    Args:
-      fields: `[..., h, w, 2]`, (x, y).
-
-    Returns:
-      `[..., h, w, 2]`, or `[..., w, h, 2]` where x and y are exchanged.
+    Returns `[..., w, h, 2]` where `orientation` exchanges x and y.
     """
     if orientation & TRANSPOSED:
         fields = fields.swapaxes(-3, -2)[..., ::-1]

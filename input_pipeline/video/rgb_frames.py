@@ -14,11 +14,7 @@ from moclip_jax.input_pipeline.video.spec import VideoSpec
 def frame_positions(num_frames: int, clip_frames: int) -> np.ndarray:
     """Return which frames are stored: the centres of `clip_frames` equal parts, and the middle.
 
-    Args:
-      clip_frames: Number of parts, at least 1.
-
-    Returns:
-      int32 `[k]`, strictly increasing, `k <= clip_frames + 1`.
+    Returns int32 `[k]`, strictly increasing, `k <= clip_frames + 1`.
     """
     centres = ((np.arange(clip_frames) + 0.5) / clip_frames * num_frames).astype(np.int32)
     return np.unique(np.append(centres, np.int32(num_frames // 2)))

@@ -212,10 +212,7 @@ class SubprocessReader:
         self._pool.close()
 
     def __call__(self, function: Callable[..., _T], path: str, *arguments: Any) -> _T:
-        """Return `function(path, *arguments)`.
-
-        Args:
-          function: Must pickle, with its arguments and its result.
+        """Return `function(path, *arguments)`; all of them, and the result, must pickle.
 
         Raises:
           VideoError: As the function; or its process crashed, timed out, or ran out of memory.

@@ -26,16 +26,10 @@ def class_phrases(class_names: Sequence[str], known: str = "") -> list[Sequence[
 def class_embeddings(
     clip: CLIP, tokenizer: Any, phrases: Sequence[Sequence[str]], templates: Sequence[str]
 ) -> np.ndarray:
-    """Return one text feature for each class, as CLIP's prompt ensembling makes it.
+    """Return one text feature for each class: float32 `[classes, projection_dim]`, unit length.
 
-    The features of all prompts of a class are averaged, then normalised (published recipe).
-
-    Args:
-      clip: the model with its text tower.
-      phrases: for each class, the phrases that name it.
-
-    Returns:
-      float32 `[classes, projection_dim]` of unit length.
+    The features of all prompts of a class (each template with each phrase) are averaged, then
+    normalised (published recipe).
     """
     # Imported late: only who has texts to embed needs transformers.
     from moclip_jax.pretrained import tokenize

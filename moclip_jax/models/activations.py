@@ -28,9 +28,6 @@ def silu(x: jax.Array) -> jax.Array:
 
     Written as x / 2 * (1 + tanh(x / 2)), the same function: XLA's CPU backend computes tanh as one
     rational function, where a sigmoid takes an exponential and a division.
-
-    Args:
-      x: of a floating dtype and any shape.
     """
     half = 0.5 * x
     return half + half * jnp.tanh(half)

@@ -109,14 +109,7 @@ DEFAULT_PREPROCESSING = ImagePreprocessing()
 
 
 def check_frame_size(preprocessing: ImagePreprocessing, image_size: int, frame_size: int) -> None:
-    """Check that the stored frames are large enough for CLIP.
-
-    Args:
-      frame_size: `config.video.frame_size`, the shorter side of stored frames in pixels.
-
-    Raises:
-      ValueError: if they would have to be enlarged.
-    """
+    """Raise ValueError if stored frames, `config.video.frame_size`, are too small for CLIP."""
     needed = preprocessing.resize_size or image_size
     if needed > frame_size:
         raise ValueError(

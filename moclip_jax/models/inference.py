@@ -96,10 +96,8 @@ def moclip_for_inference(
 ) -> MoCLIP:
     """Return the model with both networks in the forms that run fastest, without the text tower.
 
-    Args:
-      model: its own arrays stay as they are.
-      clip_products: see `clip_for_inference`.
-      motion_products: see `motion_network_for_inference`.
+    Its own arrays stay as they are. The dtypes are matmul dtypes: see `image_tower_for_inference`
+    and `motion_network_for_inference`.
     """
     frozen = _same_arrays(model)
     frozen.motion = motion_network_for_inference(model.motion, motion_products)
@@ -157,12 +155,10 @@ class SeparateLayers(Encoder):
 
 
 def clip_for_inference(clip: CLIP, matmul_dtype: jax.typing.DTypeLike, *, devices: int = 1) -> CLIP:
-    """Return a CLIP for images alone, without the texts' tower.
+    """Return a CLIP for images alone; its own arrays stay as they are.
 
-    Args:
-      clip: its own arrays stay as they are.
-      matmul_dtype: see `image_tower_for_inference`.
-      devices: that work on a image or a batch together; one CPU takes the tower's own form.
+    `devices` work on a batch together; on one CPU the tower takes the form of
+    `image_tower_for_inference`.
     """
     frozen = _same_arrays(clip)
     del frozen.text

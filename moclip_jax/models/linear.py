@@ -14,16 +14,11 @@ def torch_linear(
     dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """`nnx.Linear` with the initial values of `torch.nn.Linear`.
+    """Return an `nnx.Linear` with the initial values of `torch.nn.Linear`.
 
     torch's kaiming_uniform(a=sqrt(5)) comes to U(-b, b), b = 1 / sqrt(in_features), and the bias
-    has the same range (`torch.nn.Linear.reset_parameters`).
-
-    Args:
-      dtype: dtype of the computation; the parameters are float32.
-
-    Returns:
-      A layer with `kernel` [in_features, out_features] and `bias` [out_features].
+    has the same range (`torch.nn.Linear.reset_parameters`). `dtype` is that of the computation;
+    the parameters are float32.
     """
     init = symmetric_uniform(in_features**-0.5)
     return nnx.Linear(

@@ -80,14 +80,11 @@ class MoCLIP(nnx.Module):
         return appearance_features(self.clip, images)
 
     def __call__(self, motion: jax.Array, images: jax.Array) -> jax.Array:
-        """Classify videos.
+        """Return the logits, float32 [B, num_classes].
 
         Args:
           motion: uint8 [B, views, S, H, W, 2], motion fields (x, y); 128 is no motion.
           images: uint8 [B, frames, H, W, 3], RGB of the size that CLIP takes.
-
-        Returns:
-          Logits, float32 [B, num_classes].
         """
         return fused_logits(
             self.head, self.motion_features(motion), self.appearance_features(images)

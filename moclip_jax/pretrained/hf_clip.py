@@ -98,13 +98,7 @@ def save_clip(model: CLIP, tokenizer: Any, folder: str | os.PathLike[str]) -> No
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> np.ndarray:
-    """Turn texts into tokens, each with its start and end, padded to one length.
-
-    Args:
-      max_length: of the model, `model.config.text.max_length`.
-
-    Returns:
-      int32 [N, max_length].
+    """Turn texts into tokens, int32 [N, max_length], each with its start and end, padded.
 
     Raises:
       ValueError: if a text is longer than the model takes; none is cut off silently.

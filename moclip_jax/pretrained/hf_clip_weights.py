@@ -16,13 +16,7 @@ _IGNORED = ("text_model.embeddings.position_ids", "vision_model.embeddings.posit
 
 
 def clip_from_hf(config: CLIPConfig, weights: Mapping[str, Any]) -> CLIP:
-    """Build a CLIP from the weights of transformers' CLIPModel.
-
-    Args:
-      weights: arrays by the names of its `state_dict`, of any float type.
-
-    Returns:
-      The model with float32 parameters.
+    """Build a CLIP with float32 parameters from arrays by transformers' CLIPModel names.
 
     Raises:
       ValueError: naming every weight that is missing, unknown or of another shape.

@@ -50,14 +50,8 @@ _MAX_LENGTH = 77
 class Pipeline:
     """Hyperparameters of the training.
 
-    Attributes:
-      num_images: drawn once.
-      num_steps: of the optimiser.
-      batch_size: images, and as many captions, in a step.
-      learning_rate: the highest, after the warm-up; falls to 0 along a cosine.
-      warmup_steps: in which the learning rate rises from 0.
-      weight_decay: of AdamW, on matrices only.
-      num_merges: of the vocabulary, at most.
+    The learning rate rises to its highest over the warm-up and falls to 0 along a cosine. Weight
+    decay is that of AdamW, on matrices only.
     """
 
     num_images: int = 24000
@@ -114,17 +108,11 @@ def planar_positions(config: CLIPVisionConfig) -> jax.Array:
 
 
 def contrastive_loss(logits: jax.Array, match: jax.Array) -> jax.Array:
-    """CLIP's symmetric cross-entropy where several captions may be true of an image.
+    """Return CLIP's symmetric cross-entropy where several captions may be true of an image.
 
     The target is uniform over all that match (Yang et al. 2022, UniCL, arXiv 2204.03610): with so
-    few things to say, half of the other captions of a batch would be false negatives.
-
-    Args:
-      logits: float32 [n, n], images by captions.
-      match: bool [n, n]; every row and every column has one at least.
-
-    Returns:
-      float32 scalar.
+    few captions, half of the others of a batch would be false negatives. `match` is bool [n, n],
+    like the logits images by captions; every row and every column has one at least.
     """
     target = match.astype(jnp.float32)
     by_image = optax.softmax_cross_entropy(logits, target / target.sum(1, keepdims=True))

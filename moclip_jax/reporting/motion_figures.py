@@ -31,14 +31,10 @@ _TIME_BASE = Fraction(1, 60_000)
 
 
 def field_to_rgb(field: np.ndarray, bound: float | None = None) -> np.ndarray:
-    """Return a motion field as colours: hue is the direction, brightness the length.
+    """Return a motion field `[H, W, 2]` in pixels as colours, float32 `[H, W, 3]`, 0 to 1.
 
-    Args:
-      field: `[H, W, 2]` (x, y) in pixels.
-      bound: length in pixels drawn fully bright; None takes the field's 99th percentile.
-
-    Returns:
-      float32 `[H, W, 3]`, 0 to 1. No motion is black; red points right, and hues go clockwise.
+    Hue is the direction (red points right, hues go clockwise), brightness the length: `bound`
+    pixels, by default the field's 99th percentile, are fully bright.
     """
     field = np.asarray(field, np.float32)
     length = np.hypot(field[..., 0], field[..., 1])
@@ -67,10 +63,8 @@ def color_wheel(size: int) -> np.ndarray:
 def motion_fields(video: Clip, *, raw: bool = False) -> Iterator[np.ndarray]:
     """Yield the field of every frame: int32 `[height, width, 2]`, (x, y) in pixels, upright.
 
-    Args:
-      video: a prepared video; the size is that of its coded frame.
-      raw: the motion against each block's reference, as the codec wrote it; else accumulated since
-        the group's I-frame, as the motion network is trained on by default.
+    `raw` is the motion against each block's reference, as the codec wrote it; else accumulated
+    since the I-frame, as the motion network is trained on by default.
     """
     starts = video.group_starts().tolist()
     no_frame = np.zeros(len(video.frames), bool)
@@ -89,12 +83,7 @@ def motion_fields(video: Clip, *, raw: bool = False) -> Iterator[np.ndarray]:
 
 
 def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Guesses) -> None:
-    """Draw a video's kept frames, their motion as colours, and as arrows over the frames.
-
-    Args:
-      raw: as in `motion_fields`.
-      guesses: what a model says of the video; may be empty.
-    """
+    """Draw a video's kept frames, their motion as colours, and as arrows over the frames."""
     indices = video.frame_indices.tolist()
     if raw:
         no_frame = np.zeros(len(indices), bool)

@@ -38,12 +38,7 @@ def motion_image(video: Clip) -> Image.Image:
 
 
 def timeline_image(prediction: Prediction, unit: str) -> Image.Image:
-    """Return a chart of the likeliest labels of a video over its windows.
-
-    Args:
-      prediction: with `windows`, whose scores hold all labels.
-      unit: of the windows' `start_s` and `end_s`.
-    """
+    """Return a chart of the likeliest labels of a video over its windows, whose scores hold all."""
     figure = Figure(figsize=(8, 2.8), layout="constrained")
     axis = figure.subplots()
     edges = [*(window.start_s for window in prediction.windows), prediction.windows[-1].end_s]

@@ -77,12 +77,7 @@ class CommandParser(argparse.ArgumentParser):
         usage: str | None = None,
         statuses: str = STATUSES,
     ):
-        """Describe the command.
-
-        Args:
-          module: The command, as in `python -m MODULE`.
-          examples: Command lines to show, without `python -m MODULE`.
-        """
+        """Describe the command `python -m MODULE`; examples leave that part out."""
         shown = "".join(f"  python -m {module} {example}\n" for example in examples)
         super().__init__(
             prog=f"python -m {module}",
@@ -143,9 +138,7 @@ def run(
 ) -> int:
     """Call `work`, print a message for an error that a user can cause, and return the exit status.
 
-    Args:
-      work: The command, which returns the exit status; None means 0.
-      ended: Called at the end with the exit status and the message.
+    `work` returns the exit status, None for 0; `ended` is called last with status and message.
     """
     status, sentence = _run(work, stopped, traceback)
     if sentence:

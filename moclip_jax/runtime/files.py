@@ -84,9 +84,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 def wait_for_lock(path: Path, what: str) -> Iterator[None]:
     """Hold the lock on a file, as `exclusive_lock` does, after waiting for whoever holds it.
 
-    Args:
-      path: The lock file, made if absent; it stays.
-      what: The work that is locked, for the message about the wait.
+    The file is made if absent, and stays. `what` is locked, for the message about the wait.
 
     Raises:
       OSError: The file cannot be written, or its file system has no locks.

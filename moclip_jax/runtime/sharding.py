@@ -94,14 +94,9 @@ def check_batch_size(mesh: Mesh, field: str, batch_size: int) -> None:
 def shard_batch(
     batch: dict[str, np.ndarray], mesh: Mesh, axes: tuple[str, ...] = BATCH_AXES
 ) -> dict[str, jax.Array]:
-    """Put this process's rows of a global batch on its devices.
+    """Put this process's rows `[rows, ...]` of a global batch on its devices, in global order.
 
-    Args:
-      batch: Arrays `[rows, ...]` with the rows of this process, in global order.
-      axes: Axes of the mesh that split the rows; the other axes repeat them.
-
-    Returns:
-      Global arrays `[rows * processes, ...]`.
+    `axes` of the mesh split the rows; the others repeat them. Returns `[rows * processes, ...]`.
     """
     sharding = NamedSharding(mesh, PartitionSpec(axes))
     return {

@@ -116,8 +116,7 @@ class StepTimer:
     def end_epoch(self, epoch: int, step: int) -> float:
         """Log the time of `epoch` (from 0), which ended with update `step`.
 
-        Returns:
-          The share of the epoch in which devices waited for data, 0 to 1.
+        Returns the share of the epoch in which devices waited for data, 0 to 1.
         """
         seconds = time.perf_counter() - self._began
         share = self._waited / seconds

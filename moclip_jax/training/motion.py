@@ -53,11 +53,7 @@ def train_motion(
     mesh: Mesh,
     directory: Path,
 ) -> None:
-    """Train the motion network, and write its best weights to `directory/network`.
-
-    Args:
-      directory: The stage's folder; training resumes from its newest checkpoint.
-    """
+    """Train the motion network, or resume; write its best weights to `directory/network`."""
     motion = config.motion
     if motion.backbone == FISHER:
         network = initial_motion_network(config, len(dataset.class_names))

@@ -87,11 +87,9 @@ class StageRecord:
 
 
 def check_weights(path: Path, weights: dict[str, dict[str, str]], *, note: bool) -> None:
-    """Compare the frozen weights with those that a result on disk was made with.
+    """Compare the frozen weights' fingerprints with those in a JSON file beside a result.
 
-    Args:
-      weights: Fingerprint of each network, see `fingerprint.weights_fingerprint`.
-      note: Whether to write the file if it does not exist.
+    `note` writes the file if it does not exist.
 
     Raises:
       ValueError: The weights of a network differ; the message names it and both sources.

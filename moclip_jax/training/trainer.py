@@ -331,12 +331,9 @@ class _EpochSums:
 def _stepper(
     task: Task, train_step: Callable, mesh: Mesh
 ) -> tuple[Callable[[int, int], Iterator[Any]], Callable[[TrainState, Any], tuple]]:
-    """Return the items of an epoch, and the function that trains on one of them.
+    """Return `(epoch, first_step) -> items` and `(state, item) -> (state, sums, steps)`.
 
     An item is a batch or, where the data stays on the devices, the choices of all its batches.
-
-    Returns:
-      `(epoch, first_step) -> items` and `(state, item) -> (state, sums, steps)`.
     """
     key = replicate(jax.random.key(task.seed), mesh)
     device_data = task.device_data
