@@ -7,8 +7,6 @@ writes what it computed last as `.npy`. Nothing of this project is imported here
 """
 
 import collections
-import importlib.abc
-import importlib.machinery
 import json
 import os
 import sys
@@ -21,58 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from torch_timm import import_timm
+from torch_vectors import accumulated_fields, own_vectors_field
 
 # What the published recipe trains with.
 LEARNING_RATE, ADAM_EPS, WEIGHT_DECAY = 0.01, 1e-3, 1e-4
-
-
-class _AnyClass(type):
-    """A class with every attribute."""
-
-    def __getattr__(cls, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return (cls.__name__, name)
-
-
-class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """An empty torchvision: the real one does not load beside torch's CPU build.
-
-    timm asks for it at import, for transforms and data sets; its networks use none of it.
-    """
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "torchvision":
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec):
-        module = types.ModuleType(spec.name)
-        module.__path__ = []
-        module.__version__ = "0"
-
-        def attribute(name):
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return _AnyClass(name, (), {})
-
-        module.__getattr__ = attribute
-        return module
-
-    def exec_module(self, module):
-        pass
-
-
-def import_timm():
-    """Return timm, with a stand-in for torchvision where that cannot be imported."""
-    try:
-        import torchvision  # noqa: F401
-    except Exception:
-        if not any(isinstance(finder, _StandIn) for finder in sys.meta_path):
-            sys.meta_path.insert(0, _StandIn())
-    import timm
-
-    return timm
 
 
 class MotionNetwork(nn.Module):
@@ -249,50 +200,11 @@ class HeadTraining(Job):
         self.output = loss.detach()
 
 
-# Columns of mv-extractor's vectors: source, width, height, source x, y, destination x, y, ...
-def accumulated_fields(motion, wanted, height, width):
-    """Return float32 [height, width, 2] of each wanted frame: motion since its I-frame."""
-    start = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
-    origin, made = start, {}
-    for index, (kind, vectors) in enumerate(motion):
-        if kind == "I":
-            origin = start
-            continue
-        before, origin = origin, origin.copy()
-        for _, w, h, source_x, source_y, x, y, *_ in vectors.tolist():
-            if source_x == x and source_y == y:
-                continue
-            # The part of the block that lies in the image, at both ends.
-            left, top = x - w // 2, y - h // 2
-            dx, dy = source_x - x, source_y - y
-            x0, x1 = max(left, 0, -dx), min(left + w, width, width - dx)
-            y0, y1 = max(top, 0, -dy), min(top + h, height, height - dy)
-            if x0 < x1 and y0 < y1:
-                origin[y0:y1, x0:x1] = before[y0 + dy : y1 + dy, x0 + dx : x1 + dx]
-        if index in wanted:
-            made[index] = (start - origin).astype(np.float32)
-    return made
-
-
-def own_vectors_field(vectors, height, width):
-    """Return float32 [height, width, 2], the motion of each block of 8 pixels."""
-    grid = np.zeros((-(-height // 8), -(-width // 8), 2), np.float32)
-    left = (vectors[:, 5] - vectors[:, 1] // 2) // 8
-    top = (vectors[:, 6] - vectors[:, 2] // 2) // 8
-    for down in range(2):
-        for right in range(2):
-            inside = (vectors[:, 2] > 8 * down) & (vectors[:, 1] > 8 * right)
-            rows = np.clip(top[inside] + down, 0, grid.shape[0] - 1)
-            columns = np.clip(left[inside] + right, 0, grid.shape[1] - 1)
-            grid[rows, columns] = (vectors[:, 5:7] - vectors[:, 3:5])[inside]
-    return np.kron(grid, np.ones((8, 8, 1), np.float32))[:height, :width]
-
-
 class FileToLabel(Job):
     """mv-extractor reads the file, timm and transformers look at it, a linear head tells.
 
     With `accumulated` the fields are those that our side makes, by the loop over vectors that one
-    writes from the definition. Without, each field holds the frame's own vectors, painted a frame
+    writes from the definition. Without, each field holds the frame's own vectors, one frame
     at a time: less work than ours, and another input than the published network has.
 
     With `reencoded` the file is first brought to the published form by all threads, as the command
