@@ -228,7 +228,7 @@ def test_an_import_without_its_files(tmp_path):
         [*command, f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert "error: --motion is missing; name its file" in done.stderr
+    assert "error: --motion is missing; pass its file" in done.stderr
 
 
 def test_a_batch_larger_than_the_training_split(tmp_path):

@@ -91,8 +91,8 @@ def planar_positions(config: CLIPVisionConfig) -> jax.Array:
     """Return where to start the position embeddings: float32 [patches + 1, hidden_size].
 
     Sines and cosines of the patch's row and column, which are trained on like the rest. From random
-    numbers the tower must first find out which patches are neighbours, and takes several times as
-    many steps (Beyer et al. 2022, arXiv 2205.01580, start from them for the same reason).
+    values, training takes several times as many steps to learn which patches are neighbours (Beyer
+    et al. 2022, arXiv 2205.01580, start from them for the same reason).
     """
     side = config.image_size // config.patch_size
     bands = config.hidden_size // 4
@@ -133,7 +133,7 @@ def train_batches(
             random_caption(rng, SHAPES[shape], look)
             for shape, look in zip(shapes, looks, strict=True)
         ]
-        # The eight ways to lay a square image on itself keep every caption true.
+        # The eight symmetries of the square keep every caption true.
         images = np.rot90(data.images[chosen], int(rng.integers(4)), axes=(1, 2))
         if rng.random() < 0.5:
             images = images[:, :, ::-1]
@@ -144,8 +144,8 @@ def train_batches(
 def lengthen(clip: CLIP, tokenizer: Any, max_length: int) -> tuple[CLIP, Any]:
     """Return the same CLIP and tokenizer for texts of up to `max_length` tokens.
 
-    The added positions repeat the last trained one: what a longer text means is not learnt, but it
-    is read instead of rejected. Texts of the trained lengths keep their features, bit for bit.
+    The added positions repeat the last trained one: longer texts are not learnt, but they are
+    accepted. Texts of the trained lengths keep their features, bit for bit.
     """
     config = dataclasses.replace(
         clip.config, text=dataclasses.replace(clip.config.text, max_length=max_length)

@@ -99,14 +99,14 @@ def test_state_dicts_that_do_not_belong_together_are_rejected(network, head):
     [
         (lambda d: d | {"base_model.extra.weight": np.ones(2)}, "unused: extra.weight"),
         (lambda d: d | {"extra": np.ones(2)}, r"unused arrays \['extra'\]"),
-        (lambda d: d | {"data_bn.bias": np.ones(3)}, "data_bn.bias must be there, of length 2"),
+        (lambda d: d | {"data_bn.bias": np.ones(3)}, "data_bn.bias is missing or not of length 2"),
         (
             lambda d: {k: v for k, v in d.items() if k != "data_bn.running_var"},
             r"missing \['data_bn.running_var'\]",
         ),
         (
             lambda d: {k: v for k, v in d.items() if "classifier.weight" not in k},
-            "classifier.weight must be there",
+            "classifier.weight is missing or not a matrix",
         ),
         (lambda d: {"weight": np.ones(2)}, "not a motion network's state dict"),
     ],
