@@ -152,22 +152,17 @@ class FrameBlocks:
     width: int
     orientation: int
 
-    @property
-    def picture(self) -> tuple[int, int, int]:
-        """What all frames of a video share."""
-        return self.height, self.width, self.orientation
-
 
 def join_blocks(frames: Sequence[FrameBlocks]) -> BlockMotion:
     """Return the motion of consecutive frames, at least one, of the same frame size."""
-    height, width, orientation = frames[0].picture
+    first = frames[0]
     types = np.array([frame.picture_type for frame in frames])
     return BlockMotion(
         displacements=np.stack([frame.displacements for frame in frames]),
         is_intra=types == "I",
         is_bidirectional=types == "B",
         future=np.stack([frame.future for frame in frames]),
-        height=height,
-        width=width,
-        orientation=orientation,
+        height=first.height,
+        width=first.width,
+        orientation=first.orientation,
     )

@@ -131,7 +131,7 @@ class BlockMotionReader:
         """
         self._path = path
         self._wanted = None if wanted is None else sorted(set(wanted))
-        self._picture: tuple[int, int, int] | None = None
+        self._shape: tuple[int, int, int] | None = None
         self._types: list[str] = []
         self._waiting: list[bytes] = []
         self._rasterized: list[tuple[np.ndarray, np.ndarray]] = []
@@ -148,13 +148,13 @@ class BlockMotionReader:
         """
         index = len(self._types)
         try:
-            picture = frame.height, frame.width, frame_orientation(frame)
+            shape = frame.height, frame.width, frame_orientation(frame)
             vectors = _vector_bytes(frame)
         except ValueError as error:
             raise VideoError(self._path, f"frame {index}: {error}") from error
-        if self._picture is None:
-            self._picture = picture
-        elif picture != self._picture:
+        if self._shape is None:
+            self._shape = shape
+        elif shape != self._shape:
             raise VideoError(self._path, f"the size or orientation changes at frame {index}")
         kind = picture_type(frame)
         self._types.append(kind)
@@ -164,8 +164,8 @@ class BlockMotionReader:
             self._rasterize()
 
     def _rasterize(self) -> None:
-        assert self._picture is not None
-        size = self._picture[:2]
+        assert self._shape is not None
+        size = self._shape[:2]
         first = len(self._types) - len(self._waiting)
         both_ways = [kind == "B" for kind in self._types[first:]]
         try:
@@ -207,7 +207,7 @@ class BlockMotionReader:
     @property
     def num_bytes(self) -> int:
         """Size of the motion that is held."""
-        height, width, _ = self._picture or (0, 0, 0)
+        height, width, _ = self._shape or (0, 0, 0)
         rows = self.num_frames
         if self._wanted is not None:
             rows = len(self._kept) + len(self._gop.rows) + len(self._waiting)
@@ -224,7 +224,7 @@ class BlockMotionReader:
         if self._waiting:
             self._rasterize()
         self._close_gop(self.num_frames)
-        height, width, orientation = self._picture or (0, 0, 0)
+        height, width, orientation = self._shape or (0, 0, 0)
         grid = -(-height // BLOCK), -(-width // BLOCK)
         nothing = np.zeros((0, *grid, 2), np.int16), np.zeros((0, *grid), bool)
         displacements, future = zip(nothing, *self._rasterized, strict=True)

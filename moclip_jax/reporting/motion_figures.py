@@ -102,15 +102,15 @@ def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Gue
         _ARROW_STEP // 2 : high : _ARROW_STEP, _ARROW_STEP // 2 : wide : _ARROW_STEP
     ]
     for column, (index, jpeg, field) in enumerate(zip(indices, video.frames, fields, strict=True)):
-        picture = Image.open(io.BytesIO(jpeg)).resize((wide, high))
+        image = Image.open(io.BytesIO(jpeg)).resize((wide, high))
         aspect = _aspect(jpeg) * high / wide
         arrows = field[rows, columns]
         moving = np.abs(arrows).max(axis=-1) > 0
-        axes[0, column].imshow(picture)
+        axes[0, column].imshow(image)
         axes[0, column].set_title(f"frame {index}", fontsize=9)
         axes[1, column].imshow(field_to_rgb(field, bound))
         axes[1, column].set_title(f"largest {np.abs(field).max()} px", fontsize=9)
-        axes[2, column].imshow(picture)
+        axes[2, column].imshow(image)
         # The longest arrow reaches twice as far as two neighbours are apart.
         axes[2, column].quiver(
             columns[moving],
@@ -133,8 +133,10 @@ def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Gue
     wheel.set_title(f"rim: {bound:.0f} px", fontsize=7)
     wheel.set_axis_off()
     kind = "against the frame before" if raw else "since the last I-frame"
-    told = ", ".join(f"{label} {probability:.0%}" for label, probability in guesses)
-    figure.suptitle(f"{Path(path).name}: frames, and motion {kind}" + (f"\n{told}" if told else ""))
+    listed = ", ".join(f"{label} {probability:.0%}" for label, probability in guesses)
+    figure.suptitle(
+        f"{Path(path).name}: frames, and motion {kind}" + (f"\n{listed}" if listed else "")
+    )
     figure.savefig(target, dpi=110)
 
 
@@ -180,8 +182,8 @@ def write_annotated_video(
             stream.width, stream.height, stream.pix_fmt = total, _HEIGHT, "yuv420p"
             stream.codec_context.time_base = _TIME_BASE
             upright = Uprighter()
-            pictures = zip(decode_frames(path), motion_fields(video, raw=raw), strict=True)
-            for number, (frame, field) in enumerate(pictures):
+            frames = zip(decode_frames(path), motion_fields(video, raw=raw), strict=True)
+            for number, (frame, field) in enumerate(frames):
                 canvas = Image.new("RGB", (total, _HEIGHT), (24, 24, 24))
                 canvas.paste(upright(frame).to_image().resize((width, _HEIGHT)), (0, 0))
                 colors = Image.fromarray((field_to_rgb(field, bound) * 255).astype(np.uint8))

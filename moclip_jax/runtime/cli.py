@@ -322,9 +322,9 @@ def _parse_flags(argv: list[str]) -> ConfigDict:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ConfigDict puts its message in quotes, once for each level.
         lines = str(error).replace("\\n", "\n").replace("\\'", "'").splitlines()
-        told = ". ".join(line.strip("'") for line in lines)
+        reason = ". ".join(line.strip("'") for line in lines)
         unknown = isinstance(error, AttributeError | KeyError)
-        raise _UsageError(f"there is no setting {told}" if unknown else told) from error
+        raise _UsageError(f"there is no setting {reason}" if unknown else reason) from error
     except (ImportError, OSError, SyntaxError) as error:
         raise _UsageError(
             f"--config={file} cannot be run as a file of settings: {type(error).__name__}: {error}"
