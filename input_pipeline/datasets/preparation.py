@@ -277,7 +277,7 @@ def _locked(dataset: VideoDataset, folder: pathlib.Path) -> Iterator[None]:
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         # It would wait for the lock of its parent, which waits for it.
         raise RuntimeError(
-            "a process that is to prepare videos runs the main program again; put that under "
+            "worker processes import the main program; put the call that prepares videos under "
             "if __name__ == '__main__':"
         )
     with wait_for_lock(folder.with_name(f"{folder.name}.lock"), f"prepare {dataset.name}"):

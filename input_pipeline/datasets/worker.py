@@ -120,8 +120,8 @@ def _make_isolated(pool: WorkerPool, source: Source, spec: VideoSpec) -> tuple[b
         except WorkerError as error:
             if not error.started:
                 raise RuntimeError(
-                    f"a process that prepares videos {error.reason}, unless it said why most "
-                    "likely for want of memory; use fewer (config.dataset.num_workers)"
+                    f"a worker process {error.reason}, most likely out of memory unless it printed "
+                    "another cause; use fewer (config.dataset.num_workers)"
                 ) from error
             # A process serves many videos, so the crash may be due to an earlier one: the second
             # attempt runs in a new process.

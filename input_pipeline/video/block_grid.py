@@ -82,7 +82,7 @@ def rasterize_vectors(
     if not past.all():
         both = np.asarray(both_ways)[frame]
         coming = both & (joined["source"] > 0)
-        # A block that stands still also says where it comes from, so cover is filled in apart.
+        # A block with a zero vector has a reference too, so references are filled in separately.
         blocks.fill(future, coming, coming)
         blocks.fill(future, both & ~coming, coming)
         ahead = np.zeros(shape, np.int32)

@@ -75,8 +75,8 @@ def frame_side_data(frame: av.VideoFrame, name: str) -> SideData | None:
     """Return one kind of a frame's side data.
 
     Not by `frame.side_data`: the frame keeps what that gives, which keeps the frame, so that its
-    pixels stay in memory until Python's garbage collector comes by. A hundred frames pile up, and
-    each new one is written to fresh memory, which takes longer than reading its vectors.
+    pixels stay in memory until Python's garbage collector runs, about a hundred frames later. Each
+    new frame is then written to new memory, which takes longer than reading its vectors.
 
     Args:
       name: FFmpeg's name, for example 'MOTION_VECTORS'.

@@ -1,8 +1,7 @@
 """Find the video files that a user names: files, folders, patterns.
 
 One rule for prediction and training: a file in a folder is used if FFmpeg can demux it as a video.
-Still images, text, sound and hidden files are not, and what is left out is returned with the
-reason.
+Still images, text, audio and hidden files are skipped, and returned with the reason.
 """
 
 import collections

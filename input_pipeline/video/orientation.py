@@ -1,7 +1,7 @@
 """How a coded frame is turned to be shown, and turning frames and motion fields that way.
 
 Phones film upright by writing the turn into the file (FFmpeg: the display matrix). Decoders leave
-the frame as it was coded, so whoever shows it has to turn it.
+the frame as it was coded, so a player has to turn it.
 
 An orientation is a number of three bits, read in this order: `TRANSPOSED` exchanges x and y, then
 `FLIPPED_X` and `FLIPPED_Y` mirror. All eight are covered; a quarter turn clockwise is

@@ -95,7 +95,7 @@ def match_words(
     np.fill_diagonal(between, -np.inf)
     cosines = word_text @ class_text.T
     nearest = cosines.argmax(axis=1)
-    # A hair more than rounding: if CLIP cannot distinguish two classes, words match by name alone.
+    # Above rounding: if CLIP cannot distinguish two classes, words match by name alone.
     limit = between.max() + 1e-4 if len(class_names) > 1 else np.inf
     near = cosines.max(axis=1) > limit
     return np.array(

@@ -121,7 +121,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if was == is_now:
             continue
         if isinstance(was, list) and isinstance(is_now, list) and max(len(was), len(is_now)) > 8:
-            # In a long list, such as the class names, only the first difference is of use.
+            # Of a long list, such as the class names, the first difference is enough.
             pairs = itertools.zip_longest(was, is_now, fillvalue="(none)")
             place, (was, is_now) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
             key = f"{key}[{place}]"

@@ -315,7 +315,7 @@ def test_bad_files_are_named(tmp_path):
 
 
 def test_a_frame_is_freed_with_its_last_reference(tmp_path):
-    """Not when the garbage collector comes by, for until then each keeps a frame."""
+    """Not only when the garbage collector runs: until then each frame stays in memory."""
     path = write_video(tmp_path / "a.avi", drifting_frames(30))
 
     def frames_in_memory() -> int:
