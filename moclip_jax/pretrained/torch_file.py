@@ -2,7 +2,7 @@
 
 A pickle is a program. `torch.save` needs four of its instructions' targets: `OrderedDict`, storage
 types, a function that makes a tensor of a storage, and the storages themselves; whatever else a
-file names is refused before it is looked up. Both layouts are read: the zip archive of torch 1.6
+file names is rejected before it is looked up. Both layouts are read: the zip archive of torch 1.6
 and later, and the older row of pickles with the storages behind them.
 """
 

@@ -194,7 +194,7 @@ def test_inference_equals_timm_at_full_size(variant, side):
     ours = load_efficientnet(weights, variant=variant)
     logits = jax.jit(lambda model, x: model(x))(ours, images.transpose(0, 2, 3, 1))
     error = relative_error(logits, expected)
-    tell(f"timm {name} at {side}", logits=error)
+    report(f"timm {name} at {side}", logits=error)
     assert error < 1e-5
 
 

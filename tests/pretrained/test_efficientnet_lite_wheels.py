@@ -78,7 +78,7 @@ def test_a_package_that_is_not_there_says_how_to_get_it(monkeypatch):
         load_efficientnet(PACKAGE, variant="lite0")
 
 
-def test_a_package_of_another_layout_or_variant_is_refused(package):
+def test_a_package_of_another_layout_or_variant_is_rejected(package):
     with pytest.raises(FileNotFoundError, match="0 torch files in it instead of one"):
         load_efficientnet(PACKAGE, variant="lite0")
     with pytest.raises(ValueError, match=r"weights of tf_efficientnet_lite0, not of tf_.*_lite1"):

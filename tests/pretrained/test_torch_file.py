@@ -51,7 +51,7 @@ def test_both_layouts_give_what_torch_wrote(name):
 
 
 @pytest.mark.parametrize("layout", ["zip", "row"])
-def test_a_file_that_would_run_something_is_refused_and_does_not(tmp_path, layout):
+def test_a_file_that_would_run_something_is_rejected_and_does_not(tmp_path, layout):
     path, made = tmp_path / "weights.pth", tmp_path / "made"
     hostile = pickle.dumps({"weight": Runs(made)}, 2)
     if layout == "zip":
@@ -72,7 +72,7 @@ def test_a_file_that_would_run_something_is_refused_and_does_not(tmp_path, layou
     "content",
     [b"", b"never a pickle", pickle.dumps({"weight": 1}, 2), pickle.dumps([1], 2)],
 )
-def test_other_files_are_refused(tmp_path, content):
+def test_other_files_are_rejected(tmp_path, content):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"weights\.pth: no state dict of plain tensors"):
@@ -85,7 +85,7 @@ def test_other_files_are_refused(tmp_path, content):
     ("offset", "shape", "strides"),
     [(0, (25,), (1,)), (1, (24,), (1,)), (0, (10**9,), (0,)), (-1, (2,), (1,)), (4, (2,), (-1,))],
 )
-def test_a_tensor_past_its_storage_is_refused(tmp_path, offset, shape, strides):
+def test_a_tensor_past_its_storage_is_rejected(tmp_path, offset, shape, strides):
     path = tmp_path / "weights.pth"
     instructions = tensor("0", 24, offset, shape, strides)
     write_torch_zip(path, {"weight": instructions}, [bytes(24 * 4)])
