@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
 
     config.motion.backbone = "fisher"
     config.motion.pretrained = ""
-    # Windows of 15 frames.
+    # Windows of 16 frames.
     config.motion.num_segments = 24
     # Mirror images help; set it to 0 where the mirror image of one class is another.
     config.motion.flip_probability = 0.5

@@ -11,6 +11,7 @@ Image Classification" (ECCV 2010), with positions appended to the descriptors as
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,48 @@ from flax import nnx
 _REST = 0.4
 # A descriptor counts if its mean motion, and the mean difference to the neighbours, exceed these.
 _MIN_MOTION, _MIN_BOUNDARY = 0.3, 0.2
-# Where fewer count, the strongest do.
-_MIN_DESCRIPTORS, _STRONGEST = 20, 50
 # Larger motion counts as this in these thresholds.
 _MAX_MOTION = 20.0
+# Where fewer count, the strongest do.
+_MIN_DESCRIPTORS, _STRONGEST = 20, 50
 _ORIENTATIONS = 8
+# Kind of histogram -> its bins; flow has one for blocks at rest.
+_BINS = {"hof": _ORIENTATIONS + 1, "mbh_x": _ORIENTATIONS, "mbh_y": _ORIENTATIONS}
 _POSITION_SCALE = 3.0
 _EPS = 1e-9
+
+
+class Scale(NamedTuple):
+    """Size of a descriptor, which has 2 x 2 cells in space.
+
+    Attributes:
+      cell: Side of a cell in blocks.
+      cell_frames: Frames of a cell.
+      time_cells: Cells in time.
+    """
+
+    cell: int
+    cell_frames: int
+    time_cells: int
+
+    @property
+    def frames(self) -> int:
+        """Frames of a descriptor."""
+        return self.cell_frames * self.time_cells
+
+
+class Descriptors(NamedTuple):
+    """Local descriptors of videos at one scale.
+
+    Attributes:
+      histograms: By kind, float32 `[B, N, d]`.
+      positions: float32 `[B, N, 3]`, time, row and column, each in [-0.5, 0.5].
+      weight: float32 `[B, N]`, 1 for a descriptor that counts and 0 for another.
+    """
+
+    histograms: dict[str, jax.Array]
+    positions: jax.Array
+    weight: jax.Array
 
 
 @dataclass(frozen=True)
@@ -39,38 +75,26 @@ class FisherConfig:
         Fisher vectors that are kept.
       components: Components of each Gaussian mixture.
       descriptor_dim: Principal components of a descriptor that are kept.
-      cell: Side of a cell in blocks; a descriptor has 2 x 2 of them.
-      cell_frames: Frames of a cell.
-      time_cells: Cells in time; a window has `cell_frames * time_cells` fields.
+      scales: Sizes of the descriptors.
     """
 
     num_classes: int
     num_features: int = 512
     components: int = 32
     descriptor_dim: int = 24
-    cell: int = 2
-    cell_frames: int = 5
-    time_cells: int = 3
+    scales: tuple[Scale, ...] = (Scale(1, 3, 3), Scale(2, 5, 3), Scale(3, 8, 2))
 
     def __post_init__(self):
-        for field, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"FisherConfig.{field} must be positive, got {value}")
+        for field in ("num_classes", "num_features", "components", "descriptor_dim"):
+            if getattr(self, field) < 1:
+                raise ValueError(
+                    f"FisherConfig.{field} must be positive, got {getattr(self, field)}"
+                )
 
     @property
     def window(self) -> int:
         """Consecutive motion fields of a segment."""
-        return self.cell_frames * self.time_cells
-
-    @property
-    def channels(self) -> dict[str, int]:
-        """Length of a descriptor of each kind."""
-        cells = 4 * self.time_cells
-        return {
-            "hof": cells * (_ORIENTATIONS + 1),
-            "mbh_x": cells * _ORIENTATIONS,
-            "mbh_y": cells * _ORIENTATIONS,
-        }
+        return max(scale.frames for scale in self.scales)
 
 
 class FisherEncoder(nnx.Module):
@@ -152,7 +176,7 @@ class FisherNetwork(nnx.Module):
 
     Attributes:
       config: its `FisherConfig`.
-      encoders: a `FisherEncoder` for each kind of descriptor.
+      encoders: of each scale, a `FisherEncoder` for each kind of histogram.
       center: mean Fisher vector of the training videos, `[D]`.
       components: their principal components, scaled, `[D, num_features]`.
       classifier: `nnx.Linear` to the classes.
@@ -160,104 +184,50 @@ class FisherNetwork(nnx.Module):
 
     def __init__(self, config: FisherConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.encoders = nnx.Dict(
-            {name: FisherEncoder(length, config) for name, length in config.channels.items()}
+        self.encoders = nnx.List(
+            [
+                nnx.Dict(
+                    {
+                        kind: FisherEncoder(4 * scale.time_cells * bins, config)
+                        for kind, bins in _BINS.items()
+                    }
+                )
+                for scale in config.scales
+            ]
         )
-        size = sum(2 * math.prod(one.means.shape) for one in self.encoders.values())
+        each = [encoder.means.shape for kinds in self.encoders for encoder in kinds.values()]
+        size = sum(2 * math.prod(shape) for shape in each)
         self.center = nnx.Param(jnp.zeros(size))
         self.components = nnx.Param(jnp.zeros((size, config.num_features)))
         self.classifier = nnx.Linear(config.num_features, config.num_classes, rngs=rngs)
 
-    def descriptors(self, fields: jax.Array) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-        """Return the local descriptors of videos.
+    def descriptors(self, fields: jax.Array) -> list[Descriptors]:
+        """Return the local descriptors of videos at each scale.
 
         Args:
           fields: uint8 `[B, S, window, rows, columns, 2]`, the motion (x, y) of each block in
             pixels a frame plus 128.
 
-        Returns:
-          Descriptors by kind, float32 `[B, N, d]`; positions float32 `[B, N, 3]`; and float32
-          `[B, N]`, 1 for those that count.
-
         Raises:
           ValueError: Another shape or dtype.
         """
-        config = self.config
-        if fields.ndim != 6 or fields.shape[2] != config.window or fields.shape[5] != 2:
+        window = self.config.window
+        if fields.ndim != 6 or fields.shape[2] != window or fields.shape[5] != 2:
             raise ValueError(
-                f"FisherNetwork needs fields [B, S, {config.window}, rows, columns, 2], got "
-                f"{fields.shape}"
+                f"FisherNetwork needs fields [B, S, {window}, rows, columns, 2], got {fields.shape}"
             )
         if fields.dtype != jnp.uint8:
             raise ValueError(f"FisherNetwork needs uint8 fields, got {fields.dtype}")
-        batch, segments = fields.shape[:2]
-        motion = fields.reshape(-1, *fields.shape[2:]).astype(jnp.float32) - 128
-        x, y = motion[..., 0], motion[..., 1]
-        magnitude = jnp.hypot(x, y)
-        moving = (magnitude >= _REST)[..., None]
-        flow = jnp.where(moving, orientation_histogram(x, y), 0)
-        histograms = {"hof": jnp.concatenate([flow, ~moving], axis=-1)}
-        for name, component in (("mbh_x", x), ("mbh_y", y)):
-            padded = jnp.pad(component, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
-            across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
-            down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
-            histograms[name] = orientation_histogram(across, down)
-        described = {name: self._in_cells(value) for name, value in histograms.items()}
-        boundary = sum(
-            jnp.abs(jnp.diff(motion, axis=axis, append=jnp.take(motion, jnp.array([-1]), axis)))
-            for axis in (2, 3)
-        ).sum(-1)
-        energy, edges = (
-            self._in_cells(jnp.minimum(value, _MAX_MOTION)[..., None]).mean(-1)
-            / (config.cell_frames * config.cell**2)
-            for value in (magnitude, boundary)
-        )
-        rows, columns = energy.shape[1:3]
-        place = jnp.meshgrid(
-            (jnp.arange(segments) + 0.5) / segments - 0.5,
-            jnp.linspace(-0.5, 0.5, rows),
-            jnp.linspace(-0.5, 0.5, columns),
-            indexing="ij",
-        )
-        positions = jnp.stack(place, axis=-1).reshape(1, -1, 3)
-        energy, edges = (value.reshape(batch, -1) for value in (energy, edges))
-        weight = (energy > _MIN_MOTION) & (edges > _MIN_BOUNDARY)
-        strongest = jax.lax.top_k(energy, min(_STRONGEST, energy.shape[1]))[0][:, -1:]
-        few = weight.sum(1, keepdims=True) < _MIN_DESCRIPTORS
-        weight = jnp.where(few, energy >= strongest, weight)
-        return (
-            {
-                name: root_normalized(value.reshape(batch, -1, value.shape[-1]))
-                for name, value in described.items()
-            },
-            jnp.broadcast_to(positions, (batch, *positions.shape[1:])),
-            weight.astype(jnp.float32),
-        )
-
-    def _in_cells(self, values: jax.Array) -> jax.Array:
-        """Sum `[N, window, h, w, c]` in the cells of each place: `[N, h', w', cells * c]`."""
-        cell, config = self.config.cell, self.config
-        sums = values.reshape(len(values), config.time_cells, config.cell_frames, *values.shape[2:])
-        sums = sums.sum(2)
-        sums = jax.lax.reduce_window(
-            sums, 0.0, jax.lax.add, (1, 1, cell, cell, 1), (1, 1, 1, 1, 1), "VALID"
-        )
-        height, width = sums.shape[2] - cell, sums.shape[3] - cell
-        corners = [
-            sums[:, :, top : top + height, left : left + width]
-            for top in (0, cell)
-            for left in (0, cell)
-        ]
-        together = jnp.moveaxis(jnp.stack(corners, axis=2), (1, 2), (3, 4))
-        return together.reshape(*together.shape[:3], -1)
+        motion = fields.astype(jnp.float32) - 128
+        return [describe(motion, scale) for scale in self.config.scales]
 
     def fisher_vectors(self, fields: jax.Array) -> jax.Array:
-        """Return float32 `[B, D]`: one vector of unit length for each kind, in a row."""
-        described, positions, weight = self.descriptors(fields)
+        """Return float32 `[B, D]`: a vector of unit length for each scale and kind, in a row."""
         return jnp.concatenate(
             [
-                encoder(described[name], positions, weight)
-                for name, encoder in self.encoders.items()
+                encoder(found.histograms[kind], found.positions, found.weight)
+                for encoders, found in zip(self.encoders, self.descriptors(fields), strict=True)
+                for kind, encoder in encoders.items()
             ],
             axis=-1,
         )
@@ -277,6 +247,71 @@ class FisherNetwork(nnx.Module):
     def __call__(self, fields: jax.Array) -> jax.Array:
         """Return logits, float32 `[B, num_classes]`."""
         return self.classifier(self.features(fields)[:, 0])
+
+
+def describe(motion: jax.Array, scale: Scale) -> Descriptors:
+    """Return the descriptors at every block of every window.
+
+    Args:
+      motion: float32 `[B, S, window, rows, columns, 2]`, (x, y) in pixels a frame.
+      scale: Its frames are those in the middle of the window.
+    """
+    batch, segments, window = motion.shape[:3]
+    first = (window - scale.frames) // 2
+    motion = motion[:, :, first : first + scale.frames].reshape(-1, scale.frames, *motion.shape[3:])
+    x, y = motion[..., 0], motion[..., 1]
+    magnitude = jnp.hypot(x, y)
+    moving = (magnitude >= _REST)[..., None]
+    flow = jnp.where(moving, orientation_histogram(x, y), 0)
+    histograms = {"hof": jnp.concatenate([flow, ~moving], axis=-1)}
+    for kind, component in (("mbh_x", x), ("mbh_y", y)):
+        padded = jnp.pad(component, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+        across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+        down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+        histograms[kind] = orientation_histogram(across, down)
+    differences = [
+        jnp.abs(jnp.diff(motion, axis=axis, append=jnp.take(motion, jnp.array([-1]), axis)))
+        for axis in (2, 3)
+    ]
+    energy, edges = (
+        _in_cells(jnp.minimum(value, _MAX_MOTION)[..., None], scale).mean(-1)
+        / (scale.cell_frames * scale.cell**2)
+        for value in (magnitude, sum(differences).sum(-1))
+    )
+    axes = [(jnp.arange(segments) + 0.5) / segments - 0.5]
+    axes += [jnp.linspace(-0.5, 0.5, length) for length in energy.shape[1:]]
+    positions = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1).reshape(1, -1, 3)
+    energy, edges = (value.reshape(batch, -1) for value in (energy, edges))
+    weight = (energy > _MIN_MOTION) & (edges > _MIN_BOUNDARY)
+    strongest = jax.lax.top_k(energy, min(_STRONGEST, energy.shape[1]))[0][:, -1:]
+    few = weight.sum(1, keepdims=True) < _MIN_DESCRIPTORS
+    weight = jnp.where(few, energy >= strongest, weight)
+    in_cells = {kind: _in_cells(value, scale) for kind, value in histograms.items()}
+    return Descriptors(
+        {
+            kind: root_normalized(value.reshape(batch, -1, value.shape[-1]))
+            for kind, value in in_cells.items()
+        },
+        jnp.broadcast_to(positions, (batch, *positions.shape[1:])),
+        weight.astype(jnp.float32),
+    )
+
+
+def _in_cells(values: jax.Array, scale: Scale) -> jax.Array:
+    """Sum `[N, frames, h, w, c]` in the cells of each place: `[N, h', w', cells * c]`."""
+    cell = scale.cell
+    sums = values.reshape(-1, scale.time_cells, scale.cell_frames, *values.shape[2:]).sum(2)
+    sums = jax.lax.reduce_window(
+        sums, 0.0, jax.lax.add, (1, 1, cell, cell, 1), (1, 1, 1, 1, 1), "VALID"
+    )
+    height, width = sums.shape[2] - cell, sums.shape[3] - cell
+    corners = [
+        sums[:, :, top : top + height, left : left + width]
+        for top in (0, cell)
+        for left in (0, cell)
+    ]
+    together = jnp.moveaxis(jnp.stack(corners, axis=2), (1, 2), (3, 4))
+    return together.reshape(*together.shape[:3], -1)
 
 
 def orientation_histogram(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -27,6 +27,7 @@ _LEAST_VARIANCE = 1e-3
 # Of the ridge classifier, as a share of the mean squared norm of the centred Fisher vectors.
 RIDGE = 0.03
 _BATCH_SIZE = 8
+POSITION = "position"
 
 
 def fit_fisher_network(
@@ -45,18 +46,21 @@ def fit_fisher_network(
     describe = jax.jit(lambda fields: nnx.merge(graph, state).descriptors(fields))
     rng = np.random.default_rng(config.seed)
     each = -(-_SAMPLE // (len(names) * len(flips)))
-    samples: dict[str, list[np.ndarray]] = {name: [] for name in network.encoders}
-    positions = []
+    samples: list[dict[str, list[np.ndarray]]] = [
+        {kind: [] for kind in (*kinds, POSITION)} for kinds in network.encoders
+    ]
     for fields, _ in _videos(config, dataset, names, flips, "descriptors"):
-        described, place, weight = jax.device_get(describe(fields))
-        for row in range(len(fields)):
-            counting = np.flatnonzero(weight[row])
-            chosen = rng.choice(counting, min(each, len(counting)), replace=False)
-            positions.append(place[row, chosen])
-            for name, values in described.items():
-                samples[name].append(values[row, chosen])
-    for name, encoder in network.encoders.items():
-        _fit_encoder(encoder, np.concatenate(samples[name]), np.concatenate(positions), rng)
+        for drawn, found in zip(samples, jax.device_get(describe(fields)), strict=True):
+            values = found.histograms | {POSITION: found.positions}
+            for row, weight in enumerate(found.weight):
+                counting = np.flatnonzero(weight)
+                chosen = rng.choice(counting, min(each, len(counting)), replace=False)
+                for kind, value in values.items():
+                    drawn[kind].append(value[row, chosen])
+    for kinds, drawn in zip(network.encoders, samples, strict=True):
+        positions = np.concatenate(drawn[POSITION])
+        for kind, encoder in kinds.items():
+            _fit_encoder(encoder, np.concatenate(drawn[kind]), positions, rng)
 
     graph, state = nnx.split(network)
     encode = jax.jit(lambda fields: nnx.merge(graph, state).fisher_vectors(fields))

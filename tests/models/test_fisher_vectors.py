@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moclip_jax.models.fisher_vectors import FisherConfig, FisherEncoder, FisherNetwork
+from moclip_jax.models.fisher_vectors import (
+    FisherConfig,
+    FisherEncoder,
+    FisherNetwork,
+    Scale,
+)
 
-CONFIG = FisherConfig(num_classes=3, num_features=8, components=4, descriptor_dim=5)
+SCALES = (Scale(1, 2, 2), Scale(2, 5, 3))
+CONFIG = FisherConfig(3, num_features=8, components=4, descriptor_dim=5, scales=SCALES)
 WINDOW, ROWS, COLUMNS = CONFIG.window, 6, 7
 
 
@@ -30,20 +36,24 @@ def vote(x: float, y: float) -> np.ndarray:
     return votes
 
 
-def descriptor_by_definition(motion: np.ndarray, kind: str, top: int, left: int) -> np.ndarray:
-    """One descriptor of a window `[WINDOW, ROWS, COLUMNS, 2]`: cells of 5 frames, 2 x 2 blocks."""
+def descriptor_by_definition(
+    motion: np.ndarray, kind: str, scale: Scale, top: int, left: int
+) -> np.ndarray:
+    """One descriptor of `[WINDOW, ROWS, COLUMNS, 2]`: a histogram for each of its cells."""
+    cell, frames = scale.cell, scale.cell_frames
+    first = (WINDOW - scale.time_cells * frames) // 2
 
     def at(t: int, y: int, x: int, axis: int) -> float:
         return float(motion[t, np.clip(y, 0, ROWS - 1), np.clip(x, 0, COLUMNS - 1), axis])
 
     cells = []
-    for part in range(3):
-        for down in (0, 2):
-            for across in (0, 2):
+    for part in range(scale.time_cells):
+        for down in (0, cell):
+            for across in (0, cell):
                 total = np.zeros(9 if kind == "hof" else 8)
-                for t in range(5 * part, 5 * part + 5):
-                    for y in (top + down, top + down + 1):
-                        for x in (left + across, left + across + 1):
+                for t in range(first + frames * part, first + frames * (part + 1)):
+                    for y in range(top + down, top + down + cell):
+                        for x in range(left + across, left + across + cell):
                             if kind == "hof":
                                 u, v = at(t, y, x, 0), at(t, y, x, 1)
                                 if np.hypot(u, v) < 0.4:
@@ -60,20 +70,21 @@ def descriptor_by_definition(motion: np.ndarray, kind: str, top: int, left: int)
     return np.sqrt(cells / (cells.sum() + 1e-3))
 
 
+@pytest.mark.parametrize("number", [0, 1], ids=["4 of 15 frames", "15 frames"])
 @pytest.mark.parametrize("kind", ["hof", "mbh_x", "mbh_y"])
-def test_descriptors_follow_their_definition(kind):
+def test_descriptors_follow_their_definition(kind, number):
     fields = random_fields(0)
     network = FisherNetwork(CONFIG, rngs=nnx.Rngs(0))
-    described, positions, weight = network.descriptors(jnp.asarray(fields))
-    places = (ROWS - 3, COLUMNS - 3)
-    ours = np.asarray(described[kind]).reshape(2, *places, 12, -1)
-    assert weight.shape == (1, 2 * places[0] * places[1])
-    assert positions.shape == (1, weight.shape[1], 3)
+    found, scale = network.descriptors(jnp.asarray(fields))[number], SCALES[number]
+    places = (ROWS - 2 * scale.cell + 1, COLUMNS - 2 * scale.cell + 1)
+    ours = np.asarray(found.histograms[kind]).reshape(2, *places, 4 * scale.time_cells, -1)
+    assert found.weight.shape == (1, 2 * places[0] * places[1])
+    assert found.positions.shape == (1, found.weight.shape[1], 3)
     motion = fields[0].astype(int) - 128
     for segment in range(2):
         for top in range(places[0]):
             for left in range(places[1]):
-                expected = descriptor_by_definition(motion[segment], kind, top, left)
+                expected = descriptor_by_definition(motion[segment], kind, scale, top, left)
                 np.testing.assert_allclose(ours[segment, top, left], expected, atol=1e-5)
 
 
@@ -84,13 +95,13 @@ def test_a_place_counts_where_motion_and_its_boundaries_are_strong():
     fields = np.full((1, 3, WINDOW, 16, 22, 2), 128, np.uint8)
     fields[0, 1] = 133  # Everything moves alike, as under a camera's motion.
     fields[0, 2, :, :, 11:] = rng.integers(118, 139, (WINDOW, 16, 11, 2))
-    weight = np.asarray(network.descriptors(jnp.asarray(fields))[2]).reshape(3, 13, 19)
+    weight = np.asarray(network.descriptors(jnp.asarray(fields))[1].weight).reshape(3, 13, 19)
     assert weight[:2].sum() == 0
     assert weight[2, :, 11:].all() and not weight[2, :, :8].any()
 
     fields[0, 1:] = 128
     fields[0, 2, :, 8, 8] = 133  # Mean motion of a place that holds the block: below the threshold.
-    weight = np.asarray(network.descriptors(jnp.asarray(fields))[2]).reshape(3, 13, 19)
+    weight = np.asarray(network.descriptors(jnp.asarray(fields))[1].weight).reshape(3, 13, 19)
     assert weight[2, 5:9, 5:9].all()
 
 
@@ -137,7 +148,7 @@ def test_features_and_logits_are_linear_in_the_fisher_vectors():
         parameter[...] = jnp.asarray(rng.normal(size=parameter.shape), jnp.float32)
     fields = jnp.asarray(np.concatenate([random_fields(4), random_fields(5)]))
     vectors = np.asarray(network.fisher_vectors(fields), np.float64)
-    np.testing.assert_allclose(np.linalg.norm(vectors.reshape(2, 3, -1), axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors.reshape(2, 6, -1), axis=-1), 1, atol=1e-5)
     features = (vectors - np.asarray(network.center[...])) @ np.asarray(network.components[...])
     np.testing.assert_allclose(network.features(fields)[:, 0], features, rtol=1e-4, atol=1e-4)
     kernel = np.asarray(network.classifier.kernel[...])

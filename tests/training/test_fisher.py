@@ -6,7 +6,7 @@ from flax import nnx
 
 import moclip_jax
 from moclip_jax.configs import testing
-from moclip_jax.models.fisher_vectors import FisherConfig, FisherNetwork
+from moclip_jax.models.fisher_vectors import FisherConfig, FisherNetwork, Scale
 from moclip_jax.training import pipeline
 from moclip_jax.training.fisher import RIDGE, fit_classifier, fit_mixture
 
@@ -34,7 +34,9 @@ def test_expectation_maximization_finds_separated_gaussians():
 def test_the_classifier_is_ridge_regression_with_classes_of_equal_weight():
     """Weighted least squares on the centred Fisher vectors, with all principal components kept."""
     rng = np.random.default_rng(1)
-    config = FisherConfig(num_classes=3, num_features=32, components=2, descriptor_dim=3)
+    config = FisherConfig(
+        3, num_features=32, components=2, descriptor_dim=3, scales=(Scale(1, 2, 1),)
+    )
     network = FisherNetwork(config, rngs=nnx.Rngs(0))
     size = network.center.shape[0]
     labels = np.array([0] * 8 + [1] * 5 + [2] * 2)
@@ -80,4 +82,4 @@ def test_a_run_with_fisher_vectors_learns_motion_and_its_export_gives_the_same_l
     motion = model.model.motion
     logits = motion.classifier(jnp.asarray(features["motion"][:, 0]))
     np.testing.assert_allclose(logits, scores["motion"][features["index"]], atol=1e-4)
-    assert model.input_shapes["motion"] == (1, 4, 15, 8, 8, 2)
+    assert model.input_shapes["motion"] == (1, 4, 16, 8, 8, 2)
