@@ -33,7 +33,8 @@ def get_config() -> ConfigDict:
     config.motion.pretrained = ""
     # Windows of 16 frames.
     config.motion.num_segments = 24
-    # Mirror images help; set it to 0 where the mirror image of one class is another.
+    # Above 0, mirror images are trained on if they help on held-out groups of the training split,
+    # as they do unless the mirror image of one class is another.
     config.motion.flip_probability = 0.5
     # There is no epoch to choose: all training videos are used.
     config.selection.mode = "last"

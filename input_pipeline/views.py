@@ -96,7 +96,6 @@ class GridViews:
       window: Consecutive frames of a window.
       rows: Rows of blocks of the canonical form, `BLOCK` pixels each.
       columns: Columns of blocks.
-      flip_probability: Probability of a training view's horizontal flip.
     """
 
     BLOCK: ClassVar[int] = 16
@@ -105,7 +104,6 @@ class GridViews:
     window: int
     rows: int
     columns: int
-    flip_probability: float = 0.5
     crops: int = dataclasses.field(default=1, init=False)
 
     @property
@@ -151,7 +149,8 @@ def training_view(
 ) -> np.ndarray:
     """Return an augmented view of a clip's motion (TSN's group transforms).
 
-    All segments are resized, cropped and flipped in the same way; `GridViews` are not cropped.
+    All segments are resized, cropped and flipped in the same way. Of `GridViews` only the places in
+    time are random.
 
     Args:
       draws: Random numbers; the view is a pure function of them and the clip.
@@ -162,8 +161,7 @@ def training_view(
     """
     frames = views.training_frames(clip.num_frames, draws)
     if isinstance(views, GridViews):
-        windows = _windows(clip, frames)
-        return flip_windows(windows) if draws.flip < np.float32(views.flip_probability) else windows
+        return _windows(clip, frames)
     return _crops(clip, frames, views, spec, training_crop(draws, views))
 
 

@@ -256,7 +256,6 @@ def network_views(
         window=FisherConfig(1).window,
         rows=-(-config.video.height // GridViews.BLOCK),
         columns=-(-config.video.width // GridViews.BLOCK),
-        flip_probability=config.motion.flip_probability,
     )
 
 

@@ -2,13 +2,14 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import moclip_jax
 from moclip_jax.configs import testing
 from moclip_jax.models.fisher_vectors import FisherConfig, FisherNetwork, Scale
 from moclip_jax.training import pipeline
-from moclip_jax.training.fisher import RIDGE, fit_classifier, fit_mixture
+from moclip_jax.training.fisher import RIDGE, fit_classifier, fit_mixture, mirror_accuracy
 
 
 def test_expectation_maximization_finds_separated_gaussians():
@@ -62,17 +63,20 @@ def test_the_classifier_is_ridge_regression_with_classes_of_equal_weight():
     np.testing.assert_allclose(np.mean(np.sum(projected**2, axis=1)), 32, rtol=1e-5)
 
 
-def test_a_run_with_fisher_vectors_learns_motion_and_its_export_gives_the_same_logits(tmp_path):
+def test_a_run_with_fisher_vectors_learns_motion_and_its_export_gives_the_same_logits(
+    tmp_path, capsys
+):
     """Six motions of six shapes; the motion of a clip is label % 6, with chance 1/6."""
     config = testing.get_config()
     config.dataset.options.num_train_groups = 4
     config.dataset.options.num_frames = 24
     config.motion.backbone = "fisher"
-    config.motion.flip_probability = 0.0  # Left is right in a mirror.
     config.motion.num_segments = config.evaluation.num_segments = 4
     config.predict.num_segments = 4
     config.selection.mode = "last"
     pipeline.run(config, tmp_path)
+    # A mirror image shows the same motion.
+    assert "motion: mirror images used: " in capsys.readouterr().out
     scores = np.load(tmp_path / "evaluate" / "scores.npz")
     right = scores["motion"].argmax(1) % 6 == scores["label"] % 6
     assert right.mean() > 0.8
@@ -83,3 +87,16 @@ def test_a_run_with_fisher_vectors_learns_motion_and_its_export_gives_the_same_l
     logits = motion.classifier(jnp.asarray(features["motion"][:, 0]))
     np.testing.assert_allclose(logits, scores["motion"][features["index"]], atol=1e-4)
     assert model.input_shapes["motion"] == (1, 4, 16, 8, 8, 2)
+
+
+@pytest.mark.parametrize("collides", [False, True])
+def test_mirror_images_are_judged_on_held_out_groups(collides):
+    """Sixty groups of two classes whose mirror images are of the same class, or of the other."""
+    rng = np.random.default_rng(3)
+    labels, groups = np.tile([0, 1], 60), np.repeat(np.arange(60), 2)
+    direction = rng.normal(size=40)
+    sign = np.where(labels == 0, 1, -1)[:, None] * direction
+    vectors = np.stack([sign, -sign if collides else sign]) + 8 * rng.normal(size=(2, 120, 40))
+    without, mirrored = mirror_accuracy(vectors.astype(np.float32), labels, groups, 2)
+    assert (mirrored < without) if collides else (mirrored >= without)
+    assert 0.6 < without < 0.95
