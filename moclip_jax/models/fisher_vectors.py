@@ -218,8 +218,8 @@ class FisherNetwork(nnx.Module):
             )
         if fields.dtype != jnp.uint8:
             raise ValueError(f"FisherNetwork needs uint8 fields, got {fields.dtype}")
-        motion = fields.astype(jnp.float32) - 128
-        return [describe(motion, scale) for scale in self.config.scales]
+        maps = motion_maps(fields.astype(jnp.float32) - 128)
+        return [describe(maps, scale) for scale in self.config.scales]
 
     def fisher_vectors(self, fields: jax.Array) -> jax.Array:
         """Return float32 `[B, D]`: a vector of unit length for each scale and kind, in a row."""
@@ -249,34 +249,47 @@ class FisherNetwork(nnx.Module):
         return self.classifier(self.features(fields)[:, 0])
 
 
-def describe(motion: jax.Array, scale: Scale) -> Descriptors:
-    """Return the descriptors at every block of every window.
+def motion_maps(motion: jax.Array) -> dict[str, jax.Array]:
+    """Return what descriptors sum in their cells.
 
     Args:
       motion: float32 `[B, S, window, rows, columns, 2]`, (x, y) in pixels a frame.
-      scale: Its frames are those in the middle of the window.
+
+    Returns:
+      By kind, histograms of every block, and `motion` and `boundary`, the magnitude and the
+      difference to the neighbours; float32 `[B, S, window, rows, columns, bins]`.
     """
-    batch, segments, window = motion.shape[:3]
-    first = (window - scale.frames) // 2
-    motion = motion[:, :, first : first + scale.frames].reshape(-1, scale.frames, *motion.shape[3:])
     x, y = motion[..., 0], motion[..., 1]
     magnitude = jnp.hypot(x, y)
     moving = (magnitude >= _REST)[..., None]
     flow = jnp.where(moving, orientation_histogram(x, y), 0)
-    histograms = {"hof": jnp.concatenate([flow, ~moving], axis=-1)}
+    maps = {"hof": jnp.concatenate([flow, ~moving], axis=-1)}
     for kind, component in (("mbh_x", x), ("mbh_y", y)):
-        padded = jnp.pad(component, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+        padded = jnp.pad(component, ((0, 0),) * 3 + ((1, 1), (1, 1)), mode="edge")
         across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
         down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
-        histograms[kind] = orientation_histogram(across, down)
+        maps[kind] = orientation_histogram(across, down)
     differences = [
         jnp.abs(jnp.diff(motion, axis=axis, append=jnp.take(motion, jnp.array([-1]), axis)))
-        for axis in (2, 3)
+        for axis in (3, 4)
     ]
+    for name, value in (("motion", magnitude), ("boundary", sum(differences).sum(-1))):
+        maps[name] = jnp.minimum(value, _MAX_MOTION)[..., None]
+    return maps
+
+
+def describe(maps: dict[str, jax.Array], scale: Scale) -> Descriptors:
+    """Return the descriptors at every block of every window.
+
+    Args:
+      maps: From `motion_maps`.
+      scale: Its frames are those in the middle of the window.
+    """
+    batch, segments = maps["hof"].shape[:2]
+    in_cells = {name: _in_cells(value, scale) for name, value in maps.items()}
     energy, edges = (
-        _in_cells(jnp.minimum(value, _MAX_MOTION)[..., None], scale).mean(-1)
-        / (scale.cell_frames * scale.cell**2)
-        for value in (magnitude, sum(differences).sum(-1))
+        in_cells.pop(name).mean(-1) / (scale.cell_frames * scale.cell**2)
+        for name in ("motion", "boundary")
     )
     axes = [(jnp.arange(segments) + 0.5) / segments - 0.5]
     axes += [jnp.linspace(-0.5, 0.5, length) for length in energy.shape[1:]]
@@ -286,7 +299,6 @@ def describe(motion: jax.Array, scale: Scale) -> Descriptors:
     strongest = jax.lax.top_k(energy, min(_STRONGEST, energy.shape[1]))[0][:, -1:]
     few = weight.sum(1, keepdims=True) < _MIN_DESCRIPTORS
     weight = jnp.where(few, energy >= strongest, weight)
-    in_cells = {kind: _in_cells(value, scale) for kind, value in histograms.items()}
     return Descriptors(
         {
             kind: root_normalized(value.reshape(batch, -1, value.shape[-1]))
@@ -298,12 +310,14 @@ def describe(motion: jax.Array, scale: Scale) -> Descriptors:
 
 
 def _in_cells(values: jax.Array, scale: Scale) -> jax.Array:
-    """Sum `[N, frames, h, w, c]` in the cells of each place: `[N, h', w', cells * c]`."""
-    cell = scale.cell
-    sums = values.reshape(-1, scale.time_cells, scale.cell_frames, *values.shape[2:]).sum(2)
-    sums = jax.lax.reduce_window(
-        sums, 0.0, jax.lax.add, (1, 1, cell, cell, 1), (1, 1, 1, 1, 1), "VALID"
-    )
+    """Sum `[B, S, window, h, w, c]` in the cells of each place: `[B * S, h', w', cells * c]`."""
+    cell, first = scale.cell, (values.shape[2] - scale.frames) // 2
+    values = values[:, :, first : first + scale.frames]
+    sums = values.reshape(-1, scale.time_cells, scale.cell_frames, *values.shape[3:]).sum(2)
+    for axis in (2, 3):
+        length = sums.shape[axis] - cell + 1
+        # Slices: XLA's CPU backend takes far longer for `reduce_window`.
+        sums = sum(jax.lax.slice_in_dim(sums, k, k + length, axis=axis) for k in range(cell))
     height, width = sums.shape[2] - cell, sums.shape[3] - cell
     corners = [
         sums[:, :, top : top + height, left : left + width]

@@ -91,12 +91,12 @@ def test_a_run_with_fisher_vectors_learns_motion_and_its_export_gives_the_same_l
 
 @pytest.mark.parametrize("collides", [False, True])
 def test_mirror_images_are_judged_on_held_out_groups(collides):
-    """Sixty groups of two classes whose mirror images are of the same class, or of the other."""
+    """Two classes whose mirror images are of the same class, or of the other one."""
     rng = np.random.default_rng(3)
-    labels, groups = np.tile([0, 1], 60), np.repeat(np.arange(60), 2)
+    labels, groups = np.tile([0, 1], 200), np.repeat(np.arange(200), 2)
     direction = rng.normal(size=40)
     sign = np.where(labels == 0, 1, -1)[:, None] * direction
-    vectors = np.stack([sign, -sign if collides else sign]) + 8 * rng.normal(size=(2, 120, 40))
+    vectors = np.stack([sign, -sign if collides else sign]) + 8 * rng.normal(size=(2, 400, 40))
     without, mirrored = mirror_accuracy(vectors.astype(np.float32), labels, groups, 2)
     assert (mirrored < without) if collides else (mirrored >= without)
     assert 0.6 < without < 0.95
