@@ -32,7 +32,7 @@ venv: $(VENV)/.installed-dev
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m moclip_jax.main --config=configs/demo.py --workdir=$(DEMO)
-	$(BIN)/python -m moclip_jax.visualize --workdir=$(DEMO) --out=$(DEMO)/pictures
+	$(BIN)/python -m moclip_jax.visualize --workdir=$(DEMO) --out=$(DEMO)/figures
 
 test: $(VENV)/.installed-dev
 	$(SHARED_PYTEST)

@@ -1,4 +1,4 @@
-"""Rows from a video file to its label: 300 frames, 32 motion fields and one picture."""
+"""Rows from a video file to its label: 300 frames, 32 motion fields and one image."""
 
 import functools
 from collections.abc import Callable
@@ -106,7 +106,7 @@ def one_file(
       rounds: timed passes of each side.
       side: ours.
       accumulated: whether the other side accumulates its fields as ours does.
-      reencoded: whether it encodes the file anew first.
+      reencoded: whether it re-encodes the file first.
       narrow: whether it multiplies in bfloat16.
       goal: the most that ours may take of the other's time.
     """

@@ -139,8 +139,8 @@ def _networks() -> Iterator[Growth]:
     clip = nnx.jit(lambda: CLIP(CLIPConfig.named("vit_b32"), rngs=nnx.Rngs(0)))()
     tower = clip_for_inference(clip, matmul_dtype("auto")).vision
     batches = (1, 2, 4, 8, 16)
-    pictures = np.zeros((batches[-1], 224, 224, 3), np.float32)
-    seconds = [cost(tower, lambda m, x: m(x), pictures[:count]) for count in batches]
+    images = np.zeros((batches[-1], 224, 224, 3), np.float32)
+    seconds = [cost(tower, lambda m, x: m(x), images[:count]) for count in batches]
     yield Growth("CLIP ViT-B/32", "batch", batches, seconds)
 
     classes = (10, 100, 1_000, 10_000, 100_000)
@@ -208,8 +208,8 @@ def measure(out: Path) -> None:
             rows.append(row)
             sizes = ", ".join(f"{size:,}" for size in row.sizes)
             costs = ", ".join(f"{1e3 * seconds:.3g}" for seconds in row.seconds)
-            told = f"| {row.work} | {row.axis} | {sizes} | {costs} | {row.exponent:.2f} |"
-            print(told, flush=True)
+            reported = f"| {row.work} | {row.axis} | {sizes} | {costs} | {row.exponent:.2f} |"
+            print(reported, flush=True)
     draw(rows, out)
 
 

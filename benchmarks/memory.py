@@ -111,7 +111,7 @@ def _training(videos: int) -> tuple[Callable, Callable]:
     )
 
 
-def _clip(pictures: int) -> tuple[Callable, Callable]:
+def _clip(batch: int) -> tuple[Callable, Callable]:
     from flax import nnx
 
     from moclip_jax.models.clip import CLIP, CLIPConfig
@@ -120,7 +120,7 @@ def _clip(pictures: int) -> tuple[Callable, Callable]:
 
     clip = nnx.jit(lambda: CLIP(CLIPConfig.named("vit_b32"), rngs=nnx.Rngs(0)))()
     graphdef, state = nnx.split(clip_for_inference(clip, matmul_dtype("auto")).vision)
-    images = np.zeros((pictures, 224, 224, 3), np.float32)
+    images = np.zeros((batch, 224, 224, 3), np.float32)
     return _compiled(lambda s, x: nnx.merge(graphdef, s)(x), state, images)
 
 
@@ -133,8 +133,8 @@ STAGES: dict[str, Callable[[], tuple[Callable, Callable]]] = {
     "motion network B0, 128 fields": lambda: _motion(128),
     "motion training step, 4 videos x 3 fields": lambda: _training(4),
     "motion training step, 8 videos x 3 fields": lambda: _training(8),
-    "CLIP ViT-B/32, 1 picture": lambda: _clip(1),
-    "CLIP ViT-B/32, 16 pictures": lambda: _clip(16),
+    "CLIP ViT-B/32, 1 image": lambda: _clip(1),
+    "CLIP ViT-B/32, 16 images": lambda: _clip(16),
 }
 
 
@@ -151,10 +151,10 @@ def _measure_stage(name: str) -> None:
         file.write("5")
     before = _resident("VmRSS")
     work()
-    told = {"host": _resident("VmHWM") - before, "before": before, "program": program()}
+    reported = {"host": _resident("VmHWM") - before, "before": before, "program": program()}
     stats = jax.devices()[0].memory_stats() or {}
-    told["device"] = stats.get("peak_bytes_in_use")
-    print(json.dumps(told))
+    reported["device"] = stats.get("peak_bytes_in_use")
+    print(json.dumps(reported))
 
 
 def _resident(field: str) -> int:
@@ -189,9 +189,9 @@ def measure() -> None:
         )
         if process.returncode:
             raise RuntimeError(f"the stage '{name}' ended with status {process.returncode}")
-        told = json.loads(process.stdout.splitlines()[-1])
+        reported = json.loads(process.stdout.splitlines()[-1])
         cells = [
-            "" if told[key] is None else f"{told[key] / 2**20:.0f}"
+            "" if reported[key] is None else f"{reported[key] / 2**20:.0f}"
             for key in ("host", "program", "device")
         ]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)

@@ -1,4 +1,4 @@
-"""Rows of the networks: a matrix product, B0 forward and in training, CLIP's image tower."""
+"""Rows of the networks: a product, B0 and Lite0 forward, B0 in training, CLIP's image tower."""
 
 import dataclasses
 import time
@@ -59,8 +59,7 @@ class Networks:
 
 def make_networks(folder: Path) -> Networks:
     """Make both networks, and writes their weights to `folder` for the other side."""
-    config = MotionNetworkConfig(EfficientNetConfig.named("b0", in_channels=2, num_classes=CLASSES))
-    motion = nnx.jit(lambda: MotionNetwork(config, rngs=nnx.Rngs(0)))()
+    motion = _motion_network("b0")
     save_efficientnet(motion.backbone, folder / "efficientnet_b0.safetensors")
     _, tokenizer = load_clip(TINY_CLIP)
     clip_config = CLIPConfig.named("vit_b32")
@@ -69,6 +68,12 @@ def make_networks(folder: Path) -> Networks:
     clip = nnx.jit(lambda: CLIP(clip_config, rngs=nnx.Rngs(1)))()
     save_clip(clip, tokenizer, folder / "clip")
     return Networks(motion, clip, tokenizer, folder)
+
+
+def _motion_network(variant: str) -> MotionNetwork:
+    backbone = EfficientNetConfig.named(variant, in_channels=2, num_classes=CLASSES)
+    config = MotionNetworkConfig(backbone)
+    return nnx.jit(lambda: MotionNetwork(config, rngs=nnx.Rngs(0)))()
 
 
 def random_fields(*shape: int) -> np.ndarray:
@@ -106,7 +111,13 @@ def sgemm(peer: Peer, rounds: int) -> tuple[Comparison, float]:
 
 
 def motion_inference(
-    networks: Networks, peer: Peer, fields: int, rounds: int, *, narrow: bool = False
+    networks: Networks,
+    peer: Peer,
+    fields: int,
+    rounds: int,
+    *,
+    lite: bool = False,
+    narrow: bool = False,
 ) -> Comparison:
     """Logits of one video's fields.
 
@@ -115,22 +126,29 @@ def motion_inference(
       peer: the other side.
       fields: of the video.
       rounds: timed passes of each side.
+      lite: Lite0 in place of B0.
       narrow: both sides multiply in bfloat16; else in float32.
     """
-    network = networks.motion
+    network, architecture, weights = networks.motion, "efficientnet_b0", networks.motion_weights
+    if lite:
+        network, architecture = _motion_network("lite0"), "tf_efficientnet_lite0"
+        weights = str(networks.folder / f"{architecture}.safetensors")
+        save_efficientnet(network.backbone, weights)
+    trained = nnx.state(network)
     if narrow:
         backbone = dataclasses.replace(network.config.backbone, dtype=jnp.bfloat16)
         network = nnx.eval_shape(
             lambda: MotionNetwork(MotionNetworkConfig(backbone), rngs=nnx.Rngs(0))
         )
-        nnx.update(network, nnx.state(networks.motion))
+        nnx.update(network, trained)
     graphdef, state = nnx.split(motion_network_for_inference(network))
     inputs = random_fields(1, fields)
     forward, seconds = compiled(lambda state, x: nnx.merge(graphdef, state)(x), state, inputs)
     other = peer.job(
         "motion_inference",
-        weights=networks.motion_weights,
+        weights=weights,
         classes=CLASSES,
+        architecture=architecture,
         fields=_saved(networks.folder, "fields", inputs),
         narrow=narrow,
     )
@@ -143,12 +161,13 @@ def motion_inference(
     }
     other.drop()
     return Comparison(
-        f"motion network B0, {fields} fields" + (", products in bfloat16" if narrow else ""),
+        f"motion network {'Lite0' if lite else 'B0'}, {fields} fields"
+        + (", products in bfloat16" if narrow else ""),
         "timm, autocast to bfloat16" if narrow else "timm",
         fields,
         "field",
         *times,
-        goal=None if narrow else 0.45,
+        goal=None if lite or narrow else 0.45,
         work=work,
         notes=notes,
     )
@@ -209,19 +228,19 @@ def motion_training(networks: Networks, peer: Peer, videos: int, rounds: int) ->
 def clip_tower(
     networks: Networks,
     peer: Peer,
-    pictures: int,
+    batch: int,
     rounds: int,
     *,
     dtype: str = "float32",
     narrow: bool = False,
     goal: float | None = None,
 ) -> Comparison:
-    """Embeddings of a batch of pictures.
+    """Embeddings of a batch of images.
 
     Args:
       networks: both backbones.
       peer: the other side.
-      pictures: in the batch.
+      batch: images in the batch.
       rounds: timed passes of each side.
       dtype: of our products, as `config.clip.dtype` names it.
       narrow: whether the other side multiplies in bfloat16; else in float32.
@@ -229,7 +248,7 @@ def clip_tower(
     """
     products = matmul_dtype(dtype)
     graphdef, state = nnx.split(clip_for_inference(networks.clip, products).vision)
-    images = np.random.default_rng(0).integers(0, 256, (pictures, 224, 224, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), np.uint8)
     inputs = np.asarray(normalize_images(images))
     forward, seconds = compiled(lambda state, x: nnx.merge(graphdef, state)(x), state, inputs)
     other = peer.job(
@@ -247,10 +266,10 @@ def clip_tower(
     }
     other.drop()
     return Comparison(
-        f"CLIP ViT-B/32, {pictures} picture{'s' * (pictures > 1)}, clip.dtype={dtype} ({products})",
+        f"CLIP ViT-B/32, {batch} image{'s' * (batch > 1)}, clip.dtype={dtype} ({products})",
         "transformers" + (", autocast to bfloat16" if narrow else ""),
-        pictures,
-        "picture",
+        batch,
+        "image",
         *times,
         goal=goal,
         work=work,

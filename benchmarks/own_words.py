@@ -4,7 +4,7 @@
 
 The words are the full names of all classes of the first N shapes ("star rising", which the model
 was trained on) and, for each other shape, one word for it alone ("a ring", which it was not). A
-video is right if its own word is the likeliest. Zero-shot is CLIP's picture alone.
+video is right if its own word is the likeliest. Zero-shot is CLIP's image alone.
 """
 
 from pathlib import Path

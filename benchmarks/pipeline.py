@@ -6,7 +6,7 @@ A sample is what the published recipe trains on: three segments of 224x224. The 
 one core. Rows are timed in turns. Training samples come from the compiled kernel
 (`training_kernel.py`); the row below makes such samples by the definition in NumPy
 (`views.training_view`). Test views and images are what features are extracted from. The time until
-the first batch of an epoch is told apart: it does not grow with the epoch.
+the first batch of an epoch is shown separately: it does not grow with the epoch.
 """
 
 import os
@@ -48,7 +48,7 @@ def rows(rounds: int) -> list[dict[str, Any]]:
 
         @tf.function(autograph=False)
         def parsed(record: Any) -> Any:
-            return dataset.parse(record, names, packed=True)["displacements"][0]
+            return dataset.parse(record, names)["displacements"][0]
 
         def records() -> Any:
             return tf.data.TFRecordDataset(dataset.records())

@@ -115,7 +115,7 @@ class Measured:
     """What a clip costs on one core of this machine.
 
     Attributes:
-      prepare_s: seconds of a core for a frame: decode, encode anew, vectors, JPEG.
+      prepare_s: seconds of a core for a frame: decode, re-encode, vectors, JPEG.
       stored_bytes: of a frame's share of the records, RGB frames included.
       record_bytes: bytes of one clip's record, from which a training sample is read.
       samples: training samples (segments of one clip) that a core feeds in a second.
@@ -133,13 +133,13 @@ class Counted:
 
     Attributes:
       segment: multiply-adds of one motion field of 224 x 224 through B0.
-      picture: of one picture through CLIP ViT-B/32.
+      image: of one image through CLIP ViT-B/32.
       gradient_bytes: float32 gradients of the motion network.
       feature_bytes: float32 features of one motion view.
     """
 
     segment: float
-    picture: float
+    image: float
     gradient_bytes: float
     feature_bytes: float
 
@@ -165,7 +165,7 @@ def count() -> Counted:
     view = cost_of_one_view(config, network, clip)
     return Counted(
         segment=view["motion"],
-        picture=view["appearance"],
+        image=view["appearance"],
         gradient_bytes=4 * count_parameters(network),
         feature_bytes=4 * network.backbone.config.num_features,
     )
@@ -227,12 +227,12 @@ def training_rows(measured: Measured, counted: Counted) -> list[list[str]]:
             limits = training_limits(machine, measured, counted)
             bound = min(limits, key=lambda name: limits[name])
             train_s = data.clips * data.epochs / limits[bound]
-            # Ten augmented views of three segments and one picture of every clip.
+            # Ten augmented views of three segments and one image of every clip.
             views = {
                 "devices": 1
                 / (
                     1 / device_rate(machine, 10 * 3 * counted.segment, MOTION_SHARE)
-                    + 1 / device_rate(machine, counted.picture, CLIP_SHARE)
+                    + 1 / device_rate(machine, counted.image, CLIP_SHARE)
                 ),
                 "host cores": limits["host cores"] / 10,
                 "reading": limits["reading"],
@@ -318,8 +318,8 @@ def print_plan() -> None:
         f"measured here, of one core: {1e3 * measured.prepare_s:.2f} ms to prepare a frame, "
         f"{measured.stored_bytes:,.0f} bytes stored for a frame, {measured.samples:,.0f} training "
         "samples a second\n"
-        f"counted: {counted.segment / 1e9:.3f} GMACs a motion field, {counted.picture / 1e9:.2f} a "
-        f"picture, {counted.gradient_bytes / 1e6:.1f} MB of gradients\n"
+        f"counted: {counted.segment / 1e9:.3f} GMACs a motion field, {counted.image / 1e9:.2f} a "
+        f"image, {counted.gradient_bytes / 1e6:.1f} MB of gradients\n"
         f"assumed: a virtual core is {VCPU} of ours; devices reach {MOTION_SHARE:.0%} of their "
         f"bfloat16 peak in B0 and {CLIP_SHARE:.0%} in CLIP; ${DOLLARS_PER_VCPU_HOUR} a core "
         f"and hour, ${DOLLARS_PER_TB_MONTH:g} a TB and month\n"

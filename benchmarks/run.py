@@ -148,6 +148,7 @@ def _motion(setup: Setup) -> Iterator[Any]:
 
     rounds = setup.rounds
     yield networks.motion_inference(setup.networks, setup.peer, 32, rounds)
+    yield networks.motion_inference(setup.networks, setup.peer, 32, rounds, lite=True)
     if not setup.quick:
         yield networks.motion_inference(setup.networks, setup.peer, 32, rounds, narrow=True)
     yield networks.motion_training(setup.networks, setup.peer, 4, rounds)
@@ -160,9 +161,9 @@ def _clip(setup: Setup) -> Iterator[Any]:
     yield row(1, setup.rounds, dtype="auto")
     yield row(16, setup.rounds, dtype="auto", goal=0.8)
     if not setup.quick:
-        for pictures in (1, 16):
-            yield row(pictures, setup.rounds)
-            yield row(pictures, setup.rounds, dtype="bfloat16", narrow=True)
+        for batch in (1, 16):
+            yield row(batch, setup.rounds)
+            yield row(batch, setup.rounds, dtype="bfloat16", narrow=True)
 
 
 def _file(setup: Setup) -> Iterator[Any]:

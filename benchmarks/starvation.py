@@ -23,7 +23,7 @@ MILLISECONDS = (0, 50, 100, 200, 400, 800, 1600)
 
 
 class _Device:
-    """Always done: the rest has passed before the next batch is asked for."""
+    """Always done: the rest has passed before the next batch is requested."""
 
     def is_ready(self) -> bool:
         return True

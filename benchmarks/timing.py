@@ -23,7 +23,7 @@ class Comparison:
     Attributes:
       name: what is done.
       against: the other side.
-      units: pieces of work in one pass (pictures, frames, steps); times are told for one.
+      units: pieces of work in one pass (images, frames, steps); times are told for one.
       unit: what a piece is called.
       ours: seconds of each timed pass.
       other: the same; empty where there is nothing to compare with.

@@ -7,8 +7,6 @@ writes what it computed last as `.npy`. Nothing of this project is imported here
 """
 
 import collections
-import importlib.abc
-import importlib.machinery
 import json
 import os
 import sys
@@ -21,84 +19,35 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from torch_timm import import_timm
+from torch_vectors import accumulated_fields, own_vectors_field
 
 # What the published recipe trains with.
 LEARNING_RATE, ADAM_EPS, WEIGHT_DECAY = 0.01, 1e-3, 1e-4
 
 
-class _AnyClass(type):
-    """A class with every attribute."""
-
-    def __getattr__(cls, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return (cls.__name__, name)
-
-
-class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """An empty torchvision: the real one does not load beside torch's CPU build.
-
-    timm asks for it at import, for transforms and data sets; its networks use none of it.
-    """
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "torchvision":
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec):
-        module = types.ModuleType(spec.name)
-        module.__path__ = []
-        module.__version__ = "0"
-
-        def attribute(name):
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return _AnyClass(name, (), {})
-
-        module.__getattr__ = attribute
-        return module
-
-    def exec_module(self, module):
-        pass
-
-
-def import_timm():
-    """Return timm, with a stand-in for torchvision where that cannot be imported."""
-    try:
-        import torchvision  # noqa: F401
-    except Exception:
-        if not any(isinstance(finder, _StandIn) for finder in sys.meta_path):
-            sys.meta_path.insert(0, _StandIn())
-    import timm
-
-    return timm
-
-
 class MotionNetwork(nn.Module):
-    """BatchNorm of the input, timm's EfficientNet-B0, logits averaged over the segments."""
+    """BatchNorm of the input, timm's EfficientNet, logits averaged over the segments."""
 
-    def __init__(self, weights, classes):
+    def __init__(self, weights, classes, architecture="efficientnet_b0"):
         super().__init__()
         from safetensors.torch import load_file
 
         self.input_norm = nn.BatchNorm2d(2)
-        self.backbone = import_timm().create_model(
-            "efficientnet_b0", in_chans=2, num_classes=classes
-        )
+        self.backbone = import_timm().create_model(architecture, in_chans=2, num_classes=classes)
         missing, unexpected = self.backbone.load_state_dict(load_file(weights), strict=False)
         assert not unexpected and all("num_batches" in name for name in missing), missing
 
     def forward(self, fields):
         """uint8 [B, S, H, W, 2] -> [B, classes]."""
         batch, segments = fields.shape[:2]
-        pictures = fields.flatten(0, 1).permute(0, 3, 1, 2).float() / 255 - 0.5
-        return self.backbone(self.input_norm(pictures)).view(batch, segments, -1).mean(1)
+        fields = fields.flatten(0, 1).permute(0, 3, 1, 2).float() / 255 - 0.5
+        return self.backbone(self.input_norm(fields)).view(batch, segments, -1).mean(1)
 
     def features(self, fields):
         """uint8 [N, H, W, 2] -> [N, 1280]."""
-        pictures = fields.permute(0, 3, 1, 2).float() / 255 - 0.5
-        maps = self.backbone.forward_features(self.input_norm(pictures))
+        fields = fields.permute(0, 3, 1, 2).float() / 255 - 0.5
+        maps = self.backbone.forward_features(self.input_norm(fields))
         return self.backbone.forward_head(maps, pre_logits=True)
 
 
@@ -152,8 +101,8 @@ class Sgemm(Job):
 class MotionInference(Job):
     """Logits of fields, one video."""
 
-    def __init__(self, weights, classes, fields, narrow=False):
-        self.model = MotionNetwork(weights, classes).eval()
+    def __init__(self, weights, classes, architecture, fields, narrow=False):
+        self.model = MotionNetwork(weights, classes, architecture).eval()
         self.narrow = narrow
         self.fields = torch.from_numpy(np.load(fields))
         self.info = {"layout": faster_layout(self.model, self.run)}
@@ -251,50 +200,11 @@ class HeadTraining(Job):
         self.output = loss.detach()
 
 
-# Columns of mv-extractor's vectors: source, width, height, source x, y, destination x, y, ...
-def accumulated_fields(motion, wanted, height, width):
-    """Return float32 [height, width, 2] of each wanted frame: motion since its I-frame."""
-    start = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
-    origin, made = start, {}
-    for index, (kind, vectors) in enumerate(motion):
-        if kind == "I":
-            origin = start
-            continue
-        before, origin = origin, origin.copy()
-        for _, w, h, source_x, source_y, x, y, *_ in vectors.tolist():
-            if source_x == x and source_y == y:
-                continue
-            # The part of the block that lies in the picture, at both ends.
-            left, top = x - w // 2, y - h // 2
-            dx, dy = source_x - x, source_y - y
-            x0, x1 = max(left, 0, -dx), min(left + w, width, width - dx)
-            y0, y1 = max(top, 0, -dy), min(top + h, height, height - dy)
-            if x0 < x1 and y0 < y1:
-                origin[y0:y1, x0:x1] = before[y0 + dy : y1 + dy, x0 + dx : x1 + dx]
-        if index in wanted:
-            made[index] = (start - origin).astype(np.float32)
-    return made
-
-
-def painted_field(vectors, height, width):
-    """Return float32 [height, width, 2], the motion of each block of 8 pixels."""
-    grid = np.zeros((-(-height // 8), -(-width // 8), 2), np.float32)
-    left = (vectors[:, 5] - vectors[:, 1] // 2) // 8
-    top = (vectors[:, 6] - vectors[:, 2] // 2) // 8
-    for down in range(2):
-        for right in range(2):
-            inside = (vectors[:, 2] > 8 * down) & (vectors[:, 1] > 8 * right)
-            rows = np.clip(top[inside] + down, 0, grid.shape[0] - 1)
-            columns = np.clip(left[inside] + right, 0, grid.shape[1] - 1)
-            grid[rows, columns] = (vectors[:, 5:7] - vectors[:, 3:5])[inside]
-    return np.kron(grid, np.ones((8, 8, 1), np.float32))[:height, :width]
-
-
 class FileToLabel(Job):
     """mv-extractor reads the file, timm and transformers look at it, a linear head tells.
 
     With `accumulated` the fields are those that our side makes, by the loop over vectors that one
-    writes from the definition. Without, each field holds the frame's own vectors, painted a frame
+    writes from the definition. Without, each field holds the frame's own vectors, one frame
     at a time: less work than ours, and another input than the published network has.
 
     With `reencoded` the file is first brought to the published form by all threads, as the command
@@ -327,7 +237,7 @@ class FileToLabel(Job):
         self.mean = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
         self.std = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
-    def encode_anew(self, path):
+    def reencode(self, path):
         """Write the file in the published form."""
         import av
 
@@ -343,11 +253,11 @@ class FileToLabel(Job):
             target.mux(stream.encode(None))
 
     def read(self):
-        """Return type and vectors of every frame, and the picture of the middle one."""
+        """Return type and vectors of every frame, and the image of the middle one."""
         if not self.reencoded:
             return self.read_vectors(self.video)
         with tempfile.NamedTemporaryFile(suffix=".avi") as file:
-            self.encode_anew(file.name)
+            self.reencode(file.name)
             return self.read_vectors(file.name)
 
     def read_vectors(self, path):
@@ -356,15 +266,15 @@ class FileToLabel(Job):
 
         capture = VideoCap()
         capture.open(path)
-        motion, pictures = [], []
+        motion, frames = [], []
         while True:
-            success, picture, vectors, kind, *_ = capture.read()
+            success, frame, vectors, kind, *_ = capture.read()
             if not success:
                 break
             motion.append((kind, vectors))
-            pictures.append(picture)
+            frames.append(frame)
         capture.release()
-        return motion, pictures[len(pictures) // 2]
+        return motion, frames[len(frames) // 2]
 
     def fields(self, motion, height, width):
         """Return uint8 [segments, 224, 224, 2] as the network takes them."""
@@ -380,7 +290,7 @@ class FileToLabel(Job):
         if self.accumulated:
             made = accumulated_fields(motion, set(wanted), height, width)
         else:
-            made = {index: painted_field(motion[index][1], height, width) for index in wanted}
+            made = {index: own_vectors_field(motion[index][1], height, width) for index in wanted}
         fields = []
         for index in wanted:
             scaled = (made[index] * 127.5 / 20).astype(np.int32) + 128
@@ -388,7 +298,7 @@ class FileToLabel(Job):
             fields.append(cv2.resize(scaled, (256, 256))[16:240, 16:240])
         return torch.from_numpy(np.stack(fields))
 
-    def picture(self, bgr):
+    def clip_image(self, bgr):
         """Return float [1, 3, 224, 224] as CLIP takes it."""
         from PIL import Image
 
@@ -413,7 +323,7 @@ class FileToLabel(Job):
         vectors, middle = self.read()
         stages["read"] = lap()
         fields = self.fields(vectors, *middle.shape[:2])
-        image = self.picture(middle)
+        image = self.clip_image(middle)
         stages["views"] = lap()
         with products_in_bfloat16(self.narrow):
             motion = self.network.features(fields).mean(0, keepdim=True)

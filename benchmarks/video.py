@@ -31,7 +31,7 @@ from moclip_jax.input_pipeline.video.motion_vectors import (
 from moclip_jax.runtime.cli import CommandParser, run
 
 SEGMENTS = 25
-# Reads a path a line, reads all vectors of that file without pictures, prints seconds.
+# Reads a path a line, reads all vectors of that file without pixels, prints seconds.
 _MV_EXTRACTOR = """
 import os, sys, time
 # One core, and so one thread, as ours. With more, FFmpeg's frame threads lose some of the vectors,

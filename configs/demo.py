@@ -3,8 +3,8 @@
     python -m moclip_jax.main --config=configs/demo.py --workdir=runs/demo
 
 36 classes (6 shapes x 6 motions) are drawn, encoded as MPEG-4 and recognised. Expected: fusion
-above 0.90 top-1; zero-shot and the CLIP head near 1/6 (a still cannot tell the motion); motion
-alone below 0.45 (a motion field can hardly tell the shape). Minutes on two CPU cores.
+above 0.90 top-1; zero-shot and the CLIP head near 1/6 (a still does not show the motion); motion
+alone below 0.45 (a motion field hardly shows the shape). Minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict

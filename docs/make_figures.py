@@ -50,7 +50,7 @@ def draw_motion(path: Path) -> None:
         axes[0, column].set_title(f"frame {index} ({kind})", fontsize=9)
         axes[1, column].imshow(field_to_rgb(own[column], bound=8))
         axes[2, column].imshow(field_to_rgb(since_i_frame[column], bound=8))
-    for axis, title in zip(axes[:, 0], ("picture", "own vectors", "accumulated"), strict=True):
+    for axis, title in zip(axes[:, 0], ("frame", "own vectors", "accumulated"), strict=True):
         axis.set_ylabel(title, fontsize=9)
     for axis in axes.flat:
         axis.set_xticks([])

@@ -43,8 +43,8 @@ def keep(driver: webdriver.Chrome, name: str) -> None:
     """Write what the browser shows, in few colours, to be small."""
     target = IMAGES / name
     driver.save_screenshot(str(target))
-    with Image.open(target) as picture:
-        small = picture.convert("RGB").quantize(128)
+    with Image.open(target) as image:
+        small = image.convert("RGB").quantize(128)
     small.save(target, optimize=True)
     print(f"{target}: {small.size[0]}x{small.size[1]}, {target.stat().st_size} bytes")
 
@@ -79,7 +79,7 @@ def draw_app(workdir: Path) -> None:
 
 
 def main(workdir: Path) -> None:
-    """Draw both pictures."""
+    """Draw both screenshots."""
     with browser(1500) as driver:
         driver.get((workdir / "report.html").absolute().as_uri())
         keep(driver, "report.png")

@@ -10,9 +10,10 @@ from moclip_jax.input_pipeline import training_kernel
 from moclip_jax.input_pipeline.datasets.definition import VideoEntry
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset, prepare_dataset
 from moclip_jax.input_pipeline.datasets.records import clip_from_record, motion_features
-from moclip_jax.input_pipeline.sampling import Draws, test_segments, training_segments
+from moclip_jax.input_pipeline.sampling import Draws
 from moclip_jax.input_pipeline.video.spec import VideoSpec
 from moclip_jax.input_pipeline.views import (
+    GridViews,
     MotionViews,
     images,
     num_images,
@@ -56,14 +57,7 @@ def train_batches(
     given from there, and the processes' batches together are those of a single process.
 
     Args:
-      dataset: A prepared data set.
-      names: Videos of the epoch.
-      views: How motion is sampled and augmented.
-      batch_size: Of all processes together.
-      seed: Seed of the run.
-      epoch: Number of the epoch.
       first_step: Batches of the epoch to leave out; they are skipped before the heavy work.
-      process_index: This process, from 0.
       process_count: Number of processes; must divide `batch_size`.
       shuffle_buffer: Records held for shuffling, beside the order of the files. Changing it changes
         the order.
@@ -104,7 +98,7 @@ def view_batches(
     dataset: PreparedDataset,
     names: Sequence[str],
     *,
-    motion: MotionViews | None,
+    motion: MotionViews | GridViews | None,
     augmented_views: int = 0,
     frames: str | None = None,
     image_size: int = 224,
@@ -119,31 +113,26 @@ def view_batches(
     """Return every video once, in a fixed order, for evaluation and for extracting features.
 
     Args:
-      dataset: A prepared data set.
-      names: Videos.
       motion: Segments and crops of the motion; None for no motion.
       augmented_views: Random training views of each video; 0 for the test views.
       frames: Which stored RGB frames: 'middle', 'random', 'uniform_<k>', or None for none.
       image_size: Side in pixels of the RGB frames.
       resize_size: Their shorter side before the crop; 0 for `image_size`.
-      resample: 'bilinear' or 'bicubic'.
-      batch_size: Of all processes together.
       seed: Seed of what is random; the draws of a video depend on its position in `names` alone.
       first_batch: Batches to leave out; they are skipped before the heavy work.
-      process_index: This process, from 0.
       process_count: Number of processes; must divide `batch_size`.
 
     Returns:
       Batches of `motion` uint8 `[b, V, S, size, size, 2]` and `images` uint8
-      `[b, k, image_size, image_size, 3]`, each if asked for, `label` int32 `[b]`, `index` int32
+      `[b, k, image_size, image_size, 3]`, each if requested, `label` int32 `[b]`, `index` int32
       `[b]` (position in `names`) and `mask` bool `[b]`; the last batch is filled up with zeros and
       mask False.
 
     Raises:
-      ValueError: Unknown videos or frames, nothing asked for, or sizes that do not divide.
+      ValueError: Unknown videos or frames, nothing requested, or sizes that do not divide.
     """
     if motion is None and frames is None:
-        raise ValueError("view_batches: neither motion nor frames are asked for")
+        raise ValueError("view_batches: neither motion nor frames are requested")
     if frames is not None:
         num_images(frames)
     local_size = _local_size(batch_size, process_index, process_count)
@@ -213,7 +202,7 @@ def _of_process(
     )
 
 
-# Traced functions are kept: a pipeline is made anew for every epoch, and tracing takes longer than
+# Traced functions are kept: a pipeline is made again for every epoch, and tracing takes longer than
 # a small data set's epoch.
 @functools.lru_cache(maxsize=32)
 def _train_function(dataset: PreparedDataset, views: MotionViews) -> Callable:
@@ -222,7 +211,7 @@ def _train_function(dataset: PreparedDataset, views: MotionViews) -> Callable:
 
     @tf.function(autograph=False)
     def function(record: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = dataset.parse(record, ("label", *motion_features(spec)), packed=True)
+        example = dataset.parse(record, ("label", *motion_features(spec)))
         label = tf.cast(example.pop("label"), tf.int32)
         draws = _draw(seed, views.num_segments)
         if canonical:
@@ -238,7 +227,7 @@ def _train_function(dataset: PreparedDataset, views: MotionViews) -> Callable:
 @functools.lru_cache(maxsize=32)
 def _view_function(
     dataset: PreparedDataset,
-    motion: MotionViews | None,
+    motion: MotionViews | GridViews | None,
     augmented_views: int,
     frames: str | None,
     image: tuple[int, int, str],
@@ -250,7 +239,7 @@ def _view_function(
     @tf.function(autograph=False)
     def function(record: tf.Tensor, index: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         features = dict.fromkeys(("label", *of_motion, *of_frames))
-        example = dataset.parse(record, tuple(features), packed=True)
+        example = dataset.parse(record, tuple(features))
         view = {}
         if motion is not None:
             draws = None
@@ -289,36 +278,31 @@ def _draw_each(seed: tf.Tensor, count: int, num_segments: int) -> Draws:
 
 
 def _motion_views(
-    example: Mapping[str, tf.Tensor], views: MotionViews, spec: VideoSpec, draws: Draws | None
+    example: Mapping[str, tf.Tensor],
+    views: MotionViews | GridViews,
+    spec: VideoSpec,
+    draws: Draws | None,
 ) -> tf.Tensor:
-    """Return views of a stored video's motion by NumPy.
+    """Return views of a stored video's motion by NumPy, uint8 `[V, S, image_size, image_size, 2]`.
 
-    Args:
-      example: The features of its motion.
-      views: Segments and crops.
-      spec: The canonical form.
-      draws: Numbers of `V` augmented views; None for the test views.
-
-    Returns:
-      uint8 `[V, S, image_size, image_size, 2]`.
+    `draws` are the numbers of `V` augmented views; None gives the test views.
     """
 
     def make(*arrays: np.ndarray) -> np.ndarray:
         stored = dict(zip(example, arrays, strict=False))
-        count, segments = int(stored["num_frames"]), views.num_segments
+        count = int(stored["num_frames"])
         if draws is None:
-            clip = clip_from_record(stored, spec, test_segments(count, segments))
+            clip = clip_from_record(stored, spec, views.test_frames(count).reshape(-1))
             return test_view(clip, views, spec)
         each = [Draws(*parts) for parts in zip(*arrays[len(example) :], strict=True)]
-        frames = [training_segments(count, segments, one.segments) for one in each]
+        frames = [views.training_frames(count, one).reshape(-1) for one in each]
         clip = clip_from_record(stored, spec, np.concatenate(frames))
         return np.stack([training_view(clip, one, views, spec) for one in each])
 
-    count = views.crops if draws is None else draws.flip.shape[0]
+    count = views.shape[0] if draws is None else draws.flip.shape[0]
     inputs = [*example.values(), *(draws or ())]
     result = tf.numpy_function(make, inputs, tf.uint8, stateful=False)
-    size = views.image_size
-    return tf.ensure_shape(result, [count, views.num_segments, size, size, 2])
+    return tf.ensure_shape(result, [count, *views.shape[1:]])
 
 
 def _images(

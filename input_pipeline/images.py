@@ -18,10 +18,8 @@ def clip_image(
     it; the longer side becomes `int(resize_size * longer / shorter)`.
 
     Args:
-      jpeg: An image file.
       size: Side of the crop in pixels.
       resize_size: Shorter side after resizing, at least `size`; 0 for `size`.
-      resample: 'bilinear' or 'bicubic'.
 
     Returns:
       uint8 `[size, size, 3]` RGB.

@@ -21,7 +21,6 @@ def scale_to_uint8(
     Args:
       motion: int `[..., 2]`, (x, y) in pixels.
       size: Height and width in pixels of the frame that moves.
-      spec: The canonical form.
       bound: Motion in canonical pixels that reaches the ends of the byte range.
 
     Returns:
@@ -46,14 +45,13 @@ def byte_fields(
 
     Args:
       motion: Of a video.
-      frame_indices: Frames wanted, in any order.
       spec: The canonical form, whose size is the unit of motion.
       bound: As `scale_to_uint8`.
       accumulated: False for the motion of each frame alone, against the reference that each block
         has. It points forward in time also where that is the next reference.
 
     Yields:
-      Places in `frame_indices` that ask for a frame, and its field uint8 `[h, w, 2]` as it is
+      Places in `frame_indices` that request a frame, and its field uint8 `[h, w, 2]` as it is
       shown, which the next one takes the place of.
     """
     height, width = motion.shown_size
@@ -105,8 +103,6 @@ class CropResizer:
         """Prepare for fields of one size.
 
         Args:
-          height: Of the fields in pixels.
-          width: Of the fields in pixels.
           crop: What is taken of them.
         """
         upper, lower, self._down = bilinear_taps(crop.side, height, crop.top, crop.size)
@@ -133,15 +129,10 @@ class CropResizer:
 
 
 def ten_crops(resized: np.ndarray, size: int) -> np.ndarray:
-    """Take the corners and the middle of squares, and the same flipped.
+    """Take the corners and the middle of squares, uint8 `[S, side, side, 2]`, and the same flipped.
 
-    Args:
-      resized: uint8 `[S, side, side, 2]`.
-      size: Side of the crops in pixels, at most `side`.
-
-    Returns:
-      uint8 `[10, S, size, size, 2]`: upper left, upper right, lower left, lower right, middle, then
-      the same five flipped, with the sign of x turned.
+    Returns uint8 `[10, S, size, size, 2]`: upper left, upper right, lower left, lower right,
+    middle, then the same five flipped, with the sign of x turned.
     """
     end = resized.shape[1] - size
     middle = end // 2
@@ -171,15 +162,9 @@ def bilinear_taps(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return between which pixels a bilinear resize with half-pixel centres interpolates.
 
-    Args:
-      side: Number of pixels that an axis is resized to.
-      length: Number of pixels that it has.
-      first: First of the pixels that are wanted, of `side`.
-      count: Number of the pixels that are wanted.
-
-    Returns:
-      The lower and the upper pixel, int64, and the weight of the upper one, float32; each
-      `[count]`.
+    An axis of `length` pixels is resized to `side`, of which `count` from `first` on are wanted.
+    Returns the lower and the upper pixel, int64, and the weight of the upper, float32; each
+    `[count]`.
     """
     lower, upper, weight = _all_taps(side, length)
     taken = slice(first, first + count)

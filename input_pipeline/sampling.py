@@ -31,8 +31,6 @@ def training_segments(num_frames: int, num_segments: int, uniform: np.ndarray) -
     `[begin + 1, end]`.
 
     Args:
-      num_frames: Frames of the video.
-      num_segments: Number of parts.
       uniform: float64 `[num_segments]`, uniform random numbers in [0, 1).
 
     Returns:
@@ -46,38 +44,69 @@ def training_segments(num_frames: int, num_segments: int, uniform: np.ndarray) -
 
 
 def test_segments(num_frames: int, num_segments: int) -> np.ndarray:
-    """Return the middle frame of each of `num_segments` equal parts of a video.
+    """Return the middle frame of each of `num_segments` equal parts of a video, int64.
 
     With `size = (num_frames - 1) / num_segments`, the frame of part `s` is
-    `round(size * (s + 0.5)) + 1`.
-
-    Args:
-      num_frames: Frames of the video.
-      num_segments: Number of parts.
-
-    Returns:
-      int64 `[num_segments]`, clipped to the video.
+    `round(size * (s + 0.5)) + 1`, clipped to the video.
     """
     size = (num_frames - 1) / num_segments
     centres = np.rint(size * (np.arange(num_segments) + 0.5)).astype(np.int64)
     return np.clip(centres + 1, 0, num_frames - 1)
 
 
-# pytest would take the name for a test wherever it is imported.
+# pytest would take the names for tests wherever they are imported.
 test_segments.__test__ = False  # type: ignore[attr-defined]
+
+
+def test_windows(num_frames: int, num_windows: int, window: int) -> np.ndarray:
+    """Return the frames of evenly spaced windows of consecutive frames.
+
+    Frame 0 carries no motion. The last frame is repeated where a video is shorter than a window.
+
+    Args:
+      num_frames: Frames of the video.
+      num_windows: Number of windows, the first at the start and the last at the end of the video.
+      window: Frames of a window.
+
+    Returns:
+      int64 `[num_windows, window]`.
+    """
+    room = max(num_frames - 1 - window, 0)
+    return _window_frames(np.rint(np.linspace(0, room, num_windows)), num_frames, window)
+
+
+test_windows.__test__ = False  # type: ignore[attr-defined]
+
+
+def training_windows(
+    num_frames: int, num_windows: int, window: int, uniform: np.ndarray
+) -> np.ndarray:
+    """Return the frames of windows that each begin anywhere in one of equal parts of a video.
+
+    Args:
+      num_frames: As `test_windows`; the others too.
+      num_windows: Number of windows.
+      window: Frames of a window.
+      uniform: float64 `[num_windows]`, uniform random numbers in [0, 1).
+
+    Returns:
+      int64 `[num_windows, window]`.
+    """
+    room = max(num_frames - 1 - window, 0)
+    starts = np.floor((np.arange(num_windows) + uniform) / num_windows * (room + 1))
+    return _window_frames(starts, num_frames, window)
+
+
+def _window_frames(starts: np.ndarray, num_frames: int, window: int) -> np.ndarray:
+    frames = 1 + starts.astype(np.int64)[:, None] + np.arange(window)
+    return np.minimum(frames, num_frames - 1)
 
 
 def frame_before_intra(indices: np.ndarray, is_intra: np.ndarray) -> np.ndarray:
     """Replace an I-frame, which carries no motion vectors, by the frame before it.
 
-    That is the last frame of the GOP before, whose accumulated field is the longest.
-
-    Args:
-      indices: int `[S]`.
-      is_intra: bool `[n]`.
-
-    Returns:
-      int64 `[S]`, clipped to the video.
+    That is the last frame of the GOP before, whose accumulated field is the longest. Takes int
+    `[S]` and bool `[n]`, returns int64 `[S]`, clipped to the video.
     """
     return np.maximum(indices - is_intra[indices], 0)
 
@@ -100,9 +129,7 @@ def stored_frames(frames: str, frame_indices: np.ndarray, num_frames: int, draw:
     """Return which of the stored RGB frames are chosen.
 
     Args:
-      frames: 'middle', 'random' or 'uniform_<k>', see `views.images`.
       frame_indices: int `[stored]`, rising, the place of each stored frame in the video.
-      num_frames: Frames of the video.
       draw: A random number, uniform in [0, 2**32).
 
     Returns:

@@ -33,9 +33,6 @@ def training_view(
     Args:
       example: `num_frames` int64 scalar, `is_intra` bool `[n]` and `displacements` string
         `[groups]`, as they are stored; only the groups that are needed are unpacked.
-      draws: Tensors of random numbers.
-      views: Segments, scales and flip.
-      spec: The canonical form.
 
     Returns:
       uint8 `[S, image_size, image_size, 2]`.
@@ -151,7 +148,7 @@ def _between(low: tf.Tensor, high: tf.Tensor, weight: tf.Tensor, zero: tf.Tensor
 def _kept(tensors: list[tf.Tensor], zero: tf.Tensor) -> list[tf.Tensor]:
     """Return tensors as they are, computed once and for all.
 
-    The compiler would else compute them anew wherever they are read. A loop's variables lie in
+    The compiler would else recompute them wherever they are read. A loop's variables lie in
     memory; it cannot see that this loop turns once.
     """
     _, *kept = tf.while_loop(
@@ -178,12 +175,8 @@ def _field_words(
 ) -> tf.Tensor:
     """Return a field as words, uint32 `[height, width]`: x in the lowest byte, y in the next.
 
-    Args:
-      cells: uint32 `[L, rows * columns]`.
-      steps: int32 `[2]`, from the first place in `cells` down to before the second.
-      height: Of the picture.
-      width: Of the picture.
-      bound: float scalar.
+    `cells` are uint32 `[L, rows * columns]`; `steps` int32 `[2]`, from the first place in `cells`
+    down to before the second.
     """
     columns = _power_of_two(-(-width // BLOCK))
     bits = columns.bit_length() - 1

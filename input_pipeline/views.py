@@ -4,6 +4,7 @@ This is the definition, for training, evaluation and `predict` alike. It imports
 """
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,7 +15,15 @@ from moclip_jax.input_pipeline.sampling import num_images
 from moclip_jax.input_pipeline.video.clip import Clip
 from moclip_jax.input_pipeline.video.spec import VideoSpec
 
-__all__ = ["MotionViews", "images", "num_images", "test_view", "training_crop", "training_view"]
+__all__ = [
+    "GridViews",
+    "MotionViews",
+    "images",
+    "num_images",
+    "test_view",
+    "training_crop",
+    "training_view",
+]
 
 # Of a file that is no part of a data set, so that it always gets the same label. It is the number
 # that TensorFlow drew for it when exports were first made.
@@ -64,19 +73,66 @@ class MotionViews:
         if self.bound <= 0:
             raise ValueError(f"MotionViews.bound is {self.bound}, must be above 0")
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a test view: `(crops, S, image_size, image_size, 2)`."""
+        return self.crops, self.num_segments, self.image_size, self.image_size, 2
 
-def test_view(clip: Clip, views: MotionViews, spec: VideoSpec) -> np.ndarray:
+    def test_frames(self, num_frames: int) -> np.ndarray:
+        """Return the frames that a test view of a video of `num_frames` shows, int64 `[S]`."""
+        return sampling.test_segments(num_frames, self.num_segments)
+
+    def training_frames(self, num_frames: int, draws: sampling.Draws) -> np.ndarray:
+        """Return the frames that a training view shows, int64 `[S]`."""
+        return sampling.training_segments(num_frames, self.num_segments, draws.segments)
+
+
+@dataclasses.dataclass(frozen=True)
+class GridViews:
+    """How block motion is sampled: windows of consecutive frames, as the codec stores it.
+
+    Attributes:
+      num_segments: Windows of a view, evenly spaced; in a short video they overlap.
+      window: Consecutive frames of a window.
+      rows: Rows of blocks of the canonical form, `BLOCK` pixels each.
+      columns: Columns of blocks.
+    """
+
+    BLOCK: ClassVar[int] = 16
+
+    num_segments: int
+    window: int
+    rows: int
+    columns: int
+    crops: int = dataclasses.field(default=1, init=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a view: `(1, S, window, rows, columns, 2)`."""
+        return 1, self.num_segments, self.window, self.rows, self.columns, 2
+
+    def test_frames(self, num_frames: int) -> np.ndarray:
+        """Return the frames that a test view shows, int64 `[S, window]`."""
+        return sampling.test_windows(num_frames, self.num_segments, self.window)
+
+    def training_frames(self, num_frames: int, draws: sampling.Draws) -> np.ndarray:
+        """Return the frames that a training view shows, int64 `[S, window]`."""
+        return sampling.training_windows(num_frames, self.num_segments, self.window, draws.segments)
+
+
+def test_view(clip: Clip, views: MotionViews | GridViews, spec: VideoSpec) -> np.ndarray:
     """Return the test views of a clip's motion.
 
     Args:
       clip: From `read_clip`, `clip_from_frames`, a stream or a record.
-      views: Segments and crops.
-      spec: The canonical form of the clip.
 
     Returns:
-      uint8 `[crops, num_segments, image_size, image_size, 2]`, (x, y); no motion is 128.
+      uint8 `[crops, num_segments, image_size, image_size, 2]`, (x, y); no motion is 128. Of
+      `GridViews`, uint8 `[1, num_segments, window, rows, columns, 2]`: pixels a frame plus 128.
     """
-    frames = sampling.test_segments(clip.num_frames, views.num_segments)
+    frames = views.test_frames(clip.num_frames)
+    if isinstance(views, GridViews):
+        return _windows(clip, frames)[None]
     size, side = views.image_size, views.resize_size
     if views.crops == 10:
         return ten_crops(_crops(clip, frames, views, spec, Crop(side, 0, 0, side)), size)
@@ -89,22 +145,23 @@ test_view.__test__ = False  # type: ignore[attr-defined]
 
 
 def training_view(
-    clip: Clip, draws: sampling.Draws, views: MotionViews, spec: VideoSpec
+    clip: Clip, draws: sampling.Draws, views: MotionViews | GridViews, spec: VideoSpec
 ) -> np.ndarray:
     """Return an augmented view of a clip's motion (TSN's group transforms).
 
-    All segments are resized, cropped and flipped in the same way.
+    All segments are resized, cropped and flipped in the same way. Of `GridViews` only the places in
+    time are random.
 
     Args:
-      clip: As `test_view`.
       draws: Random numbers; the view is a pure function of them and the clip.
-      views: Segments, scales and flip.
-      spec: The canonical form of the clip.
 
     Returns:
-      uint8 `[S, image_size, image_size, 2]`, (x, y); no motion is 128, or 127 for x if flipped.
+      uint8 `[S, image_size, image_size, 2]`, (x, y); no motion is 128, or 127 for x if flipped. Of
+      `GridViews` as `test_view`, without the first axis.
     """
-    frames = sampling.training_segments(clip.num_frames, views.num_segments, draws.segments)
+    frames = views.training_frames(clip.num_frames, draws)
+    if isinstance(views, GridViews):
+        return _windows(clip, frames)
     return _crops(clip, frames, views, spec, training_crop(draws, views))
 
 
@@ -116,6 +173,13 @@ def training_crop(draws: sampling.Draws, views: MotionViews) -> Crop:
     room = side - size + 1
     flip = bool(draws.flip < np.float32(views.flip_probability))
     return Crop(side, top % room, left % room, size, flip)
+
+
+def flip_windows(windows: np.ndarray) -> np.ndarray:
+    """Flip `GridViews`' windows, uint8 `[..., rows, columns, 2]`, from left to right."""
+    flipped = np.ascontiguousarray(windows[..., ::-1, :])
+    flipped[..., 0] = -flipped[..., 0]  # Modulo 256, that is about 128.
+    return flipped
 
 
 def images(
@@ -133,10 +197,8 @@ def images(
       clip: As `test_view`; only its RGB frames are looked at.
       frames: Which of the stored frames: 'middle', 'random' (one) or 'uniform_<k>' (the `k` next to
         the centres of `k` equal parts).
-      image_size: Side in pixels.
       draw: A random number for 'random', uniform in [0, 2**32).
       resize_size: Shorter side before the crop; 0 for `image_size`.
-      resample: 'bilinear' or 'bicubic'.
 
     Returns:
       uint8 `[k, image_size, image_size, 3]`.
@@ -147,6 +209,15 @@ def images(
     chosen = sampling.stored_frames(frames, clip.frame_indices, clip.num_frames, draw)
     jpegs = [clip.frames[position] for position in chosen]
     return np.stack([clip_image(jpeg, image_size, resize_size, resample) for jpeg in jpegs])
+
+
+def _windows(clip: Clip, frames: np.ndarray) -> np.ndarray:
+    """Return uint8 `[S, window, rows, columns, 2]` of the frames int `[S, window]`."""
+    frames = sampling.frame_before_intra(frames + clip.lead, clip.is_intra)
+    cells = clip.motion.cells(frames.reshape(-1))[:, ::2, ::2]
+    # The canonical form's blocks have 16 pixels. A displacement leads back to where a block was.
+    motion = 128 - np.clip(cells, -127, 127)
+    return motion.astype(np.uint8).reshape(*frames.shape, *motion.shape[1:])
 
 
 def _crops(

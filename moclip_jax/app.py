@@ -2,7 +2,7 @@
 
 Drop a video or choose an example, type labels of your own or leave them out, and see the labels,
 the motion that the network saw, and when what was seen. Everything stays on this machine: the page
-loads nothing from elsewhere, listens on the loopback address unless told otherwise, and deletes
+loads nothing from elsewhere, listens on the loopback address by default, and deletes
 uploads.
 """
 
@@ -28,11 +28,11 @@ from moclip_jax.inference.recognizer import Recognizer, load
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip
 from moclip_jax.input_pipeline.video.clip import VideoError
 from moclip_jax.input_pipeline.video.files import videos_under
-from moclip_jax.reporting.page_figures import MOST_LABELS, motion_picture, timeline_picture
+from moclip_jax.reporting.page_figures import MOST_LABELS, motion_image, timeline_image
 from moclip_jax.runtime.cli import CommandParser, run
 
 MOST_WORDS = 50
-# The browser is told to load nothing from elsewhere, whatever Gradio's page asks for.
+# The browser may load nothing from elsewhere, whatever Gradio's page requests.
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
     "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -96,7 +96,7 @@ def example_videos(class_names: Sequence[str], given: str, folder: Path) -> list
 
 
 class OnlyOwnContent:
-    """ASGI middleware: refuses requests for other sites' content, and forbids pages to make any."""
+    """ASGI middleware: rejects requests for other sites' content, and forbids pages to make any."""
 
     def __init__(self, app: Any):
         self._app = app
@@ -156,8 +156,8 @@ def make_page(
             gradio.Warning(prediction.warning, duration=None)
         return (
             {score.label: score.probability for score in prediction.scores[:MOST_LABELS]},
-            motion_picture(clip),
-            timeline_picture(prediction, "seconds" if clip.fps else "frames"),
+            motion_image(clip),
+            timeline_image(prediction, "seconds" if clip.fps else "frames"),
         )
 
     with gradio.Blocks(
@@ -166,7 +166,7 @@ def make_page(
         delete_cache=(max(1, round(kept_s / 10)), round(kept_s)),
     ) as page:
         gradio.Markdown(
-            f"# What happens in this video?\nOne picture and the codec's motion vectors, "
+            f"# What happens in this video?\nOne image and the codec's motion vectors, "
             f"{len(recognizer.class_names)} classes. {limits}"
         )
         with gradio.Row():
@@ -183,19 +183,19 @@ def make_page(
                     gradio.Examples([[path] for path in examples], [video], label="Examples")
             with gradio.Column(scale=3):
                 labels = gradio.Label(label="Labels", elem_id="labels")
-                timeline = _picture("When: probability in each part of the video", "timeline")
-                motion = _picture(
+                timeline = _image("When: probability in each part of the video", "timeline")
+                motion = _image(
                     "Frames, and motion since the last I-frame: the hue is the direction", "motion"
                 )
         button.click(
             recognise, [video, words], [labels, motion, timeline], api_visibility="private"
         )
-    # One video at a time: each takes all cores. A long queue is better refused than joined.
+    # One video at a time: each takes all cores. A long queue is better rejected than joined.
     page.queue(max_size=16, default_concurrency_limit=1)
     return page
 
 
-def _picture(title: str, name: str) -> Any:
+def _image(title: str, name: str) -> Any:
     import gradio
 
     gradio.Markdown(title)
@@ -237,7 +237,7 @@ def _is_loopback(host: str) -> bool:
 
 @contextlib.contextmanager
 def _own_folder() -> Iterator[Path]:
-    """Give Gradio a folder for uploads and pictures, deleted in the end, also on SIGTERM."""
+    """Give Gradio a folder for uploads and figures, deleted in the end, also on SIGTERM."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
@@ -262,7 +262,7 @@ def serve(arguments: argparse.Namespace) -> None:
     with contextlib.ExitStack() as opened:
         folder = opened.enter_context(_own_folder())
         server = opened.enter_context(socket.create_server((arguments.host, arguments.port)))
-        # A missing package is told before the model is loaded.
+        # A missing package is reported before the model is loaded.
         try:
             import gradio  # noqa: F401
             import uvicorn
@@ -288,7 +288,7 @@ def serve(arguments: argparse.Namespace) -> None:
         app = make_server_app(page, arguments.host, arguments.max_megabytes)
         print(f"page: http://{arguments.host}:{server.getsockname()[1]}", flush=True)
         if not _is_loopback(arguments.host):
-            print("anyone who reaches this address can use it: it asks for no password", flush=True)
+            print("anyone who reaches this address can use it: it has no password", flush=True)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
         uvicorn.Server(config).run(sockets=[server])
 

@@ -28,14 +28,7 @@ STATUS_OK, STATUS_USAGE = 0, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names.
-
-    Args:
-      argv: the arguments; None for those of the process.
-
-    Returns:
-      The exit status where no command was run; a command ends the process with its own.
-    """
+    """Run the command that the first argument names; a command ends the process with its status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):

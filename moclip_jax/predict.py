@@ -42,7 +42,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--classes",
         metavar="WORDS",
-        help="your own labels, separated by commas; seen in the picture, and in the motion too "
+        help="your own labels, separated by commas; seen in the image, and in the motion too "
         "where they name trained classes",
     )
     parser.add_argument(
@@ -140,7 +140,7 @@ def csv_rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def make_printer(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], None]:
-    """Return what prints a result in the form that was asked for."""
+    """Return what prints a result in the form that was requested."""
     if arguments.json:
         return lambda result: print(json_line(result), flush=True)
     if arguments.csv:

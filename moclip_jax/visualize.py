@@ -1,4 +1,4 @@
-"""Command line of pictures: the motion of videos; curves and examples of a finished run."""
+"""Command line of figures: the motion of videos; curves and examples of a finished run."""
 
 import argparse
 import dataclasses
@@ -121,15 +121,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "Draw the motion of videos as colours and arrows, or write a video of it; with a workdir, "
         "what its model says too. A workdir alone draws the curves and results of the run.",
         (
-            "clip.mp4 --out=pictures",
+            "clip.mp4 --out=figures",
             "clip.mp4 --workdir=runs/demo --video=annotated.mp4",
-            "--workdir=runs/demo --out=runs/demo/pictures",
+            "--workdir=runs/demo --out=runs/demo/figures",
         ),
         usage="[OPTION ...] [VIDEO ...]",
     )
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="files, folders or patterns")
     parser.add_argument("--workdir", default="", metavar="DIR", help="a finished run")
-    parser.add_argument("--out", metavar="DIR", help="folder for pictures, made if absent")
+    parser.add_argument("--out", metavar="DIR", help="folder for figures, made if absent")
     parser.add_argument(
         "--video", metavar="FILE", help="write frame, motion and predictions of one VIDEO"
     )
@@ -143,12 +143,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.video and len(arguments.videos) != 1:
         parser.error("--video needs exactly one VIDEO")
     if not arguments.out and not arguments.video:
-        parser.error("name a folder for the pictures with --out, or a file with --video")
+        parser.error("name a folder for the figures with --out, or a file with --video")
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw what was asked for and prints the paths; returns the exit status."""
+    """Draw what was requested and prints the paths; returns the exit status."""
     arguments = parse_arguments(argv)
     return run(
         lambda: _draw_videos(arguments) if arguments.videos else _draw_run(arguments),

@@ -29,7 +29,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jax
 import pytest
 
-# A shell's background job starts deaf to Ctrl-C, and so would the tests of it, and their children.
+# A shell's background job ignores SIGINT, and so would the tests of it, and their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -2,8 +2,8 @@
 
     python -m tests.fuzz_videos --mutations=20000
 
-Every damaged file is prepared in a child process with a time limit. Counted are results, refusals,
-and what must not be: errors of another kind or without the file's name, crashes, hangs, and memory
+Every damaged file is prepared in a child process with a time limit. It counts results,
+rejections, and failures: other errors, errors without the file's name, crashes, hangs, and memory
 that is not given back. The exit status is 1 if there was any of these. A mutation is a function of
 its number and the seed: `--keep=FOLDER` writes the files of what went wrong.
 
@@ -58,8 +58,8 @@ SPEC = VideoSpec(width=64, height=48, clip_frames=2, max_frames=100, max_pixels=
 SECONDS = 10.0
 # What a worker may use beyond what it started with, and keep of every file.
 LARGEST_MEMORY = 2**30
-LEAK_PER_FILE = 64 * 48 * 3 // 2  # one decoded picture
-GOOD = ("result", "refused")
+LEAK_PER_FILE = 64 * 48 * 3 // 2  # one decoded frame
+GOOD = ("result", "rejected")
 
 
 @dataclasses.dataclass
@@ -126,7 +126,7 @@ def read_damaged(path: str, content: bytes, source: str) -> tuple[str, str, int]
     except VideoError as error:
         message = str(error)
         named = message.startswith(f"{path}: ") and "\n" not in message
-        outcome, reason = ("refused" if named else "unnamed"), message
+        outcome, reason = ("rejected" if named else "unnamed"), message
     except Exception as error:  # Whatever else it is, is what is looked for.
         outcome, reason = "other error", f"{type(error).__name__}: {error}"
     with open("/proc/self/statm") as file:

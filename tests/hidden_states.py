@@ -9,7 +9,7 @@ def hidden_states(tower: nnx.Module, inputs) -> list[jax.Array]:
 
     Args:
       tower: `vision` or `text` of a CLIP.
-      inputs: pictures [N, H, W, 3] or tokens [N, T].
+      inputs: images [N, H, W, 3] or tokens [N, T].
     """
     graph, stacked = nnx.split(tower.encoder.layers)
     run_block = jax.jit(lambda layer, x: nnx.merge(graph, layer)(x))

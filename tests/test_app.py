@@ -1,4 +1,4 @@
-"""The web page: what it answers, and what it refuses; in a real browser where there is one."""
+"""The web page: what it answers, and what it rejects; in a real browser where there is one."""
 
 import contextlib
 import http.client
@@ -26,7 +26,7 @@ from moclip_jax.inference.clip_reader import ClipReader
 from moclip_jax.inference.recognizer import load
 from moclip_jax.input_pipeline.video import subprocess_pool
 from moclip_jax.input_pipeline.video.clip import VideoError, read_clip
-from moclip_jax.reporting.page_figures import motion_picture, timeline_picture
+from moclip_jax.reporting.page_figures import motion_image, timeline_image
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import damage_packets, write_noisy_video
 
@@ -75,7 +75,7 @@ def page(finished_run, tmp_path_factory) -> Iterator[SimpleNamespace]:
         process.communicate()
 
 
-def ask(page: SimpleNamespace, path: str, **headers: str) -> tuple[int, bytes]:
+def get(page: SimpleNamespace, path: str, **headers: str) -> tuple[int, bytes]:
     """Status and content for a path that is sent as it is, with its dots."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", page.port)) as connection:
         connection.putrequest("GET", path, skip_host="Host" in headers)
@@ -106,9 +106,9 @@ def files(folder: Path) -> set[Path]:
 def test_no_file_outside_the_pages_own_folder_can_be_read(page, finished_run, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text(SECRET)
-    # The page does give out its own files; so a refusal below means something.
+    # The page does give out its own files; so a rejection below means something.
     (example,) = [path for path in files(page.folder) if path.name == "circle_rising.mp4"]
-    status, content = ask(page, f"/gradio_api/file={example}")
+    status, content = get(page, f"/gradio_api/file={example}")
     assert (status, content) == (200, example.read_bytes())
     up = "/".join([".."] * 12)
     for target in (
@@ -117,11 +117,11 @@ def test_no_file_outside_the_pages_own_folder_can_be_read(page, finished_run, tm
         str(finished_run / "results.json"), f"//{secret}", f"file://{secret}",
     ):  # fmt: skip
         for route in ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/file/"):
-            status, content = ask(page, route + target)
+            status, content = get(page, route + target)
             assert status in (403, 404), (route, target)
             assert SECRET.encode() not in content and b"root:" not in content
     for path in (f"/static/{up}{secret}", f"/assets/{up}{secret}", f"/theme.css/{up}{secret}"):
-        status, content = ask(page, path)
+        status, content = get(page, path)
         assert SECRET.encode() not in content, path
 
 
@@ -130,14 +130,14 @@ def test_the_page_fetches_nothing_for_others_and_answers_to_no_other_name(page):
         f"/gradio_api/file={page.url}/config", "/gradio_api/file%3Dhttp://127.0.0.1/",
         "/gradio_api/file=HTTPS://127.0.0.1/", "/gradio_api/proxy=http://127.0.0.1/",
     ):  # fmt: skip
-        assert ask(page, path)[0] == 403, path
-    assert ask(page, "/")[0] == 200
-    assert ask(page, "/", Host="elsewhere.example")[0] == 400
-    settings = json.loads(ask(page, "/config")[1])
+        assert get(page, path)[0] == 403, path
+    assert get(page, "/")[0] == 200
+    assert get(page, "/", Host="elsewhere.example")[0] == 400
+    settings = json.loads(get(page, "/config")[1])
     assert settings["analytics_enabled"] is False
 
 
-def test_an_upload_that_is_too_large_is_refused_and_not_kept(page):
+def test_an_upload_that_is_too_large_is_rejected_and_not_kept(page):
     before = files(page.folder)
     status, content = upload(page, bytes(1_100_000))
     assert status == 413, content
@@ -209,8 +209,8 @@ def test_in_a_browser_an_uploaded_video_is_labelled_as_predict_labels_it(
     for (label, percent), i in zip(shown, order, strict=True):
         assert float(percent) == pytest.approx(100 * scores[i], abs=0.51)
         assert scores[recognizer.class_names.index(label)] == pytest.approx(scores[i], abs=1e-4)
-    for picture in ("#timeline img", "#motion img"):
-        script = f"return document.querySelector('{picture}').naturalWidth"
+    for selector in ("#timeline img", "#motion img"):
+        script = f"return document.querySelector('{selector}').naturalWidth"
         wait(lambda script=script: browser.execute_script(script) > 300)
 
     # Words of one's own, on the same upload.
@@ -299,8 +299,8 @@ def test_the_answer_for_the_whole_video_is_that_of_predict(reader, recognizer, c
     for window in answer.windows:
         assert window.start_s < window.end_s
         assert sum(score.probability for score in window.scores) == pytest.approx(1, abs=1e-5)
-    assert motion_picture(video).size == (5 * 204 - 4, 404)
-    assert timeline_picture(answer, "seconds").size == (800, 280)
+    assert motion_image(video).size == (5 * 204 - 4, 404)
+    assert timeline_image(answer, "seconds").size == (800, 280)
 
 
 def test_the_page_tells_of_damaged_frames(recognizer, reader, tmp_path, monkeypatch):
@@ -367,7 +367,7 @@ def test_examples_are_the_files_of_a_folder_or_drawn_for_the_embedded_set(tmp_pa
         app.example_videos(["x"], str(tmp_path), tmp_path)
 
 
-def test_mistakes_are_told_in_a_sentence(tmp_path, capsys, monkeypatch):
+def test_mistakes_are_reported_in_a_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert app.main(["--workdir", str(tmp_path), "--port=0"]) == 1
     assert "finish a run first" in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_a_shipped_config_trains_by_its_name_outside_the_repository(
     check_labels(run(tmp_path, command, "predict", "--workdir=run", "--json", clip))
 
 
-def test_a_name_that_is_no_config_is_told_with_those_that_are(binaries, tmp_path):
+def test_a_name_that_is_no_config_is_reported_with_those_that_are(binaries, tmp_path):
     done = subprocess.run(
         [binaries / "moclip-jax", "train", "--config=dem", "--workdir=run"],
         cwd=tmp_path, capture_output=True, text=True,

@@ -27,7 +27,7 @@ from tests.input_pipeline.video_fixtures import drifting_frames, write_sound, wr
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "messages.md"
-TOLD = {  # What the commands tell in a sentence; other exceptions are nobody's messages.
+MESSAGES = {  # Types that commands print as one sentence; others are programming mistakes.
     "ValueError", "OSError", "FileNotFoundError", "FileExistsError", "NotADirectoryError",
     "RuntimeError",
     "VideoError", "NoVectorsError", "TrainingDivergedError", "_UsageError",
@@ -117,7 +117,7 @@ def raised() -> dict[str, str]:
     for path, tree, known in modules():
         for node in ast.walk(tree):
             call = node.exc if isinstance(node, ast.Raise) else None
-            if isinstance(call, ast.Call) and call.args and ast.unparse(call.func) in TOLD:
+            if isinstance(call, ast.Call) and call.args and ast.unparse(call.func) in MESSAGES:
                 # The errors of videos take the path first.
                 about_video = ast.unparse(call.func) in ("VideoError", "NoVectorsError")
                 text = templates(call.args[-1 if about_video else 0], known)
@@ -228,7 +228,7 @@ def test_an_import_without_its_files(tmp_path):
         [*command, f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert "error: --motion is missing; name its file" in done.stderr
+    assert "error: --motion is missing; pass its file" in done.stderr
 
 
 def test_a_batch_larger_than_the_training_split(tmp_path):
@@ -301,7 +301,7 @@ def _renamed(content: bytes, old: bytes, new: bytes) -> bytes:
         # The four letters of the codec; the number of the stream that each packet belongs to.
         (lambda c: _renamed(c, b"FMP4", b"ZZZZ"), "its video codec is unknown to FFmpeg"),
         (lambda c: _renamed(c, b"00dc", b"09dc"), "its video stream holds no packets; is it cut"),
-        # The start code of each picture.
+        # The start code of each frame.
         (lambda c: _renamed(c, b"\0\0\1\xb6", b"\0\0\1\x30"), "damaged at packet"),
     ],
 )
@@ -324,27 +324,27 @@ def test_a_stream_without_a_frame_to_begin_with(tmp_path):
         list(decode.decode_frames(path))
 
 
-def test_what_the_system_or_ffmpeg_refuses(tmp_path, monkeypatch):
-    """The tests may run as root, who may read everything: the refusals are put in."""
+def test_what_the_system_or_ffmpeg_rejects(tmp_path, monkeypatch):
+    """The tests may run as root, who may read everything: the rejections are put in."""
     path = write_video(tmp_path / "a.avi", drifting_frames(4))
 
-    def refuse(error):
-        def refused(*_, **__):
+    def raising(error):
+        def raises(*_, **__):
             raise error
 
-        return refused
+        return raises
 
     with monkeypatch.context() as patch:
-        patch.setattr(av, "open", refuse(PermissionError(13, "no")))
+        patch.setattr(av, "open", raising(PermissionError(13, "no")))
         with pytest.raises(VideoError, match=r"a.avi: no permission to read it"):
             read_clip(path, SPEC)
     with monkeypatch.context() as patch:
-        patch.setattr(clip, "_read", refuse(av.FFmpegError(22, "odd")))
-        with pytest.raises(VideoError, match=r"a.avi: its pictures cannot be converted \("):
+        patch.setattr(clip, "_read", raising(av.FFmpegError(22, "odd")))
+        with pytest.raises(VideoError, match=r"a.avi: its frames cannot be converted \("):
             read_clip(path, SPEC)
 
     class Ends:
-        demux = staticmethod(refuse(av.FFmpegError(5, "input/output")))
+        demux = staticmethod(raising(av.FFmpegError(5, "input/output")))
 
     with pytest.raises(VideoError, match=r"cannot be read to its end \("):
         list(decode.demux(path, Ends(), None))

@@ -31,8 +31,8 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     cells = json.loads(executed.read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", ())]
-    pictures = [output for output in outputs if "image/png" in output.get("data", ())]
-    assert len(pictures) == 3
+    figures = [output for output in outputs if "image/png" in output.get("data", ())]
+    assert len(figures) == 3
     (answer,) = [output for output in outputs if output["output_type"] == "execute_result"]
     text = "".join(answer["data"]["text/plain"])
     assert text.count("label=") == 3 and "star.avi" in text

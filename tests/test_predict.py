@@ -349,7 +349,7 @@ def test_results_come_in_order_while_files_are_decoded_ahead():
         ("--csv", "not allowed with argument"),
     ],
 )
-def test_a_wrong_option_is_told_before_anything_is_loaded(option, message, capsys):
+def test_a_wrong_option_is_reported_before_anything_is_loaded(option, message, capsys):
     with pytest.raises(SystemExit) as error:
         predict.main(["--workdir=nowhere", "--json", option, "x.mp4"])
     assert error.value.code == 2

@@ -1,4 +1,4 @@
-"""Pictures and videos of motion: what they show, and what the command says of mistakes."""
+"""Figures and videos of motion: what they show, and what the command says of mistakes."""
 
 import av
 import numpy as np
@@ -30,7 +30,7 @@ def real_video() -> str:
 
 def test_the_wheel_is_the_legend_of_the_colours():
     wheel = color_wheel(65)
-    # Right, down, left, up, as x and y grow in a picture; the rim is the bound.
+    # Right, down, left, up, as x and y grow in an image; the rim is the bound.
     for (row, column), motion in {
         (32, 63): (10, 0), (63, 32): (0, 10), (32, 1): (-10, 0), (1, 32): (0, -10)
     }.items():  # fmt: skip
@@ -51,22 +51,22 @@ def test_fields_are_those_of_the_whole_video_accumulated_or_each_frames_own(real
     assert np.abs(raw).max() > 0
     np.testing.assert_array_equal(raw[:, BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK],
                                   -video.displacements)  # fmt: skip
-    # Right after an I-frame, both are the same wherever the source lies inside the picture.
+    # Right after an I-frame, both are the same wherever the source lies inside the frame.
     first = np.flatnonzero(video.is_intra)[0] + 1
     inner = (slice(24, -24), slice(24, -24))
     np.testing.assert_array_equal(raw[first][inner], whole[first][inner])
 
 
-def test_a_picture_is_drawn_of_every_good_file_and_bad_ones_are_told(real_video, tmp_path, capsys):
+def test_good_files_get_a_figure_and_bad_ones_are_reported(real_video, tmp_path, capsys):
     absent = str(tmp_path / "absent.mp4")
-    out = tmp_path / "new" / "pictures"
+    out = tmp_path / "new" / "figures"
     assert visualize.main([absent, real_video, f"--out={out}"]) == 1
     captured = capsys.readouterr()
     assert captured.err == f"error: {absent}: no such file\n"
-    picture = out / "carphone_pristine.mp4_motion.png"
-    assert captured.out == f"{picture}\n"
-    colors = np.asarray(Image.open(picture).convert("RGB"))
-    # Arrows are yellow, and nothing else in the picture is as pure.
+    figure = out / "carphone_pristine.mp4_motion.png"
+    assert captured.out == f"{figure}\n"
+    colors = np.asarray(Image.open(figure).convert("RGB"))
+    # Arrows are yellow, and nothing else in the figure is as pure.
     assert (colors == [255, 255, 0]).all(axis=-1).sum() > 50
 
 
@@ -89,7 +89,7 @@ def test_an_annotated_video_shows_frame_motion_and_prediction(finished_run, real
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_video_that_cannot_be_written_is_told_and_leaves_nothing(real_video, tmp_path, capsys):
+def test_an_unwritable_video_is_reported_and_leaves_nothing(real_video, tmp_path, capsys):
     target = tmp_path / "motion.nonsense"
     assert visualize.main([real_video, f"--video={target}", "--raw"]) == 1
     assert "cannot be written as a video" in capsys.readouterr().err
@@ -101,18 +101,18 @@ def test_a_video_that_cannot_be_written_is_told_and_leaves_nothing(real_video, t
     [
         (["--out=x"], "name a VIDEO or a --workdir"),
         (["a.mp4", "b.mp4", "--video=x.mp4"], "--video needs exactly one VIDEO"),
-        (["a.mp4"], "name a folder for the pictures with --out"),
+        (["a.mp4"], "name a folder for the figures with --out"),
         (["a.mp4", "--ot=x"], "unknown option --ot; did you mean --out?"),
     ],
 )
-def test_a_wrong_option_is_told(options, message, capsys):
+def test_a_wrong_option_is_reported(options, message, capsys):
     with pytest.raises(SystemExit) as error:
         visualize.main(options)
     assert error.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_workdir_without_results_is_told(tmp_path, capsys):
+def test_a_workdir_without_results_is_reported(tmp_path, capsys):
     assert visualize.main([f"--workdir={tmp_path}", f"--out={tmp_path}"]) == 1
     assert "finish its run first" in capsys.readouterr().err
 

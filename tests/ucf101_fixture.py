@@ -17,7 +17,7 @@ GROUPS = 6
 
 
 def write_avi(path: Path, seed: int, *, num_frames: int = 14) -> None:
-    """Writes a textured picture that drifts in a direction of its own."""
+    """Writes a textured frame that drifts in a direction of its own."""
     rng = np.random.default_rng(seed)
     texture = np.kron(rng.integers(0, 255, (45, 60, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
     drift = rng.integers(-4, 5, size=2)

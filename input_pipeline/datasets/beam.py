@@ -46,14 +46,7 @@ def write_shards(
     *,
     options: Any,
 ) -> None:
-    """Prepare shards in a Beam pipeline; return when all are finished.
-
-    Args:
-      folder: Where they are written.
-      shards: Number and videos of each.
-      spec: The canonical form.
-      options: Beam's `PipelineOptions`.
-    """
+    """Prepare shards (number and videos) in a Beam pipeline; return when all are finished."""
     import apache_beam as beam
 
     with beam.Pipeline(options=options) as pipeline:

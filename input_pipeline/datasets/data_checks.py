@@ -43,11 +43,7 @@ def warn_of_data(
 ) -> None:
     """Warn of untrained, untested and unbalanced classes, and of copies.
 
-    Args:
-      class_names: In the order of the labels.
-      entries: All videos, with their subset in each split.
-      paths: The file of each video, by its name.
-      same: Files of the same content, from `copies`.
+    `paths` has the file of each video by name, `same` the files of equal content (`copies`).
     """
     names = {path: name for name, path in paths.items()}
     label_of = {entry.name: entry.label for entry in entries}
@@ -79,10 +75,7 @@ def warn_of_data(
 
 
 def _warn_of_counts(
-    class_names: Sequence[str],
-    train: Mapping[int, int],
-    test: Mapping[int, int],
-    where: str,
+    class_names: Sequence[str], train: Mapping[int, int], test: Mapping[int, int], where: str
 ) -> None:
     for label, name in enumerate(class_names):
         if not train.get(label):

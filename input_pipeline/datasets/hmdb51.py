@@ -11,11 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from moclip_jax.input_pipeline.datasets.definition import Source, VideoDataset, VideoEntry
-from moclip_jax.input_pipeline.datasets.split_lists import (
-    normal_path,
-    read_lines,
-    split_number,
-)
+from moclip_jax.input_pipeline.datasets.split_lists import normal_path, read_lines, split_number
 from moclip_jax.input_pipeline.datasets.video_folder import existing_folder
 from moclip_jax.input_pipeline.video.clip import read_clip
 

@@ -72,9 +72,7 @@ def prepare(dataset: VideoDataset, folder: pathlib.Path, how: Preparation) -> No
     One process at a time works on a data set; others wait, and find it done.
 
     Args:
-      dataset: The data set.
       folder: Its folder, which exists when it is whole.
-      how: Workers, Beam and downloads.
 
     Raises:
       ValueError: The files or options that describe the data set are wrong, or no video could be
@@ -96,8 +94,6 @@ def retry_rejected(dataset: VideoDataset, folder: pathlib.Path, how: Preparation
 
     Args:
       dataset: The data set, with the present limits.
-      folder: Its folder.
-      how: Workers, Beam and downloads.
 
     Raises:
       ValueError, RuntimeError: As `prepare`.
@@ -281,7 +277,7 @@ def _locked(dataset: VideoDataset, folder: pathlib.Path) -> Iterator[None]:
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         # It would wait for the lock of its parent, which waits for it.
         raise RuntimeError(
-            "a process that is to prepare videos runs the main program again; put that under "
+            "worker processes import the main program; put the call that prepares videos under "
             "if __name__ == '__main__':"
         )
     with wait_for_lock(folder.with_name(f"{folder.name}.lock"), f"prepare {dataset.name}"):

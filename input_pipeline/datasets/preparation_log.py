@@ -27,13 +27,7 @@ class PreparationLog:
     """
 
     def __init__(self, what: str, folder: ShardFolder, shards: Sequence[Sequence[Source]]):
-        """Log how much an earlier run finished.
-
-        Args:
-          what: The work, for example 'prepare ucf101'.
-          folder: Where the shards are written.
-          shards: The videos of each shard.
-        """
+        """Log how much an earlier run finished."""
         done = [folder.outcomes(index) for index in range(len(shards))]
         self.missing = [index for index, outcomes in enumerate(done) if outcomes is None]
         self._what, self._folder, self._total = what, folder, sum(map(len, shards))

@@ -55,12 +55,10 @@ class PreparedDataset:
         """Divide the videos into training, validation and test.
 
         Args:
-          split: Published split, from 1.
           selection: What the checkpoint is selected on. 'heldout': whole groups of the training
             subset, taken from every class where groups lie within classes. 'test': the test subset,
             as the published code does. 'last': nothing, the last checkpoint is taken.
           heldout_fraction: Share of the training subset's groups held out.
-          seed: Seed of the choice of groups.
 
         Returns:
           Names of videos under 'train', 'validation', 'test' and 'rejected_test'. The last are the
@@ -105,11 +103,9 @@ class PreparedDataset:
             for path in info.splits[split].filepaths
         ]
 
-    def parse(
-        self, record: tf.Tensor, features: Sequence[str], *, packed: bool = False
-    ) -> dict[str, tf.Tensor]:
+    def parse(self, record: tf.Tensor, features: Sequence[str]) -> dict[str, tf.Tensor]:
         """Parse some features of a record, see `records.parse_record`."""
-        return parse_record(record, features, self.spec, packed=packed)
+        return parse_record(record, features, self.spec)
 
 
 def prepare_dataset(
@@ -133,22 +129,14 @@ def prepare_dataset(
       name: A key of `DATASETS`.
       data_dir: Folder of all prepared data sets. This one's subfolder is named by a hash of
         everything that it is made from.
-      spec: How videos are brought to the canonical form.
-      videos: Folder of the video files, where the data set needs one.
-      lists: Folder of the split lists, where the data set needs one.
-      num_workers: Processes that prepare videos; 0 for one a core.
-      options: Further options of the data set.
       only_open: True prepares nothing, not even rejected videos again.
       beam: Options of Apache Beam, see `beam.pipeline_options`; empty prepares without it.
-
-    Returns:
-      The data set.
 
     Raises:
       FileNotFoundError: It is absent and `only_open`.
       ValueError: Unknown name or options; wrong lists or folders; no video could be prepared; the
-        files have changed since the data set was prepared; `data_dir` is a bucket; or Beam is asked
-        for and not installed.
+        files have changed since the data set was prepared; `data_dir` is a bucket; or Beam is
+        requested and not installed.
       RuntimeError: A process that prepares videos could not start.
     """
     if name not in DATASETS:

@@ -35,16 +35,9 @@ _NATIVE_FIELDS = ("height", "width", "orientation")
 
 
 def encode_record(name: str, label: int, clip: Clip, spec: VideoSpec) -> bytes:
-    """Serialize a video as a `tf.train.Example`.
+    """Serialize a video as a `tf.train.Example`, to the same bytes in every process.
 
-    Args:
-      name: Unique name of the video.
-      label: Position of its class.
-      clip: The prepared video.
-      spec: The canonical form; its `source` decides how the motion is stored.
-
-    Returns:
-      The protocol buffer, the same bytes in every process.
+    `spec.source` decides how the motion is stored.
     """
     features = {
         "name": _bytes_list([name.encode()]),
@@ -74,14 +67,9 @@ def encode_record(name: str, label: int, clip: Clip, spec: VideoSpec) -> bytes:
 
 
 def pack_displacements(displacements: np.ndarray, is_intra: np.ndarray) -> list[bytes]:
-    """Compress canonical displacements, each group of pictures by itself.
+    """Compress canonical displacements, int16 `[n, gh, gw, 2]`, to a zlib string for each GOP.
 
-    Args:
-      displacements: int16 `[n, gh, gw, 2]`.
-      is_intra: bool `[n]`, True where a group begins; one begins at frame 0 in any case.
-
-    Returns:
-      The zlib string of each group.
+    A GOP begins where `is_intra` (bool `[n]`) is True, and at frame 0 in any case.
     """
     frames = len(displacements)
     shifted = (displacements.reshape(frames, -1).astype(np.int32) + _OFFSET).astype(np.uint16)
@@ -94,15 +82,7 @@ def pack_displacements(displacements: np.ndarray, is_intra: np.ndarray) -> list[
 
 
 def unpack_displacements(packed: Iterable[bytes], grid: tuple[int, int]) -> np.ndarray:
-    """Decompress the displacements of some groups of pictures, with NumPy.
-
-    Args:
-      packed: Zlib strings from `pack_displacements`, consecutive groups or any others.
-      grid: Height and width of the grid, in cells.
-
-    Returns:
-      int16 `[n, gh, gw, 2]`, the frames of the given groups one after another.
-    """
+    """Decompress some GOPs from `pack_displacements` to int16 `[n, gh, gw, 2]`, with NumPy."""
     raw = np.frombuffer(b"".join(map(zlib.decompress, packed)), np.uint8)
     planes = raw.reshape(-1, 2, *grid, 2)
     # Addition in uint16 wraps around, so that the sum is right for negative values too.
@@ -118,11 +98,9 @@ def clip_from_record(
     """Return the video of a record, or those parts of it that were parsed.
 
     Args:
-      example: `num_frames`, and what else is wanted, as `parse_record` gives it with `packed`, in
-        NumPy.
-      spec: The canonical form that the record was written with.
-      frame_indices: Frames whose motion is wanted. Of canonical motion only their groups of
-        pictures, and those of the frames before them, are unpacked.
+      example: `num_frames`, and what else is wanted, as `parse_record` gives it, in NumPy.
+      frame_indices: Frames whose motion is wanted. Of canonical motion only their GOPs,
+        and those of the frames before them, are unpacked.
 
     Returns:
       The video. What was not parsed is empty; times are not stored, and zero.
@@ -205,19 +183,17 @@ def record_features(spec: VideoSpec) -> "tfds.features.FeaturesDict":
 
 
 def parse_record(
-    record: "tf.Tensor", features: Sequence[str], spec: VideoSpec, *, packed: bool = False
+    record: "tf.Tensor", features: Sequence[str], spec: VideoSpec
 ) -> dict[str, "tf.Tensor"]:
     """Parse some features of a serialized record in TensorFlow, and no others.
 
     Args:
       record: string scalar.
       features: Names of features; RGB `frames` stay JPEG.
-      spec: The canonical form that the record was written with.
-      packed: Leave canonical `displacements` packed, string `[groups]`, for a caller that unpacks
-        only some of the groups.
 
     Returns:
-      The features, in the dtypes of the fields of `Clip`.
+      The features, in the dtypes of the fields of `Clip`; canonical `displacements` stay packed,
+      string `[groups]`, for a caller that needs only some of the groups.
     """
     import tensorflow as tf
 
@@ -227,9 +203,8 @@ def parse_record(
     )
     for name in features:
         if name == "displacements" and spec.source == "reencode":
-            if not packed:
-                example[name] = _unpack_all(example[name], grid_size(spec))
-        elif name in ("displacements", "future"):
+            continue
+        if name in ("displacements", "future"):
             example[name] = stored[name].decode_example(example[name])
         elif name in ("is_intra", "is_bidirectional", "frame_indices", *_NATIVE_FIELDS):
             # A `tf.train.Example` has no integers but int64, and no booleans.
@@ -238,15 +213,10 @@ def parse_record(
 
 
 def unpack_groups(packed: "tf.Tensor", grid: tuple[int, int], num_frames: int) -> "tf.Tensor":
-    """Decompress some groups of pictures in TensorFlow, to arrays of one length.
+    """Decompress some GOPs, string `[S]`, in TensorFlow, to arrays of one length.
 
-    Args:
-      packed: string `[S]`, some of those from `pack_displacements`.
-      grid: Height and width of the grid, in cells.
-      num_frames: Frames of the longest group at least.
-
-    Returns:
-      uint8 `[S, num_frames, 2, gh, gw, 2]`, low and high bytes; zeros follow a shorter group.
+    `num_frames` is at least the frames of the longest. Returns uint8
+    `[S, num_frames, 2, gh, gw, 2]`, low and high bytes; zeros follow a shorter GOP.
     """
     import tensorflow as tf
 
@@ -262,16 +232,6 @@ def join_bytes(planes: "tf.Tensor") -> "tf.Tensor":
 
     low, high = (tf.cast(planes[..., i, :, :, :], tf.int32) for i in range(2))
     return tf.cast(low + 256 * high - _OFFSET, tf.int16)
-
-
-def _unpack_all(packed: "tf.Tensor", grid: tuple[int, int]) -> "tf.Tensor":
-    """Decompress all displacements of a video in TensorFlow: string `[groups]` -> int16."""
-    import tensorflow as tf
-
-    raw = tf.io.decode_raw(
-        tf.strings.reduce_join(tf.io.decode_compressed(packed, "ZLIB")), tf.uint8
-    )
-    return join_bytes(tf.reshape(raw, [-1, 2, *grid, 2]))
 
 
 # The wire format of `tf.train.Example`: written here because its class comes with TensorFlow, which

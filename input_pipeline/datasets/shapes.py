@@ -98,7 +98,6 @@ def render_clip(
     inside the frame for any number of frames (24 frames of 128 x 128: 2.1 to 2.5 pixels a frame).
 
     Args:
-      shape: One of `SHAPES`.
       motion: One of `MOTIONS`; "sliding" is sideways and "spinning" turns, in a random direction.
       group_seed: Chooses the background and the palette.
       clip_seed: Chooses everything else, within the group.
@@ -168,20 +167,9 @@ def render_clip(
 def render_still(
     shape: str, *, group_seed: int, clip_seed: int, height: int, width: int
 ) -> np.ndarray:
-    """Draw the middle frame of the clips with these seeds; it is the same for all motions.
+    """Draw the middle frame of `render_clip` with these seeds, uint8 [height, width, 3].
 
-    Args:
-      shape: One of `SHAPES`.
-      group_seed: As in `render_clip`.
-      clip_seed: As in `render_clip`.
-      height: Of the frame, in pixels, at least 32.
-      width: Of the frame, in pixels, at least 32.
-
-    Returns:
-      uint8 [height, width, 3], RGB.
-
-    Raises:
-      ValueError: For an unknown shape or a frame that is too small.
+    It is the same for all motions. Raises ValueError as `render_clip` does.
     """
     clip = render_clip(
         shape,

@@ -75,14 +75,10 @@ class ShardFolder:
         return self.path / f"{index:05d}.tfrecord"
 
     def write(self, index: int, results: Iterable[tuple[bytes, Outcome]]) -> Iterator[Outcome]:
-        """Write a shard whole or not at all.
+        """Write a shard whole or not at all, and yield the outcomes.
 
-        Args:
-          index: Number of the shard.
-          results: Of each of its videos, the record, empty if it was rejected, and the outcome.
-
-        Yields:
-          The outcomes; the shard is finished when there are no more.
+        `results` are the record (empty if rejected) and outcome of each video. The shard is
+        finished when there are no more.
         """
         # Imported here because worker processes import this module, and TensorFlow takes seconds.
         import tensorflow as tf

@@ -51,12 +51,6 @@ def has_lists(folder: pathlib.Path) -> bool:
 def read_split_lists(folder: pathlib.Path) -> SplitLists:
     """Read `classInd.txt` and every pair of lists in a folder.
 
-    Args:
-      folder: The folder that holds them.
-
-    Returns:
-      The classes and the splits.
-
     Raises:
       ValueError: A file is missing or has a wrong line; the message names the file and the line.
     """

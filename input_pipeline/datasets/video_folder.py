@@ -97,7 +97,6 @@ def listed_sources(
     Args:
       splits: For each split, the lines under 'train' and 'test'.
       find: Returns the file of a listed video, or None if there is none.
-      spec: The canonical form.
 
     Returns:
       Sources in the order of their first mention; a split that does not list a video has 'unused'.

@@ -49,15 +49,7 @@ class Outcome:
 
 
 def make_record(source: Source, spec: VideoSpec) -> tuple[bytes, Outcome]:
-    """Prepare a video in this process.
-
-    Args:
-      source: The video.
-      spec: The canonical form.
-
-    Returns:
-      The serialized record, empty if the video was rejected, and what became of it.
-    """
+    """Prepare a video; return its record, empty if it was rejected, and what became of it."""
     start = time.monotonic()
     entry = source.entry
     try:
@@ -83,9 +75,7 @@ def make_records(
     """Prepare videos in child processes.
 
     Args:
-      sources: The videos.
       spec: The canonical form; its `max_seconds` is the time limit of a video.
-      num_workers: Number of child processes, at least 1.
 
     Yields:
       As `make_record`, in the order of the videos, with a bounded number of results in memory.
@@ -114,7 +104,7 @@ def make_records(
 
 def num_cores() -> int:
     """Return the number of cores that this process may use."""
-    # Only Linux tells which cores a process is restricted to.
+    # Only Linux reports which cores a process is restricted to.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -130,8 +120,8 @@ def _make_isolated(pool: WorkerPool, source: Source, spec: VideoSpec) -> tuple[b
         except WorkerError as error:
             if not error.started:
                 raise RuntimeError(
-                    f"a process that prepares videos {error.reason}, unless it said why most "
-                    "likely for want of memory; use fewer (config.dataset.num_workers)"
+                    f"a worker process {error.reason}, most likely out of memory unless it printed "
+                    "another cause; use fewer (config.dataset.num_workers)"
                 ) from error
             # A process serves many videos, so the crash may be due to an earlier one: the second
             # attempt runs in a new process.

@@ -25,7 +25,7 @@ def accumulate(
     """Accumulate block displacements back to the I-frame of each GOP.
 
     At an I-frame every pixel is its own origin. In every later frame a pixel takes the origin that
-    its source had in the frame's reference, if the source lies inside the picture, and otherwise
+    its source had in the frame's reference, if the source lies inside the frame, and otherwise
     keeps the origin that its own place had there.
 
     The reference is the latest I- or P-frame shown before. Under a B-frame's block whose vector
@@ -33,13 +33,11 @@ def accumulate(
     keeps the origin of its own place in the frame before. No frame refers to a B-frame.
 
     Args:
-      displacements: int16 `[n, gh, gw, 2]` as `paint_blocks` gives.
+      displacements: int16 `[n, gh, gw, 2]` as `rasterize_vectors` gives.
       is_intra: bool `[n]`.
-      height: Height of the picture in pixels.
-      width: Width of the picture in pixels.
       frame_indices: Frames wanted, in any order; None for all.
       is_bidirectional: bool `[n]`, the B-frames; None for none.
-      future: bool `[n, gh, gw]` as `paint_blocks` gives; None for none.
+      future: bool `[n, gh, gw]` as `rasterize_vectors` gives; None for none.
 
     Returns:
       int32 `[len(frame_indices), height, width, 2]`, (x, y) of `position - origin` in pixels.
@@ -75,18 +73,8 @@ def accumulated_fields(
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Accumulate as `accumulate` does, and hold one field at a time.
 
-    Args:
-      displacements: As `accumulate`; the others too.
-      is_intra: bool `[n]`.
-      height: Of the picture in pixels.
-      width: Of the picture in pixels.
-      frame_indices: Frames wanted, in any order.
-      is_bidirectional: bool `[n]` or None.
-      future: bool `[n, gh, gw]` or None.
-
-    Yields:
-      The places in `frame_indices` that ask for a frame, and its field, int16 `[height, width, 2]`,
-      (x, y) of `position - origin` in pixels, which the next one takes the place of.
+    Yields the places in `frame_indices` that request a frame, and its field, int16
+    `[height, width, 2]`, whose memory the next one takes.
 
     Raises:
       IndexError: A frame index outside the video.
@@ -216,18 +204,13 @@ class _OriginGrid:
     ) -> np.ndarray:
         """Replace some cells of a map by what lies at their displacements in another.
 
-        Args:
-          held: The map; a pixel whose source lies outside the picture keeps its value.
-          source: The map that is read.
-          chosen: bool `[gh, gw]`, the cells to replace.
-          cells: int16 `[gh, gw, 2]`, displacements (x, y).
-
-        Returns:
-          A new map, or `held` itself where no cell is chosen.
+        A pixel of `held` whose source lies outside the frame keeps its value. `chosen` is bool
+        `[gh, gw]`, `cells` int16 `[gh, gw, 2]`. Returns a new map, or `held` itself where no cell
+        is chosen.
         """
         pairs = np.ascontiguousarray(cells).view(np.int32)[..., 0]
         if pairs.shape[1] % 2:
-            # One more column, behind the picture; nobody will see what is there.
+            # One more column, behind the frame; it is never read.
             pairs, chosen = (np.concatenate([x, x[:, -1:]], 1) for x in (pairs, chosen))
         if (pairs[:, ::2] == pairs[:, 1::2]).all() and (chosen[:, ::2] == chosen[:, 1::2]).all():
             # Blocks of 16 pixels everywhere, as most codecs have: half as many cells.
@@ -253,8 +236,8 @@ class _Cells:
         # Of each cell its sides, and its first pixel in the row of all pixels.
         self._top, self._left = np.repeat(tops, len(lefts)), np.tile(lefts, len(tops))
         self._start = self._top * self._in_row + self._left
-        # Where its source may begin at most. What a cell itself has outside the picture may come
-        # from outside: nobody will see it.
+        # Where its source may begin at most. What a cell itself has outside the frame may come
+        # from outside: it is never read.
         self._last_top = np.maximum(height - BLOCK, self._top).astype(np.uintp)
         self._last_left = np.maximum(width - cell_width, self._left).astype(np.uintp)
         self._down, self._across = np.arange(BLOCK), np.arange(cell_width)
@@ -290,7 +273,7 @@ class _Cells:
             at = (own[whole, None] + self._rows) // self._cell_width
             result.reshape(-1).view(self._piece)[at] = pieces[start[whole, None] + self._rows]
         if edge.size:
-            # What crosses the picture's edge holds its own pixels by now, and some are replaced.
+            # What crosses the frame's edge holds its own pixels by now, and some are replaced.
             y, x = top[edge, None] + self._down, left[edge, None] + self._across
             inside_y, inside_x = y.view(np.uintp) < self._height, x.view(np.uintp) < self._width
             inside = np.flatnonzero(inside_y[:, :, None] & inside_x[:, None, :])

@@ -32,59 +32,22 @@ VECTOR_DTYPE = np.dtype(
 """FFmpeg's `AVMotionVector`, field by field."""
 
 
-def paint_displacements(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Paint the vectors that point to the past on the 8-pixel grid.
-
-    Args:
-      vectors: Structured array of `VECTOR_DTYPE`. Those with `source > 0` (from a future frame, in
-        B-frames) are not painted.
-      height: Height of the picture in pixels.
-      width: Width of the picture in pixels.
-
-    Returns:
-      int16 `[ceil(height / 8), ceil(width / 8), 2]`, (x, y) of `src - dst` in pixels; zero where
-      there is no vector.
-
-    Raises:
-      ValueError: A block does not lie on the 8-pixel grid.
-    """
-    return paint_frames([vectors.tobytes()], [False], height, width)[0][0]
-
-
-def paint_blocks(vectors: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Paint all vectors of a frame; where a block has both kinds, the one from the past.
-
-    Args:
-      vectors: Structured array of `VECTOR_DTYPE`.
-      height: Height of the picture in pixels.
-      width: Width of the picture in pixels.
-
-    Returns:
-      int16 `[gh, gw, 2]` as `paint_displacements`, and bool `[gh, gw]`, True where the displacement
-      points to a future frame.
-
-    Raises:
-      ValueError: A block does not lie on the 8-pixel grid.
-    """
-    displacements, future = paint_frames([vectors.tobytes()], [True], height, width)
-    return displacements[0], future[0]
-
-
-def paint_frames(
+def rasterize_vectors(
     vectors: Sequence[bytes], both_ways: Sequence[bool], height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paint several frames of one size at once, which costs little more than painting one.
+    """Write the vectors of frames of one size on the 8-pixel grid.
+
+    Several frames at once cost little more than one. Where a block has a vector of each direction,
+    the one from the past counts.
 
     Args:
       vectors: For each frame, the bytes of an array of `VECTOR_DTYPE`.
-      both_ways: For each frame, whether it is painted as `paint_blocks` does (B-frames), or as
-        `paint_displacements` does.
-      height: Height of the pictures in pixels.
-      width: Width of the pictures in pixels.
+      both_ways: For each frame, whether vectors from future frames (`source > 0`) count too, as in
+        B-frames.
 
     Returns:
-      int16 `[n, gh, gw, 2]` displacements and bool `[n, gh, gw]`, True where they point to a future
-      frame.
+      int16 `[n, ceil(height / 8), ceil(width / 8), 2]`, (x, y) of `src - dst` in pixels, zero where
+      there is no vector; and bool `[n, gh, gw]`, True where they point to a future frame.
 
     Raises:
       ValueError: A block does not lie on the 8-pixel grid.
@@ -98,8 +61,8 @@ def paint_frames(
     # An or has the low bits of any, and the sign of any.
     together = int(np.bitwise_or.reduce(left | top | w | h))
     if together < 0 or together % BLOCK:
-        raise ValueError("a motion vector's block does not lie on the picture's 8-pixel grid")
-    # Blocks may reach over the picture's edge: grids that hold them whole need no look at each.
+        raise ValueError("a motion vector's block does not lie on the frame's 8-pixel grid")
+    # Blocks may reach over the frame's edge: grids that hold them whole need no look at each.
     rows = max(int((top + h).max(initial=0)) // BLOCK, grid_h)
     columns = max(int((left + w).max(initial=0)) // BLOCK, grid_w)
     shape = (len(vectors), rows, columns)
@@ -115,15 +78,15 @@ def paint_frames(
     displacements = np.zeros(shape, np.int32)
     future = np.zeros(shape, bool)
     past = joined["source"] < 0
-    blocks.paint(displacements, moving & past, pairs)
+    blocks.fill(displacements, moving & past, pairs)
     if not past.all():
         both = np.asarray(both_ways)[frame]
         coming = both & (joined["source"] > 0)
-        # A block that stands still also says where it comes from, so cover is painted apart.
-        blocks.paint(future, coming, coming)
-        blocks.paint(future, both & ~coming, coming)
+        # A block with a zero vector has a reference too, so references are filled in separately.
+        blocks.fill(future, coming, coming)
+        blocks.fill(future, both & ~coming, coming)
         ahead = np.zeros(shape, np.int32)
-        blocks.paint(ahead, moving & coming, pairs)
+        blocks.fill(ahead, moving & coming, pairs)
         np.copyto(displacements, ahead, where=future)
     inside = np.ascontiguousarray(displacements[:, :grid_h, :grid_w])
     return (
@@ -146,11 +109,11 @@ class _Blocks:
         self._first, self._rows, self._columns = first, rows, columns
         self._grid_columns = grid_columns
 
-    def paint(self, grids: np.ndarray, chosen: np.ndarray, values: np.ndarray) -> None:
+    def fill(self, grids: np.ndarray, chosen: np.ndarray, values: np.ndarray) -> None:
         """Write the values of the chosen blocks over their cells; the last block counts.
 
         Args:
-          grids: What is painted, of any shape.
+          grids: What is filled in, of any shape.
           chosen: bool `[n]`.
           values: `[n]`, one for each block, chosen or not.
         """

@@ -24,9 +24,9 @@ class BlockMotion:
       is_intra: bool `[n]`, True for I-frames.
       is_bidirectional: bool `[n]`, True for B-frames; all others are references.
       future: bool `[m, gh, gw]`, True where a B-frame's displacement points to the next reference.
-      height: Height of the coded picture in pixels.
-      width: Width of the coded picture in pixels.
-      orientation: How the coded picture is turned to be shown, see `orientation.py`.
+      height: Height of the coded frame in pixels.
+      width: Width of the coded frame in pixels.
+      orientation: How the coded frame is turned to be shown, see `orientation.py`.
       kept: int `[m]`, the frames whose displacements are there; None for all. A frame that is there
         can be accumulated: so are the frames that it depends on.
     """
@@ -42,17 +42,13 @@ class BlockMotion:
 
     @property
     def shown_size(self) -> tuple[int, int]:
-        """Height and width of the picture as it is shown."""
+        """Height and width of the frame as it is shown."""
         return oriented_size(self.height, self.width, self.orientation)
 
     def accumulate(self, frame_indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Return the accumulated motion of the picture as it is shown.
+        """Return accumulated motion, turned upright: int32 `[len(frame_indices), h, w, 2]`.
 
-        Args:
-          frame_indices: Frames wanted, in any order; None for all.
-
-        Returns:
-          int32 `[len(frame_indices), h, w, 2]` as `accumulate`, turned upright.
+        See `accumulate.accumulate`; `frame_indices=None` is all frames.
 
         Raises:
           IndexError: A frame index outside the video, or of a frame that was not kept.
@@ -66,14 +62,7 @@ class BlockMotion:
     def accumulated_fields(
         self, frame_indices: Sequence[int] | np.ndarray
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Yield what `accumulate` returns field by field.
-
-        Args:
-          frame_indices: Frames wanted, in any order.
-
-        Yields:
-          Places in `frame_indices`, and their field int16 `[h, w, 2]`, turned upright.
-        """
+        """Yield places in `frame_indices` and their upright field, int16 `[h, w, 2]`."""
         rows, is_intra, is_bidirectional = self._rows(frame_indices)
         for places, field in accumulated_fields(
             self.displacements,
@@ -110,15 +99,19 @@ class BlockMotion:
             raise IndexError(f"the motion of frame {absent[0]} was not kept")
         return rows, self.is_intra[self.kept], self.is_bidirectional[self.kept]
 
+    def cells(self, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the displacements of frames, int16 `[len(frame_indices), gh, gw, 2]`.
+
+        Raises:
+          IndexError: As `accumulate`.
+        """
+        return self.displacements[self._rows(frame_indices)[0]]
+
     def each_alone(self, frame_indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the motion of frames against the reference that each block has, turned upright.
+        """Return upright motion against the reference of each block: int32 `[n, h, w, 2]`.
 
-        Args:
-          frame_indices: Frames wanted, in any order.
-
-        Returns:
-          int32 `[len(frame_indices), h, w, 2]`, (x, y) in pixels, forward in time either way: where
-          a block refers to the next reference, it is the motion from the block to there.
+        It points forward in time either way: where a block refers to the next reference, it is the
+        motion from the block to there.
 
         Raises:
           IndexError: As `accumulate`.
@@ -158,9 +151,9 @@ class FrameBlocks:
       displacements: int16 `[gh, gw, 2]`.
       future: bool `[gh, gw]`.
       picture_type: 'I', 'P', 'B' or '?'.
-      height: Height of the coded picture in pixels.
-      width: Width of the coded picture in pixels.
-      orientation: How the coded picture is turned to be shown.
+      height: Height of the coded frame in pixels.
+      width: Width of the coded frame in pixels.
+      orientation: How the coded frame is turned to be shown.
     """
 
     displacements: np.ndarray
@@ -170,22 +163,17 @@ class FrameBlocks:
     width: int
     orientation: int
 
-    @property
-    def picture(self) -> tuple[int, int, int]:
-        """What all frames of a video share."""
-        return self.height, self.width, self.orientation
-
 
 def join_blocks(frames: Sequence[FrameBlocks]) -> BlockMotion:
-    """Return the motion of consecutive frames, at least one, of the same picture size."""
-    height, width, orientation = frames[0].picture
+    """Return the motion of consecutive frames, at least one, of the same frame size."""
+    first = frames[0]
     types = np.array([frame.picture_type for frame in frames])
     return BlockMotion(
         displacements=np.stack([frame.displacements for frame in frames]),
         is_intra=types == "I",
         is_bidirectional=types == "B",
         future=np.stack([frame.future for frame in frames]),
-        height=height,
-        width=width,
-        orientation=orientation,
+        height=first.height,
+        width=first.width,
+        orientation=first.orientation,
     )

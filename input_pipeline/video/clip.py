@@ -27,7 +27,7 @@ from moclip_jax.input_pipeline.video.motion_vectors import (
     NoVectorsError,
 )
 from moclip_jax.input_pipeline.video.orientation import Uprighter, shown_aspect
-from moclip_jax.input_pipeline.video.reencode import CanonicalStream, reencode, upright_picture
+from moclip_jax.input_pipeline.video.reencode import CanonicalStream, upright_picture
 from moclip_jax.input_pipeline.video.rgb_frames import FrameKeeper, frame_jpeg, frame_positions
 from moclip_jax.input_pipeline.video.seek import UncertainOrderError, decode_needed
 from moclip_jax.input_pipeline.video.spec import VideoSpec
@@ -41,13 +41,12 @@ __all__ = [
     "frame_jpeg",
     "frame_positions",
     "read_clip",
-    "reencode",
 ]
 
 # Of a motion that is read whole, for training: a record on disk can hold no more than twice that.
 _LARGEST_MOTION = 2**30
 # Share of a file's frames up to which those that its RGB frames need are decoded apart: a pass over
-# all frames that gives vectors alone saves more than that, against one that computes all pictures.
+# all frames that gives vectors alone saves more than that, against one that computes all pixels.
 _FEW_FRAMES = 0.1
 
 
@@ -56,7 +55,7 @@ class Clip:
     """A video in the form that the pipeline stores.
 
     Attributes:
-      displacements: int16 `[n, gh, gw, 2]`, (x, y) of `src - dst` in pixels of the coded picture,
+      displacements: int16 `[n, gh, gw, 2]`, (x, y) of `src - dst` in pixels of the coded frame,
         on its 8-pixel grid: `gh = ceil(height / 8)`, `gw = ceil(width / 8)`.
       is_intra: bool `[n]`, True where the coded frame is an I-frame.
       frames: JPEG bytes of `k` RGB frames as they are shown: upright, in square pixels.
@@ -64,11 +63,11 @@ class Clip:
       num_frames: Number of frames `n`.
       fps: Frames a second on average, by `times`; of a single frame what the source declares, 0
         where it does not.
-      source: Where the motion comes from: 'reencode' (the coded picture is the canonical one) or
+      source: Where the motion comes from: 'reencode' (the coded frame is the canonical one) or
         'native' (it is the stream's own).
-      height: Height of the coded picture in pixels.
-      width: Width of the coded picture in pixels.
-      orientation: How the coded picture is turned to be shown, 0 to 7, see
+      height: Height of the coded frame in pixels.
+      width: Width of the coded frame in pixels.
+      orientation: How the coded frame is turned to be shown, 0 to 7, see
         `orientation.py`; 0 for canonical frames, which are turned before encoding.
       is_bidirectional: bool `[n]`, True for B-frames; canonical streams have none.
       future: bool `[n, gh, gw]`, True where a B-frame's displacement points to the next I- or
@@ -142,15 +141,11 @@ class Clip:
         )
 
     def part(self, begin: int, end: int, chosen: np.ndarray) -> "Clip":
-        """Return some consecutive frames as a video of their own.
+        """Return the frames from `begin` to before `end` as a video of their own.
 
         Their motion is that of the whole video if `begin` is an I-frame, or the video's beginning.
-
-        Args:
-          begin: First frame.
-          end: Frame after the last.
-          chosen: bool `[k]`, the RGB frames to keep, at least one. One from outside the part
-            counts as its first or last frame.
+        Of the RGB frames those in `chosen`, bool `[k]`, are kept, at least one; one from outside
+        the part counts as its first or last frame.
         """
         stop = end
         if self.is_bidirectional[end - 1]:
@@ -174,21 +169,17 @@ class Clip:
         )
 
     def group_starts(self) -> np.ndarray:
-        """Return int `[groups]`: frame 0 and the I-frames, where motion begins anew."""
+        """Return int `[groups]`: frame 0 and the I-frames, where motion starts again."""
         return np.unique(np.append(0, np.flatnonzero(self.is_intra)))
 
 
 def read_clip(
-    path: str | os.PathLike,
-    spec: VideoSpec,
-    wanted: Callable[[int], Iterable[int]] | None = None,
+    path: str | os.PathLike, spec: VideoSpec, wanted: Callable[[int], Iterable[int]] | None = None
 ) -> Clip:
     """Bring a video file to the form that the pipeline stores.
 
     Args:
-      path: A local video file of any format and codec that FFmpeg reads.
-      spec: The canonical form.
-      wanted: From the number of frames to those whose motion will be asked for; the frame before
+      wanted: From the number of frames to those whose motion will be requested; the frame before
         each of them is there too, because it stands for an I-frame, which has none. Memory then
         does not grow with the length of the video. None for all frames.
 
@@ -214,7 +205,7 @@ def read_clip(
         return _read("reencode", path, spec, checked, wanted)
     except av.FFmpegError as error:
         # Decoding names its own errors; what is left is a frame that cannot be converted.
-        raise VideoError(path, f"its pictures cannot be converted ({error})") from error
+        raise VideoError(path, f"its frames cannot be converted ({error})") from error
 
 
 def _read(
@@ -254,11 +245,7 @@ def clip_from_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> Clip:
 
     Args:
       frames: uint8 `[n, h, w, 3]` RGB.
-      spec: The canonical form.
       fps: Frames a second, stored as it is.
-
-    Returns:
-      The prepared video.
 
     Raises:
       ValueError: `frames` has another shape or dtype, or no frame.
@@ -277,15 +264,7 @@ def clip_from_frames(frames: np.ndarray, spec: VideoSpec, fps: float) -> Clip:
 
 
 class _Reading:
-    """One pass over the frames of a video, and what is gathered on the way.
-
-    Attributes:
-      motion: Gathers motion.
-      rgb: Gathers RGB frames.
-      stamps: Time stamps of the frames, NaN where there is none.
-      time_base: Their unit in seconds.
-      num_corrupt: Frames that the decoder marked as damaged.
-    """
+    """One pass over the frames of a video, and what it gathers; a missing time stamp is NaN."""
 
     def __init__(
         self,
@@ -364,7 +343,7 @@ def _seek_rgb_frames(reading: _Reading) -> bool:
         for index, frame in decode_needed(path, reading.rgb.wanted, None, limits, most=_FEW_FRAMES):
             reading.keep_rgb(index, frame)
     except (UncertainOrderError, VideoError):
-        # Damage is found again, and told, when everything is decoded.
+        # Damage is found again, and reported, when everything is decoded.
         reading.rgb.jpegs.clear()
         return False
     return True

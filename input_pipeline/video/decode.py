@@ -77,11 +77,10 @@ def frame_side_data(frame: av.VideoFrame, name: str) -> SideData | None:
     """Return one kind of a frame's side data.
 
     Not by `frame.side_data`: the frame keeps what that gives, which keeps the frame, so that its
-    pixels stay in memory until Python's garbage collector comes by. A hundred frames pile up, and
-    each new one is written to fresh memory, which takes longer than reading its vectors.
+    pixels stay in memory until Python's garbage collector runs, about a hundred frames later. Each
+    new frame is then written to new memory, which takes longer than reading its vectors.
 
     Args:
-      frame: From the decoder.
       name: FFmpeg's name, for example 'MOTION_VECTORS'.
 
     Returns:
@@ -113,16 +112,9 @@ def open_video(
     frame. Where a file has several video streams it is the first that is not a cover picture, nor
     a single frame if another is not.
 
-    Args:
-      path: A local video file.
-      limits: What the file may cost.
-
-    Yields:
-      The open container and the stream.
-
     Raises:
       VideoError: The file is absent, empty, not a video, a still image (also HEIC, AVIF, ICO and
-        GIF of one frame), has no video stream, or its size or its picture's size is beyond the
+        GIF of one frame), has no video stream, or its size or its frame's size is beyond the
         limits.
     """
     name = os.fspath(path)
@@ -135,7 +127,7 @@ def open_video(
         raise VideoError(name, "the file is empty")
     if limits.max_bytes is not None and size > limits.max_bytes:
         raise VideoError(name, f"has {size} bytes, more than max_bytes={limits.max_bytes}")
-    # FFmpeg decodes a little while it opens a file; a huge picture must not be allocated there.
+    # FFmpeg decodes a little while it opens a file; a huge frame must not be allocated there.
     options = decoder_limits(limits)
     try:
         # The `file:` protocol, because FFmpeg would take a name such as "a:b.avi" for an address.
@@ -171,14 +163,7 @@ def check_video(path: str | os.PathLike, limits: Limits = NO_LIMITS) -> CheckedV
     A file counts as cut when FFmpeg marks a packet as incomplete, or when the packets end before
     the end its header declares (AVI, MP4/MOV, Matroska/WebM, FLV) by more than one and a half times
     the longest time between two of them. Streams without such a declaration (MPEG-TS, MPEG-PS, raw)
-    can be cut between two packets without anybody being able to tell.
-
-    Args:
-      path: A local video file.
-      limits: What the file may cost.
-
-    Returns:
-      What was found.
+    can be cut between two packets undetected.
 
     Raises:
       VideoError: As `open_video`, or the file is cut, damaged, without packets, or beyond the
@@ -249,15 +234,6 @@ def demux(
 ) -> Iterator[av.Packet]:
     """Read a stream's packets that hold anything, in decoding order.
 
-    Args:
-      path: The file, for messages.
-      container: From `open_video`.
-      stream: From `open_video`.
-      limits: What the file may cost.
-
-    Yields:
-      The packets.
-
     Raises:
       VideoError: A packet is cut, damaged or encrypted, the file cannot be read to its end, or it
         takes too long.
@@ -281,16 +257,9 @@ def demux(
 
 
 def decode_frames(
-    path: str | os.PathLike,
-    options: dict[str, str] | None = None,
-    limits: Limits = NO_LIMITS,
+    path: str | os.PathLike, options: dict[str, str] | None = None, limits: Limits = NO_LIMITS
 ) -> Iterator[av.VideoFrame]:
     """Decode a file's first video stream in display order.
-
-    Args:
-      path: A local video file.
-      options: Options for FFmpeg's decoder, for example `{'flags2': '+export_mvs'}`.
-      limits: What the file may cost.
 
     Yields:
       Every frame, at least one; `frame.time` is its presentation time in seconds, None where the
@@ -330,14 +299,7 @@ def decode_packets(
     To decode others afterwards, call `stream.codec_context.flush_buffers()` first.
 
     Args:
-      path: The file, for messages.
-      stream: From `open_video`.
-      packets: Packets of the stream, in decoding order.
       options: Options for FFmpeg's decoder; only those of a stream's first call count.
-      limits: What the file may cost.
-
-    Yields:
-      Every frame, in display order.
 
     Raises:
       VideoError: A packet is damaged, or the file is beyond the limits.

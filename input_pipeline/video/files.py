@@ -1,8 +1,7 @@
 """Find the video files that a user names: files, folders, patterns.
 
 One rule for prediction and training: a file in a folder is used if FFmpeg can demux it as a video.
-Still images, text, sound and hidden files are not, and what is left out is returned with the
-reason.
+Still images, text, audio and hidden files are skipped, and returned with the reason.
 """
 
 import collections
@@ -37,7 +36,6 @@ def find_videos(
     is taken for a file, whether or not it exists.
 
     Args:
-      names: Files, folders and patterns.
       skipped: Gets what was left out of the folders, as from `videos_under`.
 
     Yields:
@@ -66,9 +64,6 @@ def videos_under(folder: str | os.PathLike[str]) -> tuple[list[str], list[VideoE
 
     A file with one of `VIDEO_SUFFIXES` is used as it is. Any other is opened once, without decoding
     it, and used if `open_video` takes it. Links to folders are followed.
-
-    Args:
-      folder: An existing folder.
 
     Returns:
       The paths of the videos, in the order of their parts; and what was left out, each with the
@@ -116,14 +111,7 @@ def _why_no_video(path: str) -> VideoError | None:
 
 
 def describe_skipped(skipped: Sequence[VideoError]) -> list[str]:
-    """Summarize what `videos_under` left out.
-
-    Args:
-      skipped: From `videos_under`.
-
-    Returns:
-      A line for each reason, with the number of files and the first few names.
-    """
+    """Return a line for each reason to skip files: their number and the first few names."""
     by_reason: dict[str, list[str]] = collections.defaultdict(list)
     for error in skipped:
         by_reason[error.reason].append(error.path)

@@ -29,9 +29,9 @@ class Limits:
     Attributes:
       max_bytes: Size of the file.
       max_frames: Frames of the video.
-      max_pixels: Width times height of the picture.
+      max_pixels: Width times height of the frame.
       max_seconds: Seconds that one pass over the file may take, the caller's own work on the
-        frames included. Looked at between two packets: a single picture that never ends needs
+        frames included. Looked at between two packets: a single frame that never ends needs
         `moclip_jax.input_pipeline.video.subprocess_pool`.
     """
 
@@ -92,7 +92,7 @@ def check_size(path: str | os.PathLike, width: int, height: int, limits: Limits)
     """
     if limits.max_pixels is not None and width * height > limits.max_pixels:
         raise VideoError(
-            path, f"its picture of {width}x{height} has more than max_pixels={limits.max_pixels}"
+            path, f"its frame of {width}x{height} has more than max_pixels={limits.max_pixels}"
         )
 
 

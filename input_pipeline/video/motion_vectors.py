@@ -1,7 +1,7 @@
 """Read the codec's motion vectors, and have them accumulated back to the I-frame.
 
-Vectors are painted on an 8-pixel grid, the smallest block FFmpeg exports; `accumulate` accumulates
-them. `docs/video.md` has the definition with a picture.
+Vectors are rasterized on an 8-pixel grid, the smallest block FFmpeg exports. `docs/video.md`
+has the definition with a figure.
 """
 
 import bisect
@@ -12,19 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import av
 import numpy as np
 
-from moclip_jax.input_pipeline.video.block_grid import (
-    BLOCK,
-    VECTOR_DTYPE,
-    paint_blocks,
-    paint_displacements,
-    paint_frames,
-)
+from moclip_jax.input_pipeline.video.block_grid import BLOCK, VECTOR_DTYPE, rasterize_vectors
 from moclip_jax.input_pipeline.video.block_motion import BlockMotion, FrameBlocks
-from moclip_jax.input_pipeline.video.decode import (
-    decode_frames,
-    frame_side_data,
-    picture_type,
-)
+from moclip_jax.input_pipeline.video.decode import decode_frames, frame_side_data, picture_type
 from moclip_jax.input_pipeline.video.limits import NO_LIMITS, Limits, VideoError
 from moclip_jax.input_pipeline.video.orientation import frame_orientation
 from moclip_jax.input_pipeline.video.seek import UncertainOrderError, decode_needed
@@ -36,15 +26,15 @@ CODECS_WITH_VECTORS = frozenset(
 """FFmpeg's decoders that export motion vectors."""
 
 EXPORT_VECTORS = {"flags2": "+export_mvs"}
-"""Decoder options that export motion vectors beside the whole picture."""
+"""Decoder options that export motion vectors beside the whole frame."""
 
 # Pixels are not wanted, only vectors: the inverse transform and the loop filter can be left out.
 # Neither changes a vector (tested).
 VECTORS_ONLY = EXPORT_VECTORS | {"skip_idct": "all", "skip_loop_filter": "all"}
-"""Decoder options that export motion vectors and compute no more of the picture than they need."""
+"""Decoder options that export motion vectors and compute no more of the frame than they need."""
 
-# Frames whose vectors wait to be painted together: numpy's cost a call is shared by them.
-_PAINT_AT_ONCE = 16
+# Frames whose vectors wait to be rasterized together: numpy's cost a call is shared by them.
+_RASTERIZED_AT_ONCE = 16
 
 
 class NoVectorsError(VideoError):
@@ -60,8 +50,8 @@ class MotionFrame:
       time_s: Presentation time in seconds; NaN where the stream carries no time stamps.
       picture_type: 'I', 'P', 'B' or '?'.
       vectors: Structured array of `VECTOR_DTYPE`, empty where the frame has none.
-      height: Height of the picture in pixels.
-      width: Width of the picture in pixels.
+      height: Height of the frame in pixels.
+      width: Width of the frame in pixels.
     """
 
     index: int
@@ -78,7 +68,7 @@ def frame_vectors(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _vector_bytes(frame: av.VideoFrame) -> bytes | None:
-    """Return a frame's vectors, copied: they are the frame's own memory, and keep its picture."""
+    """Return a frame's vectors, copied: a view would keep the whole frame in memory."""
     vectors = frame_side_data(frame, "MOTION_VECTORS")
     return None if vectors is None else bytes(memoryview(vectors))
 
@@ -90,10 +80,6 @@ def read_motion_vectors(
 
     FFmpeg exports them for the codecs in `CODECS_WITH_VECTORS`. Other codecs give frames without
     vectors; `moclip_jax.input_pipeline.video.clip.read_clip` re-encodes and so reads those too.
-
-    Args:
-      path: A local video file.
-      limits: What the file may cost.
 
     Yields:
       One `MotionFrame` a frame, in display order.
@@ -116,26 +102,17 @@ def read_motion_vectors(
         )
 
 
-def frame_blocks(frame: av.VideoFrame, wanted: bool = True) -> FrameBlocks:
+def frame_blocks(frame: av.VideoFrame) -> FrameBlocks:
     """Return the motion of a decoded frame.
-
-    Args:
-      frame: From the decoder.
-      wanted: False gives a B-frame no motion, which takes less time.
 
     Raises:
       ValueError: A vector's block does not lie on the 8-pixel grid, or the frame is to be shown at
         an angle that is no multiple of 90 degrees.
     """
     kind, size = picture_type(frame), (frame.height, frame.width)
-    if kind == "B":
-        vectors = frame_vectors(frame) if wanted else np.empty(0, VECTOR_DTYPE)
-        displacements, future = paint_blocks(vectors, *size)
-    else:
-        # Only a B-frame has a next reference.
-        displacements = paint_displacements(frame_vectors(frame), *size)
-        future = np.zeros(displacements.shape[:2], bool)
-    return FrameBlocks(displacements, future, kind, *size, frame_orientation(frame))
+    # Only a B-frame has a next reference.
+    grids = rasterize_vectors([_vector_bytes(frame) or b""], [kind == "B"], *size)
+    return FrameBlocks(grids[0][0], grids[1][0], kind, *size, frame_orientation(frame))
 
 
 class BlockMotionReader:
@@ -149,71 +126,63 @@ class BlockMotionReader:
         """Start with no frame.
 
         Args:
-          path: The file, for messages.
-          wanted: Frames whose motion will be asked for; None for all. That of the others is dropped
+          wanted: Frames whose motion will be requested; None for all. That of the others is dropped
             as soon as none of them depends on it, so that memory does not grow with the video.
         """
         self._path = path
         self._wanted = None if wanted is None else sorted(set(wanted))
-        self._picture: tuple[int, int, int] | None = None
+        self._shape: tuple[int, int, int] | None = None
         self._types: list[str] = []
         self._waiting: list[bytes] = []
-        self._painted: list[tuple[np.ndarray, np.ndarray]] = []
+        self._rasterized: list[tuple[np.ndarray, np.ndarray]] = []
         self._gop = _OpenGop()
         self._kept: list[int] = []
         self.has_vectors = False
 
     def add(self, frame: av.VideoFrame, wanted: bool = True) -> None:
-        """Read a frame's vectors.
-
-        Args:
-          frame: From the decoder.
-          wanted: False leaves out a B-frame's motion, on which no other frame depends.
+        """Read a frame's vectors; `wanted=False` leaves out a B-frame's, on which no frame depends.
 
         Raises:
-          VideoError: The picture changes its size or orientation, is to be shown at an angle that
-            is no multiple of 90 degrees, a vector's block does not lie on the 8-pixel grid, or what
-            FFmpeg says of the frame cannot be read.
+          VideoError: The size or orientation changes, the display rotation is no multiple of 90
+            degrees, a block does not lie on the 8-pixel grid, or side data cannot be read.
         """
         index = len(self._types)
         try:
-            picture = frame.height, frame.width, frame_orientation(frame)
+            shape = frame.height, frame.width, frame_orientation(frame)
             vectors = _vector_bytes(frame)
         except ValueError as error:
             raise VideoError(self._path, f"frame {index}: {error}") from error
-        if self._picture is None:
-            self._picture = picture
-        elif picture != self._picture:
-            raise VideoError(
-                self._path, f"the picture changes its size or orientation at frame {index}"
-            )
+        if self._shape is None:
+            self._shape = shape
+        elif shape != self._shape:
+            raise VideoError(self._path, f"the size or orientation changes at frame {index}")
         kind = picture_type(frame)
         self._types.append(kind)
         self.has_vectors = self.has_vectors or vectors is not None
         self._waiting.append(b"" if vectors is None or (kind == "B" and not wanted) else vectors)
-        if len(self._waiting) == _PAINT_AT_ONCE:
-            self._paint()
+        if len(self._waiting) == _RASTERIZED_AT_ONCE:
+            self._rasterize()
 
-    def _paint(self) -> None:
-        assert self._picture is not None
-        size = self._picture[:2]
+    def _rasterize(self) -> None:
+        assert self._shape is not None
+        size = self._shape[:2]
         first = len(self._types) - len(self._waiting)
         both_ways = [kind == "B" for kind in self._types[first:]]
         try:
-            painted = paint_frames(self._waiting, both_ways, *size)
+            rasterized = rasterize_vectors(self._waiting, both_ways, *size)
         except ValueError:
             # One by one, to say which it was.
             for index, vectors in enumerate(self._waiting):
                 try:
-                    paint_frames([vectors], both_ways[index : index + 1], *size)
+                    rasterize_vectors([vectors], both_ways[index : index + 1], *size)
                 except ValueError as error:
                     raise VideoError(self._path, f"frame {first + index}: {error}") from error
             raise
         self._waiting = []
         if self._wanted is None:
-            self._painted.append(painted)
+            self._rasterized.append(rasterized)
             return
-        for index, (displacements, future) in enumerate(zip(*painted, strict=True), first):
+        for index, (displacements, future) in enumerate(zip(*rasterized, strict=True), first):
             if self._types[index] == "I":
                 self._close_gop(index)
             if self._types[index] != "B" or _holds(self._wanted, index, index + 1):
@@ -226,7 +195,7 @@ class BlockMotionReader:
         if gop.rows and (is_wanted or gop.ends_another):
             self._kept += gop.rows
             displacements, future = zip(*gop.rows.values(), strict=True)
-            self._painted.append((np.stack(displacements), np.stack(future)))
+            self._rasterized.append((np.stack(displacements), np.stack(future)))
         # A B-frame at its end also depends on the I-frame that comes next.
         self._gop = _OpenGop(end, ends_another=is_wanted and self._types[end - 1] == "B")
 
@@ -238,7 +207,7 @@ class BlockMotionReader:
     @property
     def num_bytes(self) -> int:
         """Size of the motion that is held."""
-        height, width, _ = self._picture or (0, 0, 0)
+        height, width, _ = self._shape or (0, 0, 0)
         rows = self.num_frames
         if self._wanted is not None:
             rows = len(self._kept) + len(self._gop.rows) + len(self._waiting)
@@ -253,12 +222,12 @@ class BlockMotionReader:
           NoVectorsError: Not a single vector came, and not all frames are I-frames.
         """
         if self._waiting:
-            self._paint()
+            self._rasterize()
         self._close_gop(self.num_frames)
-        height, width, orientation = self._picture or (0, 0, 0)
+        height, width, orientation = self._shape or (0, 0, 0)
         grid = -(-height // BLOCK), -(-width // BLOCK)
         nothing = np.zeros((0, *grid, 2), np.int16), np.zeros((0, *grid), bool)
-        displacements, future = zip(nothing, *self._painted, strict=True)
+        displacements, future = zip(nothing, *self._rasterized, strict=True)
         types = np.array(self._types, "<U1")
         motion = BlockMotion(
             displacements=np.concatenate(displacements),
@@ -301,9 +270,7 @@ def _holds(numbers: Sequence[int], begin: int, end: int) -> bool:
 
 
 def accumulate_motion(
-    path: str | os.PathLike,
-    frame_indices: Sequence[int] | None = None,
-    limits: Limits = NO_LIMITS,
+    path: str | os.PathLike, frame_indices: Sequence[int] | None = None, limits: Limits = NO_LIMITS
 ) -> np.ndarray:
     """Accumulate the motion vectors that a video file carries back to the I-frame of each GOP.
 
@@ -311,17 +278,15 @@ def accumulate_motion(
     gives the same; otherwise everything is decoded. See `accumulate` for the definition.
 
     Args:
-      path: A local video file.
       frame_indices: Frames wanted, in display order from 0; None for all.
-      limits: What the file may cost.
 
     Returns:
       int32 `[n, height, width, 2]`, (x, y) of `position - origin` in pixels of the stream's own
-      resolution, of the picture as it is shown (turned where the file says so); zero in I-frames.
+      resolution, of the frame as it is shown (turned where the file says so); zero in I-frames.
 
     Raises:
       VideoError: As `read_motion_vectors`, or the codec carries no motion vectors that FFmpeg
-        exports, or the picture changes its size on the way, or the file is beyond the limits.
+        exports, or the frame changes its size on the way, or the file is beyond the limits.
         Damage in GOPs that are not needed is not noticed.
       IndexError: A frame index outside the video.
     """

@@ -1,7 +1,7 @@
-"""How a coded picture is turned to be shown, and turning pictures and motion fields that way.
+"""How a coded frame is turned to be shown, and turning frames and motion fields that way.
 
 Phones film upright by writing the turn into the file (FFmpeg: the display matrix). Decoders leave
-the picture as it was coded, so whoever shows it has to turn it.
+the frame as it was coded, so a player has to turn it.
 
 An orientation is a number of three bits, read in this order: `TRANSPOSED` exchanges x and y, then
 `FLIPPED_X` and `FLIPPED_Y` mirror. All eight are covered; a quarter turn clockwise is
@@ -26,16 +26,10 @@ _TIME_BASE = Fraction(1, 1000)
 
 
 def frame_orientation(frame: av.VideoFrame) -> int:
-    """Return the orientation that a decoded frame is to be shown in.
-
-    Args:
-      frame: From the decoder.
-
-    Returns:
-      0 to 7.
+    """Return the orientation, 0 to 7, that a decoded frame is to be shown in.
 
     Raises:
-      ValueError: The frame is to be turned by an angle that is no multiple of 90 degrees.
+      ValueError: The angle is no multiple of 90 degrees.
     """
     data = frame_side_data(frame, "DISPLAYMATRIX")
     if data is None:
@@ -45,21 +39,16 @@ def frame_orientation(frame: av.VideoFrame) -> int:
     scaled = matrix / np.maximum(np.hypot(*matrix), 1)
     turn = np.round(scaled).astype(int)
     if np.abs(scaled - turn).max() > 0.01 or not np.array_equal(np.abs(turn @ turn.T), np.eye(2)):
-        raise ValueError("it is to be shown at an angle that is no multiple of 90 degrees")
+        raise ValueError("its display rotation is no multiple of 90 degrees")
     transposed = turn[0, 0] == 0
     sign_x, sign_y = (turn[1, 0], turn[0, 1]) if transposed else (turn[0, 0], turn[1, 1])
     return TRANSPOSED * transposed + FLIPPED_X * (sign_x < 0) + FLIPPED_Y * (sign_y < 0)
 
 
 def orient_field(fields: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn motion fields, their places and their directions.
+    """Turn motion fields `[..., h, w, 2]`, their places and their directions.
 
-    Args:
-      fields: `[..., h, w, 2]`, (x, y).
-      orientation: 0 to 7.
-
-    Returns:
-      `[..., h, w, 2]`, or `[..., w, h, 2]` where x and y are exchanged.
+    Returns `[..., w, h, 2]` where `orientation` exchanges x and y.
     """
     if orientation & TRANSPOSED:
         fields = fields.swapaxes(-3, -2)[..., ::-1]
@@ -72,7 +61,7 @@ def orient_field(fields: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def oriented_size(height: int, width: int, orientation: int) -> tuple[int, int]:
-    """Return height and width of the picture as it is shown."""
+    """Return height and width of the frame as it is shown."""
     return (width, height) if orientation & TRANSPOSED else (height, width)
 
 
@@ -82,14 +71,14 @@ def shown_aspect(frame: av.VideoFrame, pixel_aspect: Fraction) -> Fraction:
 
 
 class Uprighter:
-    """Turns decoded pictures by FFmpeg's filters, as the command `ffmpeg` does by itself."""
+    """Turns decoded frames by FFmpeg's filters, as the command `ffmpeg` does by itself."""
 
     def __init__(self):
         self._key: tuple[object, ...] = ()
         self._graph: av.filter.Graph | None = None
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """Return the picture as it is to be shown; the same frame if it is upright.
+        """Return the frame as it is to be shown; the same frame if it is upright.
 
         Raises:
           ValueError: As `frame_orientation`.

@@ -1,7 +1,7 @@
-"""The canonical form: pictures encoded anew by FFmpeg's MPEG-4 encoder, and the vectors of that."""
+"""The canonical form: frames re-encoded by FFmpeg's MPEG-4 encoder, and the vectors of that."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 
 import av
@@ -9,7 +9,6 @@ from av.codec.context import Flags
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.limits import VideoError
 from moclip_jax.input_pipeline.video.motion_vectors import VECTORS_ONLY
 from moclip_jax.input_pipeline.video.orientation import Uprighter
@@ -17,20 +16,16 @@ from moclip_jax.input_pipeline.video.spec import VideoSpec
 
 _QSCALE_TO_LAMBDA = 118  # FF_QP2LAMBDA, the unit of FFmpeg's `global_quality`.
 # Constant, because the encoder needs a time base and motion does not depend on it, while MPEG-4
-# refuses some of the frame rates that real files declare.
+# rejects some of the frame rates that real files declare.
 _ENCODER_RATE = Fraction(25)
 _ENCODER_TIME_BASE = 1 / _ENCODER_RATE
 
 
 class CanonicalStream:
-    """Encodes pictures in the canonical form and decodes the motion vectors of that."""
+    """Encodes frames in the canonical form and decodes the motion vectors of that."""
 
     def __init__(self, spec: VideoSpec):
-        """Start a stream.
-
-        Args:
-          spec: The canonical form.
-        """
+        """Start a stream."""
         self._spec = spec
         self._encoder = CanonicalEncoder(spec)
         self._decoder = av.CodecContext.create("mpeg4", "r")
@@ -38,9 +33,9 @@ class CanonicalStream:
         self._decoder.options = VECTORS_ONLY
 
     def add(self, picture: av.VideoFrame) -> list[av.VideoFrame]:
-        """Take the next picture, upright; return the frames that are decoded by now, in order.
+        """Take the next frame, upright; return the frames that are decoded by now, in order.
 
-        Their vectors count; of the picture no more is computed than these need.
+        Their vectors count; of the frame no more is computed than these need.
         """
         return self._decode(self._encoder.encode(picture))
 
@@ -63,12 +58,12 @@ class CanonicalEncoder:
         encoder.flags |= Flags.qscale
         encoder.global_quality = spec.qscale * _QSCALE_TO_LAMBDA
         self._encoder, self._spec = encoder, spec
-        # One for the whole video: a frame's own `reformat` sets up tables anew for every frame.
+        # One for the whole video: a frame's own `reformat` sets up tables again for every frame.
         self._scaler = VideoReformatter()
         self._count = 0
 
     def encode(self, picture: av.VideoFrame) -> list[av.Packet]:
-        """Scale and encode the next picture, upright; return its packets."""
+        """Scale and encode the next frame, upright; return its packets."""
         frame = self._scaler.reformat(
             picture,
             self._spec.width,
@@ -77,7 +72,7 @@ class CanonicalEncoder:
             interpolation=Interpolation.BICUBIC,  # The default of `ffmpeg -vf scale`.
             threads=1,
         )
-        # The encoder decides: it would repeat the source's picture types if they were left in.
+        # The encoder decides: it would repeat the source's frame types if they were left in.
         frame.pict_type = PictureType.NONE
         frame.pts, frame.time_base = self._count, _ENCODER_TIME_BASE
         self._count += 1
@@ -86,28 +81,6 @@ class CanonicalEncoder:
     def end(self) -> list[av.Packet]:
         """Return the last packets."""
         return self._encoder.encode(None)
-
-
-def reencode(path: str | os.PathLike, spec: VideoSpec) -> Iterator[bytes]:
-    """Re-encode a video file to the canonical MPEG-4 Part 2 stream.
-
-    `clip.read_clip` is the way to use it; this is for looking at the stream itself.
-
-    Args:
-      path: A local video file.
-      spec: The canonical form.
-
-    Yields:
-      One packet a frame. Joined, they are a raw MPEG-4 stream, FFmpeg's format 'm4v'.
-
-    Raises:
-      VideoError: The file is absent, empty, not a video, cut or damaged.
-    """
-    upright = Uprighter()
-    encoder = CanonicalEncoder(spec)
-    for frame in decode_frames(path, limits=spec.limits):
-        yield from map(bytes, encoder.encode(upright_picture(path, upright, frame)))
-    yield from map(bytes, encoder.end())
 
 
 def upright_picture(

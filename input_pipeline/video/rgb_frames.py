@@ -14,12 +14,7 @@ from moclip_jax.input_pipeline.video.spec import VideoSpec
 def frame_positions(num_frames: int, clip_frames: int) -> np.ndarray:
     """Return which frames are stored: the centres of `clip_frames` equal parts, and the middle.
 
-    Args:
-      num_frames: Frames of the video, at least 1.
-      clip_frames: Number of parts, at least 1.
-
-    Returns:
-      int32 `[k]`, strictly increasing, `k <= clip_frames + 1`.
+    Returns int32 `[k]`, strictly increasing, `k <= clip_frames + 1`.
     """
     centres = ((np.arange(clip_frames) + 0.5) / clip_frames * num_frames).astype(np.int32)
     return np.unique(np.append(centres, np.int32(num_frames // 2)))
@@ -34,12 +29,7 @@ class FrameKeeper:
     """
 
     def __init__(self, num_frames: int, spec: VideoSpec):
-        """Start with no frame.
-
-        Args:
-          num_frames: Frames of the video.
-          spec: How many frames are kept, and their form.
-        """
+        """Start with no frame."""
         self.wanted = frame_positions(num_frames, spec.clip_frames).tolist()
         self._spec = spec
         self._to_rgb = VideoReformatter()
@@ -64,7 +54,6 @@ def frame_jpeg(
 
     Args:
       frame: Of any pixel format, upright.
-      spec: Size and quality.
       to_rgb: A converter to use again for frames of one size.
       pixel_aspect: Width of the upright frame's pixels over their height. The image has square
         pixels: it is as high as the frame, and as much wider or narrower.

@@ -31,10 +31,10 @@ _CODECS = frozenset(
     {"mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2", "h263", "flv"}
     | {"h264"}
 )
-# The two that can code the fields of a picture apart, which may then come as two packets.
+# The two that can code the fields of a frame apart, which may then come as two packets.
 _MAY_SPLIT_FIELDS = frozenset({"h264", "mpeg2video"})
 _PROGRESSIVE = 1  # FFmpeg's AV_FIELD_PROGRESSIVE.
-# MPEG-4 marks a picture that is left out by a packet of at most so many bytes; no frame comes.
+# MPEG-4 marks a frame that is left out by a packet of at most so many bytes; no frame comes.
 _LARGEST_EMPTY_PACKET = 10
 # Before the units of H.264, MPEG-1, MPEG-2 and MPEG-4; the first byte after it says what they are.
 _START_CODE = b"\0\0\1"
@@ -48,7 +48,7 @@ _KEPT_BYTES = 64 * 2**20
 
 
 class UncertainOrderError(Exception):
-    """Which packet becomes which frame cannot be told without decoding all of them."""
+    """Which packet becomes which frame cannot be known without decoding all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def decode_needed(
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decode the GOPs that hold some frames, as far as they are needed.
 
-    The frames are those that decoding the whole file gives, in type, vectors and picture. Runs of
+    The frames are those that decoding the whole file gives, in type, vectors and pixels. Runs of
     GOPs each start with an I-frame.
 
     Args:

@@ -16,8 +16,8 @@ class VideoSpec:
       source: Where the motion comes from. 'reencode': from the canonical form, as in the published
         recipe. 'native': the stream's own vectors, at its own size and with its own GOPs. 'auto':
         the stream's own where its codec has any, else from the canonical form.
-      width: Width of the re-encoded picture in pixels (the aspect ratio is not kept).
-      height: Height of the re-encoded picture in pixels.
+      width: Width of the re-encoded frame in pixels (the aspect ratio is not kept).
+      height: Height of the re-encoded frame in pixels.
       qscale: Constant quantiser of the encoder, 1 (best) to 31. FFmpeg's own lower bound (qmin 2)
         stays in force, as it does in the command `ffmpeg -q:v 1` that the published recipe uses.
       gop_size: Frames from one I-frame to the next at most; the encoder adds one at a scene cut.

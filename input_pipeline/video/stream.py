@@ -68,7 +68,7 @@ def read_stream(
 
     Raises:
       VideoError: It cannot be opened, times out, holds no video, or no motion of the kind that
-        `spec.source` asks for; the message names the address and the reason.
+        `spec.source` requires; the message names the address and the reason.
     """
     with _open_stream(address, spec, timeout_s, container_format) as (container, stream):
         native = _native_wanted(address, spec, stream.codec_context.name)
@@ -191,7 +191,7 @@ class _Recording:
 
 
 class _FrameClock:
-    """Gives the times of frames in seconds, and tells whether they follow one another."""
+    """Gives the times of frames in seconds, and checks whether they follow one another."""
 
     def __init__(self, stream: av.VideoStream, by_decoding_time: bool):
         """Start with the first frame.

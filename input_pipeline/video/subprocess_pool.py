@@ -95,7 +95,6 @@ class WorkerPool:
         """Make a pool; no process is started yet.
 
         Args:
-          num_workers: Maximum number of processes.
           max_memory: Bytes that a worker may allocate beyond what it holds when it has started; an
             allocation beyond that raises MemoryError in the worker. None for no limit.
 
@@ -174,14 +173,10 @@ def run_isolated(
     """Call `function(*args)` in a worker of the pool.
 
     Args:
-      pool: The pool; waits until a worker is free.
       function: Must pickle, with its arguments, its result and its exceptions.
       args: Positional arguments.
       timeout: Seconds, above 0, that the call may take without progress: without a packet, a frame
         or a result. Starting a worker and importing the function's module do not count.
-
-    Returns:
-      What the function returned.
 
     Raises:
       WorkerError: The worker died (a native crash, or no memory) or was killed at the timeout.

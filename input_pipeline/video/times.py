@@ -9,8 +9,8 @@ import av
 import av.container
 import numpy as np
 
-# Containers whose header states how long the video is, so that a cut file can be told from a whole
-# one. FFmpeg estimates the duration of the others, and an estimate must not reject a good file.
+# Containers whose header states how long the video is, so that cut files are found.
+# FFmpeg estimates the duration of the others, and an estimate must not reject a good file.
 _DECLARING_FORMATS = ("mov", "matroska", "flv")
 # Codecs whose frames are reordered and whose parser does not say how: in AVI, which stores no
 # presentation times, FFmpeg then gives every packet a time that belongs to another frame.

@@ -14,13 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from moclip_jax.export.model_card import write_model_card
-from moclip_jax.inference.exported import (
-    FORMAT,
-    METADATA,
-    PARAMETERS,
-    SAFETENSORS,
-    TOKENIZER,
-)
+from moclip_jax.inference.exported import FORMAT, METADATA, PARAMETERS, SAFETENSORS, TOKENIZER
 from moclip_jax.inference.parameters import parameter_arrays
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.fusion import FusionHead

@@ -36,12 +36,10 @@ def write_model_card(
     """Write the card as Markdown.
 
     Args:
-      config: the whole configuration of the run.
       class_names: labels, in the order of the logits.
       num_videos: how many videos are `train`, `validation`, `test` and `rejected_test`; empty for
         weights that were trained elsewhere.
       rows: the rows of results; empty for weights that were not measured here.
-      versions: of the packages the model was made with.
       path: the file, README.md of the export.
     """
     embedded_dataset = config.dataset.name == "moving_shapes"

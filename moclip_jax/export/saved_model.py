@@ -42,12 +42,7 @@ x width x 2. `images` are frames x height x width x 3.
 
 
 def export_stablehlo(recognizer: Recognizer, directory: Path) -> None:
-    """Write one program for CPU, CUDA and TPU, its weights, and how to call it.
-
-    Args:
-      recognizer: the trained model.
-      directory: made anew.
-    """
+    """Write one program for CPU, CUDA and TPU, and its weights; replace `directory`."""
     parameters, recognize = _function(recognizer)
     (batch,) = jax_export.symbolic_shape("b")
     inputs = {
@@ -68,15 +63,11 @@ def export_stablehlo(recognizer: Recognizer, directory: Path) -> None:
 
 
 def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
-    """Write a TensorFlow SavedModel with the signature `serving_default`.
+    """Write a TensorFlow SavedModel with the signature `serving_default`; replace `directory`.
 
     It takes what the networks see, `motion` and `images` (uint8, any number of videos), as
     `export_stablehlo`'s program does, and gives `logits` and `probabilities`, float32
     `[videos, classes]`. What comes before is done by `moclip_jax.input_pipeline.views`.
-
-    Args:
-      recognizer: the trained model.
-      directory: made anew.
     """
     # Imported late: the command first asks TensorFlow to be quiet.
     import tensorflow as tf
@@ -103,7 +94,7 @@ def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
                         for name, shape in shapes.items()
                     }
                 ],
-            ),
+            )
         ],
     ).save(str(directory))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moclip_jax.config import motion_views, video_spec
+from moclip_jax.config import network_views, video_spec
 from moclip_jax.inference.program import program_file
 from moclip_jax.inference.recognizer import Recognizer
 from moclip_jax.models.image_preprocessing import ImagePreprocessing
@@ -42,8 +42,8 @@ def load_model(folder: Path) -> Recognizer:
         metadata["class_names"],
         image_size=image_size,
         video=video_spec(config),
-        views=motion_views(
-            config.motion, num_segments=config.predict.num_segments, crops=config.predict.crops
+        views=network_views(
+            config, num_segments=config.predict.num_segments, crops=config.predict.crops
         ),
         frame=config.clip.frame,
         load_tokenizer=functools.partial(_load_tokenizer, folder / TOKENIZER),
@@ -54,7 +54,7 @@ def load_model(folder: Path) -> Recognizer:
         program=program,
     )
     if program is None or not program.exists():
-        # Damage is told now, not at the first video.
+        # Damage is reported now, not at the first video.
         _ = recognizer.model
     return recognizer
 

@@ -18,7 +18,7 @@ class LabelSet:
     """Turns a model's outputs into probabilities.
 
     Labels of the user's own are recognised in the RGB frame (zero-shot CLIP). Those that name a
-    trained class (see `match_words`) are told from one another by the trained head, which knows the
+    trained class (see `match_words`) are distinguished by the trained head, which knows the
     motion too.
 
     Attributes:
@@ -37,7 +37,6 @@ class LabelSet:
         """Prepare the labels.
 
         Args:
-          class_names: of the model.
           words: the user's labels; none means the classes.
           clip: with its text tower; needed for words.
           tokenizer: of that CLIP; needed for words.
@@ -66,7 +65,7 @@ class LabelSet:
     ) -> np.ndarray:
         """Return float64 `[labels]` from the head's logits `[classes]` and CLIP's feature `[D]`.
 
-        Without the head, the user's labels are told apart by the RGB frame alone.
+        Without the head, the user's labels are distinguished by the RGB frame alone.
         """
         logits, appearance = (np.asarray(x, np.float64) for x in (logits, appearance))
         if self._owners is None:
@@ -77,10 +76,7 @@ class LabelSet:
 
 
 def match_words(
-    words: Sequence[str],
-    class_names: Sequence[str],
-    word_text: np.ndarray,
-    class_text: np.ndarray,
+    words: Sequence[str], class_names: Sequence[str], word_text: np.ndarray, class_text: np.ndarray
 ) -> np.ndarray:
     """Return which words name a trained class.
 
@@ -88,8 +84,6 @@ def match_words(
     tower finds it nearer to that class than any two of the trained classes are to each other.
 
     Args:
-      words: of the user.
-      class_names: of the model.
       word_text: unit-length text features `[words, D]`.
       class_text: unit-length text features `[classes, D]`, by the same templates.
 
@@ -101,7 +95,7 @@ def match_words(
     np.fill_diagonal(between, -np.inf)
     cosines = word_text @ class_text.T
     nearest = cosines.argmax(axis=1)
-    # A hair more than rounding: if CLIP cannot tell two classes apart, words match by name alone.
+    # Above rounding: if CLIP cannot distinguish two classes, words match by name alone.
     limit = between.max() + 1e-4 if len(class_names) > 1 else np.inf
     near = cosines.max(axis=1) > limit
     return np.array(

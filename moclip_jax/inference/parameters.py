@@ -23,8 +23,6 @@ def build_model(
     """Return the trained model.
 
     Args:
-      metadata: of the export.
-      config: of the run.
       safetensors_file: preferred where it is and `metadata` has its digest.
       orbax_folder: read otherwise: exports of earlier versions have no other.
 
@@ -33,9 +31,7 @@ def build_model(
       ValueError: the parameters are damaged, or those of other networks.
     """
     clip_config = CLIPConfig.from_hf(
-        metadata["clip"],
-        metadata.get("preprocessor"),
-        dtype=computation_dtype(config.clip.dtype),
+        metadata["clip"], metadata.get("preprocessor"), dtype=computation_dtype(config.clip.dtype)
     )
     model_config = MoCLIPConfig(
         motion_network_config(config.motion, len(metadata["class_names"])),

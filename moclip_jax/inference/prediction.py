@@ -28,7 +28,7 @@ class Prediction:
       scores: the `top_k` likeliest labels, most likely first; empty where `error` is set.
       start_s: beginning in seconds since the first frame.
       end_s: end in seconds; NaN where the length is unknown.
-      windows: predictions of the windows of a timeline, in order; empty where none was asked for.
+      windows: predictions of the windows of a timeline, in order; empty where none was requested.
       error: why the file could not be used; '' where it could.
       warning: what is wrong with the file although it could be used; '' for nothing.
     """

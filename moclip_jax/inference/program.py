@@ -30,14 +30,11 @@ Program = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
 
 
 def program_file(identity: Any) -> Path | None:
-    """Return where the program of an export is kept.
+    """Return the file where the program of an export is kept.
 
-    Args:
-      identity: JSON value from which the program and its arrays follow, besides the code, the
-        versions of JAX and Flax, and the processor, whose kind is in the name of the folder.
-
-    Returns:
-      The file; None where nothing is kept: without a compilation cache, or not on a CPU.
+    `identity` is a JSON value from which the program follows, besides the code, the versions of JAX
+    and Flax, and the processor, whose kind names the folder. None without a compilation cache or
+    CPU.
     """
     folder = os.environ.get(JAX_VARIABLE)
     if not folder or not computes_on_cpu():
@@ -82,7 +79,6 @@ def compile_program(
     of the user's own are compared with.
 
     Args:
-      model: from `moclip_for_inference`.
       shapes: of `motion` and `images`.
       path: where to keep the program, from `program_file`; None keeps none.
     """

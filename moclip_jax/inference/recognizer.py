@@ -20,7 +20,6 @@ from moclip_jax.inference.label_sets import LabelSet
 from moclip_jax.inference.prediction import Prediction, Score
 from moclip_jax.inference.program import Program, compile_program, open_program
 from moclip_jax.inference.windows import equal_windows, times_of
-from moclip_jax.input_pipeline import sampling
 from moclip_jax.input_pipeline import views as sample_views
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.parts import Part, read_parts
@@ -98,7 +97,7 @@ class Recognizer:
     @property
     def motion_wanted(self) -> Callable[[int], np.ndarray]:
         """From a number of frames to those whose motion the network sees; see `read_clip`."""
-        return functools.partial(sampling.test_segments, num_segments=self.views.num_segments)
+        return lambda num_frames: self.views.test_frames(num_frames).reshape(-1)
 
     def predict(
         self, path: str | os.PathLike[str], *, top_k: int = 5, labels: Sequence[str] = ()
@@ -138,7 +137,7 @@ class Recognizer:
         """Recognize many video files, in order; files are decoded ahead while the model works.
 
         At most `2 * num_workers + 1` decoded files wait, however many there are. A file that cannot
-        be read gives a prediction with `error` set, and the others go on.
+        be read gives a prediction with `error` set, and the others continue.
 
         Args:
           paths: the files; a `VideoError` stands for one that is already known to be bad.
@@ -147,7 +146,7 @@ class Recognizer:
           window_s: length of the windows of a timeline in seconds; 0 for none.
           num_workers: files that are decoded at once; 0 means one for each core.
           isolate: decode in child processes, so that a file that crashes or hangs FFmpeg costs
-            only itself. As always with processes, a script that asks for it needs
+            only itself. As always with processes, a script that uses it needs
             `if __name__ == "__main__":` around its own work.
 
         Yields:
@@ -276,7 +275,7 @@ class Recognizer:
         words = tuple(labels)
         if words not in self._label_sets:
             tokenizer = self._load_tokenizer() if words and self._load_tokenizer else None
-            # A service must not keep every set that its users have asked for.
+            # A service must not keep every set that its users have requested.
             if len(self._label_sets) >= 16:
                 self._label_sets.clear()
             self._label_sets[words] = LabelSet(
@@ -312,9 +311,9 @@ class Recognizer:
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of `motion` and `images` of one video."""
-        views, side = self.views, self.image_size
+        side = self.image_size
         return {
-            "motion": (views.crops, views.num_segments, views.image_size, views.image_size, 2),
+            "motion": self.views.shape,
             "images": (sample_views.num_images(self.frame), side, side, 3),
         }
 

@@ -27,7 +27,7 @@ class StreamOptions:
       timeout_s: seconds to wait for data.
       retries: connections in a row that may fail (addresses).
       endless: connect again also where the stream ends.
-      container_format: FFmpeg's name of the format, if it must be told.
+      container_format: FFmpeg's name of the format, if it cannot be detected.
     """
 
     window_s: float = 4.0
@@ -154,7 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--endless", action="store_true", help="connect again also where the stream ends"
     )
-    group.add_argument("--stream-format", help="FFmpeg's name of the format, if it must be told")
+    group.add_argument("--stream-format", help="FFmpeg's format, if not detected")
 
 
 def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

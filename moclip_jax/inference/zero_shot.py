@@ -16,7 +16,6 @@ def class_phrases(class_names: Sequence[str], known: str = "") -> list[Sequence[
     """Return the phrases that name each class.
 
     Args:
-      class_names: the labels.
       known: data set whose phrases `moclip_jax.inference.class_phrases` holds; empty for none. A
         class that it does not hold is called by its name in words.
     """
@@ -27,18 +26,10 @@ def class_phrases(class_names: Sequence[str], known: str = "") -> list[Sequence[
 def class_embeddings(
     clip: CLIP, tokenizer: Any, phrases: Sequence[Sequence[str]], templates: Sequence[str]
 ) -> np.ndarray:
-    """Return one text feature for each class, as CLIP's prompt ensembling makes it.
+    """Return one text feature for each class: float32 `[classes, projection_dim]`, unit length.
 
-    The features of all prompts of a class are averaged, then normalised (published recipe).
-
-    Args:
-      clip: the model with its text tower.
-      tokenizer: the one that came with its weights.
-      phrases: for each class, the phrases that name it.
-      templates: prompts with {} where a phrase goes.
-
-    Returns:
-      float32 `[classes, projection_dim]` of unit length.
+    The features of all prompts of a class (each template with each phrase) are averaged, then
+    normalised (published recipe).
     """
     # Imported late: only who has texts to embed needs transformers.
     from moclip_jax.pretrained import tokenize

@@ -1,7 +1,26 @@
-"""SiLU and its derivative."""
+"""The activations of EfficientNets and their derivatives: SiLU, and ReLU6 of the Lite family."""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+
+Activation = Literal["silu", "relu6"]
+
+
+def activate(x: jax.Array, activation: Activation | None) -> jax.Array:
+    """Return the activation of x, of any shape and floating dtype; None leaves x as it is."""
+    if activation is None:
+        return x
+    return silu(x) if activation == "silu" else jnp.clip(x, 0, 6)
+
+
+def activation_derivative(x: jax.Array, activation: Activation | None) -> jax.Array:
+    """Return the derivative of `activate` at x, of the shape and dtype of x."""
+    if activation is None:
+        return jnp.ones_like(x)
+    # Zero at both corners of ReLU6, as torch has it.
+    return silu_derivative(x) if activation == "silu" else ((x > 0) & (x < 6)).astype(x.dtype)
 
 
 def silu(x: jax.Array) -> jax.Array:
@@ -9,12 +28,6 @@ def silu(x: jax.Array) -> jax.Array:
 
     Written as x / 2 * (1 + tanh(x / 2)), the same function: XLA's CPU backend computes tanh as one
     rational function, where a sigmoid takes an exponential and a division.
-
-    Args:
-      x: of a floating dtype and any shape.
-
-    Returns:
-      An array of the shape and dtype of x.
     """
     half = 0.5 * x
     return half + half * jnp.tanh(half)

@@ -14,18 +14,11 @@ _CUDNN_WIDEST_HEAD, _CUDNN_STEP = 128, 8
 def attention_implementation(
     backend: str, dtype: jax.typing.DTypeLike, head_size: int, queries: int
 ) -> Implementation:
-    """Return how attention is best computed.
+    """Return how attention is best computed for a backend, dtype, head size and number of queries.
 
-    Args:
-      backend: 'cpu', 'gpu' or 'tpu', as `jax.default_backend()` says.
-      dtype: of query, key and value.
-      head_size: width of a head.
-      queries: positions that look at others.
-
-    Returns:
-      'cudnn', one fused kernel, on a GPU where that kernel takes the dtype and the heads, and
-      where there is more than one query, so that there is something to fuse; else
-      'xla', which fuses on a TPU by itself and on a CPU is within 2 % of the best by hand.
+    'cudnn', one fused kernel, on a GPU where it takes the dtype and the heads and there is more
+    than one query to fuse; else 'xla', which fuses on a TPU by itself and is within 2 % of the best
+    on a CPU.
     """
     fits = head_size <= _CUDNN_WIDEST_HEAD and head_size % _CUDNN_STEP == 0
     fits &= jnp.dtype(dtype) in _CUDNN_DTYPES and queries > 1
@@ -35,14 +28,8 @@ def attention_implementation(
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool) -> jax.Array:
     """Scaled dot-product attention (`jax.nn.dot_product_attention`).
 
-    Args:
-      query: [N, T, heads, head size] of a floating dtype.
-      key: [N, S, heads, head size] of the same.
-      value: as `key`.
-      causal: a position sees itself and those before it.
-
-    Returns:
-      [N, T, heads, head size], dtype of query.
+    Query [N, T, heads, size]; key and value [N, S, heads, size]; returns the shape and dtype of
+    query.
     """
     implementation = attention_implementation(
         jax.default_backend(), query.dtype, query.shape[-1], query.shape[1]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from moclip_jax.models.activations import Activation
 from moclip_jax.models.kernels import normalize_batch
 from moclip_jax.models.normalize import normalize, values_per_channel
 
@@ -40,18 +41,17 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.array(zeros))
         self.var = nnx.BatchStat(jnp.array(ones))
 
-    def __call__(self, x: jax.Array, *, train: bool, silu: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool, activation: Activation | None = None
+    ) -> jax.Array:
         """Normalise x over all axes but the last.
 
         Args:
           x: [..., C] of a floating dtype. The statistics are computed in float32 whatever it is.
           train: normalise with the statistics of the batch and fold them into the running ones,
             in place; else normalise with the running ones.
-          silu: apply `activations.silu` to the result. The gradient is taken through both at
-            once, and of everything in between only x is kept for it.
-
-        Returns:
-          An array of the shape and dtype of x.
+          activation: applied to the result. The gradient is taken through both at once, and of
+            everything in between only x is kept for it.
 
         Raises:
           ValueError: the channels do not fit, or `train` with one value per channel, which has no
@@ -63,7 +63,13 @@ class BatchNorm(nnx.Module):
             )
         if not train:
             return normalize(
-                x, self.scale[...], self.bias[...], self.mean[...], self.var[...], self.eps, silu
+                x,
+                self.scale[...],
+                self.bias[...],
+                self.mean[...],
+                self.var[...],
+                self.eps,
+                activation,
             )
         count = values_per_channel(x, self.batch_axes)
         if count < 2:
@@ -72,7 +78,7 @@ class BatchNorm(nnx.Module):
                 "use a larger batch or larger fields"
             )
         y, mean, var = normalize_batch(
-            x, self.scale[...], self.bias[...], self.eps, silu, self.batch_axes
+            x, self.scale[...], self.bias[...], self.eps, activation, self.batch_axes
         )
         unbiased = var * (count / (count - 1))
         for running, new in ((self.mean, mean), (self.var, unbiased)):

@@ -233,13 +233,9 @@ class CLIP(nnx.Module):
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
     def encode_image(self, images: jax.Array) -> jax.Array:
-        """Embed images.
+        """Embed images: float32 [N, image_size, image_size, 3] from `normalize_images`.
 
-        Args:
-          images: float32 [N, image_size, image_size, 3], as `normalize_images` returns them.
-
-        Returns:
-          float32 [N, projection_dim], not L2-normalised.
+        Returns float32 [N, projection_dim], not L2-normalised.
 
         Raises:
           ValueError: if the images have another size.
@@ -247,13 +243,9 @@ class CLIP(nnx.Module):
         return self.vision(images)
 
     def encode_text(self, tokens: jax.Array) -> jax.Array:
-        """Embed texts.
+        """Embed texts: int32 [N, L] from `moclip_jax.pretrained.tokenize`, L <= max_length.
 
-        Args:
-          tokens: int32 [N, L], L <= max_length, as `moclip_jax.pretrained.tokenize` returns them.
-
-        Returns:
-          float32 [N, projection_dim], not L2-normalised.
+        Returns float32 [N, projection_dim], not L2-normalised.
 
         Raises:
           ValueError: if the texts are too long.

@@ -175,21 +175,17 @@ def _check_divides(part: str, divisor: int, whole: str, number: int) -> None:
         raise ValueError(f"CLIP's {part} {divisor} does not divide {whole} {number}")
 
 
-_HF_VISION_FIELDS = {
-    "image_size": "image_size",
-    "patch_size": "patch_size",
+_HF_FIELDS = {
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
     "mlp_size": "intermediate_size",
 }
+_HF_VISION_FIELDS = {"image_size": "image_size", "patch_size": "patch_size", **_HF_FIELDS}
 _HF_TEXT_FIELDS = {
     "vocab_size": "vocab_size",
     "max_length": "max_position_embeddings",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "mlp_size": "intermediate_size",
+    **_HF_FIELDS,
     "eos_token_id": "eos_token_id",
 }
 # What transformers' CLIPVisionConfig and CLIPTextConfig assume where config.json is silent.

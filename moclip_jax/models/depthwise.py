@@ -1,4 +1,4 @@
-"""Depthwise convolution with torch's symmetric padding.
+"""Depthwise convolution with torch's symmetric padding or TensorFlow's "same".
 
 `grouped_convolution` is the definition, and what GPUs and TPUs run. On a CPU `depthwise_conv` takes
 `kernels.shifted_depthwise`, the same values 20 to 50 times faster. The choice between them is made
@@ -14,30 +14,54 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moclip_jax.models.kernels import shifted_depthwise
+from moclip_jax.models.kernels import Padding, shifted_depthwise
 
 Implementation = Literal["shifted", "convolution", "by_platform"]
 
 _FORCED = jax.make_user_context(default_value=None)
 
 
-def grouped_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Define a depthwise convolution: one group per channel, zero padding of k // 2.
+def convolution_padding(
+    shape: tuple[int, ...], size: int, stride: int, same: bool = False
+) -> Padding:
+    """Return the zeros around [N, H, W, C] for outputs of ceil(H / stride), ceil(W / stride).
+
+    Args:
+      shape: of what is convolved.
+      size: of the kernel, k, odd.
+      stride: step in both directions.
+      same: TensorFlow's: as few as it takes, and where their number is odd, one more below and to
+        the right. Otherwise torch's: k // 2 on all four sides.
+    """
+
+    def around(length: int) -> tuple[int, int]:
+        if not same:
+            return size // 2, size // 2
+        total = max((length - 1) // stride * stride + size - length, 0)
+        return total // 2, total - total // 2
+
+    return around(shape[1]), around(shape[2])
+
+
+def grouped_convolution(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> jax.Array:
+    """Define a depthwise convolution: one group per channel.
 
     Args:
       x: [N, H, W, C].
       kernel: [k, k, C], k odd.
       stride: step in both directions.
+      padding: see `convolution_padding`.
 
     Returns:
       [N, (H - 1) // stride + 1, (W - 1) // stride + 1, C].
     """
-    padding = kernel.shape[0] // 2
     return lax.conv_general_dilated(
         x,
         kernel[:, :, None, :],
         window_strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
+        padding=padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[3],
     )
@@ -94,16 +118,20 @@ def map_in_chunks(function: Callable[[jax.Array], jax.Array], x: jax.Array, most
     return done if whole == rows else jnp.concatenate([done, function(x[whole:])])
 
 
-def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Convolve every channel with its own k x k kernel, zero padding of k // 2 on all four sides.
+def depthwise_conv(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, *, same: bool = False
+) -> jax.Array:
+    """Convolve every channel with its own k x k kernel.
 
     The same numbers as `torch.nn.functional.conv2d(x, w, stride=stride, padding=k // 2,
-    groups=channels)`, at odd sizes too; JAX's own 'SAME' padding differs from it at stride 2.
+    groups=channels)`, at odd sizes too. With `same`, those of 'SAME' in JAX and TensorFlow, which
+    differ from them at stride 2.
 
     Args:
       x: [N, H, W, C] of a floating dtype.
       kernel: [k, k, C] with k odd, of the dtype of x.
       stride: step in both directions.
+      same: see `convolution_padding`.
 
     Returns:
       [N, (H - 1) // stride + 1, (W - 1) // stride + 1, C], dtype of x.
@@ -123,13 +151,14 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Arra
     implementation = _FORCED.value or (
         "shifted" if jax.default_backend() == "cpu" else "convolution"
     )
+    padding = convolution_padding(x.shape, kernel.shape[0], stride, same)
     if implementation == "by_platform":
         return lax.platform_dependent(
             x,
             kernel,
-            cpu=partial(shifted_depthwise, stride=stride),
-            default=partial(grouped_convolution, stride=stride),
+            cpu=partial(shifted_depthwise, stride=stride, padding=padding),
+            default=partial(grouped_convolution, stride=stride, padding=padding),
         )
     if implementation == "shifted":
-        return shifted_depthwise(x, kernel, stride)
-    return grouped_convolution(x, kernel, stride)
+        return shifted_depthwise(x, kernel, stride, padding)
+    return grouped_convolution(x, kernel, stride, padding)

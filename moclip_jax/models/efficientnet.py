@@ -1,7 +1,8 @@
 """EfficientNet (Tan and Le, 2019, arXiv 1905.11946) as timm defines it.
 
 timm's `efficientnet_b0` and its kin differ from the original TensorFlow release: symmetric padding,
-BatchNorm eps 1e-5 and torch momentum 0.1. Neither dropout nor stochastic depth, as timm builds it
+BatchNorm eps 1e-5 and torch momentum 0.1; its `tf_efficientnet_lite0` and kin have the padding and
+eps of that release. Neither dropout nor stochastic depth, as timm builds it
 by default.
 """
 
@@ -14,7 +15,7 @@ from flax import nnx
 from jax import lax
 
 from moclip_jax.models.batch_norm import BatchNorm
-from moclip_jax.models.depthwise import depthwise_conv, map_in_chunks
+from moclip_jax.models.depthwise import convolution_padding, depthwise_conv, map_in_chunks
 from moclip_jax.models.efficientnet_config import BlockConfig, EfficientNetConfig
 from moclip_jax.models.initializers import Initializer, normal, symmetric_uniform
 
@@ -23,7 +24,7 @@ _FIRST_STAGES, _IMAGES_PER_CHUNK = 3, 5
 
 
 class Conv(nnx.Module):
-    """A dense convolution without bias, padding k // 2; `kernel` is [k, k, in, out]."""
+    """A dense convolution without bias; `kernel` is [k, k, in, out]."""
 
     def __init__(
         self,
@@ -32,9 +33,11 @@ class Conv(nnx.Module):
         kernel_size: int,
         stride: int,
         *,
+        same_padding: bool,
         rngs: nnx.Rngs,
     ):
         self.stride = stride
+        self.same_padding = same_padding
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         self.kernel = nnx.Param(
             _fan_out_normal(kernel_size**2 * out_channels)(rngs.params(), shape)
@@ -43,12 +46,11 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, in] -> [N, (H - 1) // stride + 1, (W - 1) // stride + 1, out]."""
         kernel = self.kernel[...].astype(x.dtype)
-        padding = kernel.shape[0] // 2
         return lax.conv_general_dilated(
             x,
             kernel,
             window_strides=(self.stride, self.stride),
-            padding=((padding, padding), (padding, padding)),
+            padding=convolution_padding(x.shape, kernel.shape[0], self.stride, self.same_padding),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
@@ -85,7 +87,7 @@ class PointwiseConv(nnx.Module):
 
 
 class DepthwiseConv(nnx.Module):
-    """A depthwise convolution without bias, padding k // 2; `kernel` is [k, k, channels]."""
+    """A depthwise convolution without bias; `kernel` is [k, k, channels]."""
 
     def __init__(
         self,
@@ -93,16 +95,19 @@ class DepthwiseConv(nnx.Module):
         kernel_size: int,
         stride: int,
         *,
+        same_padding: bool,
         rngs: nnx.Rngs,
     ):
         self.stride = stride
+        self.same_padding = same_padding
         shape = (kernel_size, kernel_size, channels)
         # One output channel per group, so the fan out is k * k.
         self.kernel = nnx.Param(_fan_out_normal(kernel_size**2)(rngs.params(), shape))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, (H - 1) // stride + 1, (W - 1) // stride + 1, C]."""
-        return depthwise_conv(x, self.kernel[...].astype(x.dtype), self.stride)
+        kernel = self.kernel[...].astype(x.dtype)
+        return depthwise_conv(x, kernel, self.stride, same=self.same_padding)
 
 
 class SqueezeExcite(nnx.Module):
@@ -138,33 +143,45 @@ class SqueezeExcite(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Inverted residual (MBConv): expand, depthwise, squeeze-excitation, project.
+    """Inverted residual (MBConv): expand, depthwise, squeeze-excitation if any, project.
 
     A block whose inside is as wide as its input has no expansion (`expand` and `expand_norm` are
     None): timm calls it a depthwise-separable block.
     """
 
-    def __init__(self, config: BlockConfig, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
-        inner = config.inner_channels
+    def __init__(self, config: BlockConfig, network: EfficientNetConfig, *, rngs: nnx.Rngs):
+        inner, dtype, eps = config.inner_channels, network.dtype, network.norm_eps
+        self.activation = network.activation
         self.has_skip = config.stride == 1 and config.in_channels == config.out_channels
         expands = inner != config.in_channels
         self.expand = (
             PointwiseConv(config.in_channels, inner, dtype=dtype, rngs=rngs) if expands else None
         )
-        self.expand_norm = BatchNorm(inner) if expands else None
-        self.depthwise = DepthwiseConv(inner, config.kernel_size, config.stride, rngs=rngs)
-        self.depthwise_norm = BatchNorm(inner)
-        self.squeeze_excite = SqueezeExcite(inner, config.squeezed_channels, dtype=dtype, rngs=rngs)
+        self.expand_norm = BatchNorm(inner, eps=eps) if expands else None
+        self.depthwise = DepthwiseConv(
+            inner,
+            config.kernel_size,
+            config.stride,
+            same_padding=network.same_padding,
+            rngs=rngs,
+        )
+        self.depthwise_norm = BatchNorm(inner, eps=eps)
+        self.squeeze_excite = (
+            SqueezeExcite(inner, config.squeezed_channels, dtype=dtype, rngs=rngs)
+            if network.squeeze_excite
+            else None
+        )
         self.project = PointwiseConv(inner, config.out_channels, dtype=dtype, rngs=rngs)
-        self.project_norm = BatchNorm(config.out_channels)
+        self.project_norm = BatchNorm(config.out_channels, eps=eps)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[N, H, W, in] -> [N, H', W', out], H' = (H - 1) // stride + 1."""
         y = x
         if self.expand is not None and self.expand_norm is not None:
-            y = self.expand_norm(self.expand(y), train=train, silu=True)
-        y = self.depthwise_norm(self.depthwise(y), train=train, silu=True)
-        y = self.squeeze_excite(y)
+            y = self.expand_norm(self.expand(y), train=train, activation=self.activation)
+        y = self.depthwise_norm(self.depthwise(y), train=train, activation=self.activation)
+        if self.squeeze_excite is not None:
+            y = self.squeeze_excite(y)
         # The projection is linear: no activation follows its normalisation.
         y = self.project_norm(self.project(y), train=train)
         return x + y if self.has_skip else y
@@ -183,16 +200,21 @@ class EfficientNet(nnx.Module):
 
     def __init__(self, config: EfficientNetConfig, *, rngs: nnx.Rngs):
         self.config = config
-        dtype = config.dtype
-        self.stem = Conv(config.in_channels, config.stem_channels, 3, 2, rngs=rngs)
-        self.stem_norm = BatchNorm(config.stem_channels)
+        self.stem = Conv(
+            config.in_channels,
+            config.stem_channels,
+            3,
+            2,
+            same_padding=config.same_padding,
+            rngs=rngs,
+        )
+        self.stem_norm = BatchNorm(config.stem_channels, eps=config.norm_eps)
         self.blocks = nnx.List(
-            nnx.List(Block(block, dtype=dtype, rngs=rngs) for block in stage)
-            for stage in config.stages
+            nnx.List(Block(block, config, rngs=rngs) for block in stage) for stage in config.stages
         )
         last_channels = config.stages[-1][-1].out_channels
-        self.head = PointwiseConv(last_channels, config.num_features, dtype=dtype, rngs=rngs)
-        self.head_norm = BatchNorm(config.num_features)
+        self.head = PointwiseConv(last_channels, config.num_features, dtype=config.dtype, rngs=rngs)
+        self.head_norm = BatchNorm(config.num_features, eps=config.norm_eps)
         # timm's initial values: the bound comes from the fan out, and the bias is zero.
         self.classifier = nnx.Linear(
             config.num_features,
@@ -227,11 +249,13 @@ class EfficientNet(nnx.Module):
         else:
             x = map_in_chunks(self._first_maps, x, _IMAGES_PER_CHUNK)
         x = _through(self.blocks[_FIRST_STAGES:], x, train=train)
-        return _spatial_mean(self.head_norm(self.head(x), train=train, silu=True))
+        return _spatial_mean(
+            self.head_norm(self.head(x), train=train, activation=self.config.activation)
+        )
 
     def _first_maps(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """[N, H, W, in_channels] -> [N, ceil(H / 8), ceil(W / 8), channels]."""
-        x = self.stem_norm(self.stem(x), train=train, silu=True)
+        x = self.stem_norm(self.stem(x), train=train, activation=self.config.activation)
         return _through(self.blocks[:_FIRST_STAGES], x, train=train)
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:

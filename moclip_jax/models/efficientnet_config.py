@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+
+from moclip_jax.models.activations import Activation
 
 # Per stage of B0: expansion of the inner channels, output channels, blocks, kernel size, stride of
 # the first block.
@@ -23,7 +25,7 @@ _HEAD_CHANNELS = 1280
 _SQUEEZE_RATIO = 0.25
 
 # Width and depth multipliers. 'tiny' and 'small' are ours, for motion fields of 64 to 128 pixels on
-# a CPU.
+# a CPU; 'lite0' to 'lite2' are timm's `tf_efficientnet_lite0` to 2.
 _MULTIPLIERS = {
     "tiny": (0.25, 0.25),
     "small": (0.5, 0.5),
@@ -31,6 +33,17 @@ _MULTIPLIERS = {
     "b1": (1.0, 1.1),
     "b2": (1.1, 1.2),
     "b3": (1.2, 1.4),
+    "lite0": (1.0, 1.0),
+    "lite1": (1.0, 1.1),
+    "lite2": (1.1, 1.2),
+}
+# What the Lite family differs in, for processors of phones; its weights come from TensorFlow.
+LITE: dict[str, Any] = {
+    "squeeze_excite": False,
+    "activation": "relu6",
+    "same_padding": True,
+    "norm_eps": 1e-3,
+    "fixed_ends": True,
 }
 
 
@@ -62,6 +75,12 @@ class EfficientNetConfig:
       dtype: of the computation; parameters and statistics are always float32. On a CPU bfloat16
         is for the products of the 1 x 1 convolutions alone, nearly all of the work: the rest
         would be converted to float32 and back, operation by operation.
+      squeeze_excite: whether blocks have squeeze-excitation.
+      activation: after every normalisation but that of a block's projection.
+      same_padding: TensorFlow's padding, uneven at stride 2, instead of torch's.
+      norm_eps: eps of every BatchNorm.
+      fixed_ends: stem and head keep their width, the first and last stage their depth, whatever
+        the multipliers.
     """
 
     width_multiplier: float = 1.0
@@ -69,6 +88,11 @@ class EfficientNetConfig:
     in_channels: int = 3
     num_classes: int = 1000
     dtype: jax.typing.DTypeLike = jnp.float32
+    squeeze_excite: bool = True
+    activation: Activation = "silu"
+    same_padding: bool = False
+    norm_eps: float = 1e-5
+    fixed_ends: bool = False
 
     def __post_init__(self):
         for field in ("width_multiplier", "depth_multiplier", "in_channels", "num_classes"):
@@ -79,7 +103,11 @@ class EfficientNetConfig:
 
     @classmethod
     def named(cls, name: str, **overrides) -> Self:
-        """The configuration called b0, b1, b2, b3, small or tiny, with some fields replaced.
+        """The configuration of a name: b0 to b3, lite0 to lite2, small, tiny.
+
+        Args:
+          name: of the variant.
+          **overrides: fields that replace its own.
 
         Raises:
           ValueError: there is no such name.
@@ -87,7 +115,8 @@ class EfficientNetConfig:
         if name not in _MULTIPLIERS:
             raise ValueError(f"no EfficientNet {name!r}; the names are {', '.join(_MULTIPLIERS)}")
         width, depth = _MULTIPLIERS[name]
-        return cls(**{"width_multiplier": width, "depth_multiplier": depth} | overrides)
+        family = LITE if name.startswith("lite") else {}
+        return cls(**{"width_multiplier": width, "depth_multiplier": depth} | family | overrides)
 
     @property
     def map_dtype(self) -> jnp.dtype:
@@ -100,21 +129,23 @@ class EfficientNetConfig:
     @property
     def num_features(self) -> int:
         """Length of the pooled feature vector, 1280 for b0."""
-        return self._channels(_HEAD_CHANNELS)
+        return _HEAD_CHANNELS if self.fixed_ends else self._channels(_HEAD_CHANNELS)
 
     @property
     def stem_channels(self) -> int:
         """Output channels of the stem."""
-        return self._channels(_STEM_CHANNELS)
+        return _STEM_CHANNELS if self.fixed_ends else self._channels(_STEM_CHANNELS)
 
     @property
     def stages(self) -> tuple[tuple[BlockConfig, ...], ...]:
         """The blocks of every stage, in order."""
-        stages = []
+        stages: list[tuple[BlockConfig, ...]] = []
         channels = self.stem_channels
         for expansion, out_channels, num_blocks, kernel_size, stride in _STAGES:
             stage = []
-            for index in range(math.ceil(num_blocks * self.depth_multiplier)):
+            fixed = self.fixed_ends and len(stages) in (0, len(_STAGES) - 1)
+            depth = num_blocks if fixed else math.ceil(num_blocks * self.depth_multiplier)
+            for index in range(depth):
                 block = BlockConfig(
                     channels,
                     _round_channels(channels * expansion),

@@ -54,7 +54,6 @@ class ImagePreprocessing:
         Args:
           config: the content; None where there is no such file gives the defaults of this class.
             Entries that it leaves out have the defaults of transformers' CLIPImageProcessor.
-          image_size: side of the image tower's input in pixels.
 
         Raises:
           ValueError: if an entry is of a kind that is not supported; the message names it.
@@ -88,11 +87,7 @@ class ImagePreprocessing:
         )
 
     def to_hf(self, image_size: int) -> dict[str, Any]:
-        """Return the content of a `preprocessor_config.json`.
-
-        Args:
-          image_size: side of the image tower's input in pixels.
-        """
+        """Return the content of a `preprocessor_config.json`."""
         return {
             "image_processor_type": "CLIPImageProcessor",
             "do_convert_rgb": True,
@@ -114,16 +109,7 @@ DEFAULT_PREPROCESSING = ImagePreprocessing()
 
 
 def check_frame_size(preprocessing: ImagePreprocessing, image_size: int, frame_size: int) -> None:
-    """Check that the stored frames are large enough for CLIP.
-
-    Args:
-      preprocessing: that of the CLIP.
-      image_size: side of its input in pixels.
-      frame_size: `config.video.frame_size`, the shorter side of stored frames in pixels.
-
-    Raises:
-      ValueError: if they would have to be enlarged.
-    """
+    """Raise ValueError if stored frames, `config.video.frame_size`, are too small for CLIP."""
     needed = preprocessing.resize_size or image_size
     if needed > frame_size:
         raise ValueError(

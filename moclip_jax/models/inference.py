@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moclip_jax.models import activations
+from moclip_jax.models.activations import Activation, activate
 from moclip_jax.models.batch_norm import BatchNorm
 from moclip_jax.models.clip import CLIP, Block, Encoder, VisionTower
 from moclip_jax.models.efficientnet import Conv, DepthwiseConv, PointwiseConv, SqueezeExcite
@@ -26,7 +26,9 @@ class FoldedNorm(nnx.Module):
     def __init__(self, bias: np.ndarray):
         self.bias = nnx.Param(jnp.asarray(bias))
 
-    def __call__(self, x: jax.Array, *, train: bool, silu: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool, activation: Activation | None = None
+    ) -> jax.Array:
         """[..., C] -> [..., C], as `BatchNorm` with its running statistics.
 
         Raises:
@@ -36,7 +38,7 @@ class FoldedNorm(nnx.Module):
             raise ValueError("an inference graph has no statistics to train with")
         # In float32, as a BatchNorm computes: the SiLU cancels where x is far below zero.
         y = x.astype(jnp.float32) + self.bias[...].reshape((1,) * (x.ndim - 1) + (-1,))
-        return (activations.silu(y) if silu else y).astype(x.dtype)
+        return activate(y, activation).astype(x.dtype)
 
 
 def motion_network_for_inference(
@@ -48,11 +50,11 @@ def motion_network_for_inference(
     The BatchNorm of the input has no convolution before it and stays.
 
     Args:
-      network: a trained network; its arrays are not changed.
       matmul_dtype: matmul dtype on a CPU; None, or another device, keeps that of the config. The
         network's `config` keeps its own.
     """
     frozen = _same_arrays(network)
+    # A FisherNetwork has no such module.
     for _, owner in list(nnx.iter_modules(frozen)):
         if matmul_dtype is not None and jax.default_backend() == "cpu":
             _set_matmul_dtype(owner, matmul_dtype)
@@ -94,10 +96,8 @@ def moclip_for_inference(
 ) -> MoCLIP:
     """Return the model with both networks in the forms that run fastest, without the text tower.
 
-    Args:
-      model: its own arrays stay as they are.
-      clip_products: see `clip_for_inference`.
-      motion_products: see `motion_network_for_inference`.
+    Its own arrays stay as they are. The dtypes are matmul dtypes: see `image_tower_for_inference`
+    and `motion_network_for_inference`.
     """
     frozen = _same_arrays(model)
     frozen.motion = motion_network_for_inference(model.motion, motion_products)
@@ -155,12 +155,10 @@ class SeparateLayers(Encoder):
 
 
 def clip_for_inference(clip: CLIP, matmul_dtype: jax.typing.DTypeLike, *, devices: int = 1) -> CLIP:
-    """Return a CLIP for images alone, without the texts' tower.
+    """Return a CLIP for images alone; its own arrays stay as they are.
 
-    Args:
-      clip: its own arrays stay as they are.
-      matmul_dtype: see `image_tower_for_inference`.
-      devices: that work on a image or a batch together; one CPU takes the tower's own form.
+    `devices` work on a batch together; on one CPU the tower takes the form of
+    `image_tower_for_inference`.
     """
     frozen = _same_arrays(clip)
     del frozen.text

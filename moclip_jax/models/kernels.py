@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moclip_jax.models.activations import silu_derivative
+from moclip_jax.models.activations import Activation, activation_derivative
 from moclip_jax.models.normalize import (
     batch_statistics,
     centred,
@@ -20,9 +20,12 @@ from moclip_jax.models.normalize import (
     values_per_channel,
 )
 
+# Zeros above and below, and left and right.
+Padding = tuple[tuple[int, int], tuple[int, int]]
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def shifted_depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def shifted_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """Convolve every channel with its own kernel as a sum of k * k shifted slices.
 
     Equals `depthwise.grouped_convolution`, which XLA computes 20 to 50 times slower on a CPU; the
@@ -32,17 +35,18 @@ def shifted_depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array
       x: [N, H, W, C] of a floating dtype.
       kernel: [k, k, C], k odd, of the dtype of x.
       stride: step in both directions.
+      padding: zeros above and below, and left and right.
 
     Returns:
       [N, (H - 1) // stride + 1, (W - 1) // stride + 1, C], dtype of x.
     """
-    return _shifted_sum(_padded(x, kernel), kernel, x.shape, stride)
+    return _shifted_sum(_padded(x, padding), kernel, x.shape, stride)
 
 
-def _padded(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _padded(x: jax.Array, padding: Padding) -> jax.Array:
     # Without the barrier XLA takes the middle slice from x itself, so that whatever x is made of
     # (a normalisation, an activation) is written twice and read three times.
-    return lax.optimization_barrier(_pad(x, kernel.shape[0] // 2))
+    return lax.optimization_barrier(jnp.pad(x, ((0, 0), *padding, (0, 0))))
 
 
 def _shifted_sum(
@@ -60,22 +64,20 @@ def _shifted_sum(
 
 
 def _shifted_forward(
-    x: jax.Array, kernel: jax.Array, stride: int
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     # The padded form is kept for the gradient, and x is not: else both would be written.
-    padded = _padded(x, kernel)
+    padded = _padded(x, padding)
     return _shifted_sum(padded, kernel, x.shape, stride), (padded, kernel)
 
 
 def _shifted_backward(
-    stride: int, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+    stride: int, padding: Padding, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     padded, kernel = kept
-    size = kernel.shape[0]
-    height, width = (length - 2 * (size // 2) for length in padded.shape[1:3])
     return (
-        _input_gradient(gradient, kernel, stride, height, width),
-        _kernel_gradient(padded, gradient, size, stride).astype(kernel.dtype),
+        _input_gradient(gradient, kernel, stride, padding, padded.shape),
+        _kernel_gradient(padded, gradient, kernel.shape[0], stride).astype(kernel.dtype),
     )
 
 
@@ -83,30 +85,39 @@ shifted_depthwise.defvjp(_shifted_forward, _shifted_backward)
 
 
 def _input_gradient(
-    gradient: jax.Array, kernel: jax.Array, stride: int, height: int, width: int
+    gradient: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: Padding,
+    padded_shape: tuple[int, ...],
 ) -> jax.Array:
     """Gradient by x: one shifted sum per phase of the stride, so that no zero is ever multiplied.
 
-    A pixel v = stride * m + phase was read by the taps i with v + k // 2 - i divisible by the
-    stride, in the output m + (phase + k // 2 - i) // stride.
+    With p zeros before the first pixel, a pixel v = stride * m + phase was read by the taps i with
+    v + p - i divisible by the stride, in the output m + (phase + p - i) // stride.
     """
-    size, padding = kernel.shape[0], kernel.shape[0] // 2
-    taps = [
+    vertical_taps, horizontal_taps = (
         [
-            (i, (phase + padding - i) // stride)
-            for i in range(size)
-            if (phase + padding - i) % stride == 0
+            [
+                (i, (phase + before - i) // stride)
+                for i in range(kernel.shape[0])
+                if (phase + before - i) % stride == 0
+            ]
+            for phase in range(stride)
         ]
-        for phase in range(stride)
-    ]
+        for before, _ in padding
+    )
+    height, width = (
+        length - sum(zeros) for length, zeros in zip(padded_shape[1:3], padding, strict=True)
+    )
     rows, columns = -(-height // stride), -(-width // stride)
-    reach = max(abs(offset) for phase in taps for _, offset in phase)
-    padded = _pad(gradient, reach)
+    reach = max(abs(offset) for phase in vertical_taps + horizontal_taps for _, offset in phase)
+    padded = jnp.pad(gradient, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
 
     def phase_gradient(vertical: int, horizontal: int) -> jax.Array:
         total = jnp.zeros((gradient.shape[0], rows, columns, gradient.shape[3]), gradient.dtype)
-        for i, down in taps[vertical]:
-            for j, right in taps[horizontal]:
+        for i, down in vertical_taps[vertical]:
+            for j, right in horizontal_taps[horizontal]:
                 window = _window(padded, down + reach, right + reach, rows, columns, 1)
                 total += window * kernel[i, j][None, None, None]
         return total
@@ -154,11 +165,6 @@ def _output_size(size: int, stride: int) -> int:
     return (size - 1) // stride + 1
 
 
-def _pad(x: jax.Array, amount: int) -> jax.Array:
-    """Zeros on all four sides of [N, H, W, C]."""
-    return jnp.pad(x, ((0, 0), (amount, amount), (amount, amount), (0, 0)))
-
-
 def _window(x: jax.Array, top: int, left: int, height: int, width: int, stride: int) -> jax.Array:
     """[N, height, width, C] of every stride-th pixel from (top, left), zero where x has ended."""
     bottom, right = top + stride * (height - 1) + 1, left + stride * (width - 1) + 1
@@ -174,10 +180,10 @@ def normalize_batch(
     scale: jax.Array,
     bias: jax.Array,
     eps: float,
-    use_silu: bool,
+    activation: Activation | None,
     batch_axes: tuple[str, ...],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalize a batch with its own statistics, and apply SiLU if asked.
+    """Normalize a batch with its own statistics, and apply an activation if asked.
 
     The value is `normalize.normalize` with `normalize.batch_statistics`; the gradient is written
     by hand and keeps only x of all feature maps.
@@ -187,7 +193,7 @@ def normalize_batch(
       scale: float32 [C].
       bias: float32 [C].
       eps: added to the variance.
-      use_silu: whether SiLU follows.
+      activation: what follows, or None.
       batch_axes: mesh axes of the batch inside `jax.shard_map`; else empty.
 
     Returns:
@@ -195,7 +201,7 @@ def normalize_batch(
       statistics: no gradient flows through these two.
     """
     mean, var = batch_statistics(x, batch_axes)
-    return normalize(x, scale, bias, mean, var, eps, use_silu), mean, var
+    return normalize(x, scale, bias, mean, var, eps, activation), mean, var
 
 
 def _normalize_forward(
@@ -207,7 +213,7 @@ def _normalize_forward(
 
 def _normalize_backward(
     eps: float,
-    use_silu: bool,
+    activation: Activation | None,
     batch_axes: tuple[str, ...],
     kept: tuple[jax.Array, ...],
     cotangents: tuple[jax.Array, Any, Any],
@@ -222,8 +228,10 @@ def _normalize_backward(
     inverse = lax.rsqrt(var + eps)
     shifted = centred(x, mean)
     by_y = cotangents[0].astype(jnp.float32)
-    if use_silu:
-        by_y *= silu_derivative(shifted * spread(scale * inverse, x) + spread(bias, x))
+    if activation is not None:
+        by_y *= activation_derivative(
+            shifted * spread(scale * inverse, x) + spread(bias, x), activation
+        )
     axes = tuple(range(x.ndim - 1))
     # Of this device's rows, as the gradients of all parameters are.
     by_bias, by_scale = jnp.sum(by_y, axes), jnp.sum(by_y * shifted, axes) * inverse

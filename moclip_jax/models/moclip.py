@@ -13,6 +13,7 @@ from flax import nnx
 from moclip_jax.models.clip import CLIP, normalize_images
 from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.efficientnet import EfficientNetConfig
+from moclip_jax.models.fisher_vectors import FisherConfig, FisherNetwork
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 
@@ -27,7 +28,7 @@ class MoCLIPConfig:
       fusion: the head; its feature lengths and classes must be those of the two networks.
     """
 
-    motion: MotionNetworkConfig
+    motion: MotionNetworkConfig | FisherConfig
     clip: CLIPConfig
     fusion: FusionConfig
 
@@ -59,14 +60,14 @@ class MoCLIP(nnx.Module):
 
     Attributes:
       config: its `MoCLIPConfig`.
-      motion: `MotionNetwork`.
+      motion: `MotionNetwork` or `FisherNetwork`.
       clip: `CLIP`; the text tower is not used here and may be deleted.
       head: `FusionHead`.
     """
 
     def __init__(self, config: MoCLIPConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.motion = MotionNetwork(config.motion, rngs=rngs)
+        self.motion = motion_network(config.motion, rngs=rngs)
         self.clip = CLIP(config.clip, rngs=rngs)
         self.head = FusionHead(config.fusion, rngs=rngs)
 
@@ -79,21 +80,26 @@ class MoCLIP(nnx.Module):
         return appearance_features(self.clip, images)
 
     def __call__(self, motion: jax.Array, images: jax.Array) -> jax.Array:
-        """Classify videos.
+        """Return the logits, float32 [B, num_classes].
 
         Args:
           motion: uint8 [B, views, S, H, W, 2], motion fields (x, y); 128 is no motion.
           images: uint8 [B, frames, H, W, 3], RGB of the size that CLIP takes.
-
-        Returns:
-          Logits, float32 [B, num_classes].
         """
         return fused_logits(
             self.head, self.motion_features(motion), self.appearance_features(images)
         )
 
 
-def motion_features(network: MotionNetwork, fields: jax.Array) -> jax.Array:
+def motion_network(
+    config: MotionNetworkConfig | FisherConfig, *, rngs: nnx.Rngs
+) -> MotionNetwork | FisherNetwork:
+    """Return a motion network of an architecture, with initial weights."""
+    kind = FisherNetwork if isinstance(config, FisherConfig) else MotionNetwork
+    return kind(config, rngs=rngs)
+
+
+def motion_features(network: MotionNetwork | FisherNetwork, fields: jax.Array) -> jax.Array:
     """Return features float32 [B, views, D] of uint8 fields [B, views, S, H, W, 2].
 
     They are averaged over the S segments. One view at a time, so that memory does not grow with the

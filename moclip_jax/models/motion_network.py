@@ -60,6 +60,11 @@ class MotionNetwork(nnx.Module):
         self.input_norm = BatchNorm(2)
         self.backbone = EfficientNet(config.backbone, rngs=rngs)
 
+    @property
+    def classifier(self) -> nnx.Module:
+        """The linear layer from the features of a segment to the classes."""
+        return self.backbone.classifier
+
     def features(self, fields: jax.Array, *, train: bool = False) -> jax.Array:
         """The features of every segment.
 

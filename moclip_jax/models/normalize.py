@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from moclip_jax.models.activations import silu
+from moclip_jax.models.activations import Activation, activate
 
 
 def normalize(
@@ -13,9 +13,9 @@ def normalize(
     mean: jax.Array,
     var: jax.Array,
     eps: float,
-    use_silu: bool,
+    activation: Activation | None,
 ) -> jax.Array:
-    """Normalize x with given statistics, and apply SiLU if asked.
+    """Normalize x with given statistics, and apply an activation if asked.
 
     Args:
       x: [..., C] of a floating dtype.
@@ -24,14 +24,14 @@ def normalize(
       mean: float32 [C].
       var: float32 [C].
       eps: added to the variance.
-      use_silu: whether SiLU follows.
+      activation: what follows, or None.
 
     Returns:
       An array of the shape and dtype of x; computed in float32.
     """
     # The mean is subtracted first: folded into the bias it would cancel where it is large.
     y = centred(x, mean) * spread(scale * jax.lax.rsqrt(var + eps), x) + spread(bias, x)
-    return (silu(y) if use_silu else y).astype(x.dtype)
+    return activate(y, activation).astype(x.dtype)
 
 
 def batch_statistics(x: jax.Array, batch_axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:

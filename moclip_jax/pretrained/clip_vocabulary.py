@@ -17,16 +17,10 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def learn_tokenizer(texts: Iterable[str], *, num_merges: int, max_length: int) -> Any:
-    """Learn the merges that shorten the texts most.
+    """Learn at most `num_merges` merges, those that shorten the texts most.
 
-    Args:
-      texts: what the vocabulary is learnt from.
-      num_merges: at most this many; fewer if every word is one token before.
-      max_length: of a text in tokens, kept in the tokenizer's own settings.
-
-    Returns:
-      A transformers `CLIPTokenizer` with 514 + merges tokens, laid out as CLIP's: bytes, bytes
-      that end a word, merges, start, end.
+    Returns a transformers `CLIPTokenizer` with 514 + merges tokens, laid out as CLIP's: bytes,
+    bytes that end a word, merges, start, end. `max_length` of a text is kept in its own settings.
     """
     alphabet = sorted(ByteLevel.alphabet())
     tokens = [*alphabet, *(letter + _END_OF_WORD for letter in alphabet)]

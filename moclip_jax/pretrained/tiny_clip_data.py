@@ -1,4 +1,4 @@
-"""Captioned pictures to train and test the embedded tiny CLIP on."""
+"""Captioned images to train and test the embedded tiny CLIP on."""
 
 import dataclasses
 import io
@@ -53,8 +53,8 @@ class Caption:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Pictures and what is true of them.
+class ImageSet:
+    """Images and what is true of them.
 
     Attributes:
       images: uint8 [n, IMAGE_SIZE, IMAGE_SIZE, 3].
@@ -70,7 +70,7 @@ class Pictures:
 def random_caption(rng: np.random.Generator, shape: str, look: Appearance) -> Caption:
     """State the shape in one of many ways, and sometimes its colour and size.
 
-    Half of the captions name a motion, drawn without a look at the picture: class names of the
+    Half of the captions name a motion, drawn without a look at the image: class names of the
     data set do so, too, and the text tower must find the shape in them nevertheless.
     """
     color = look.color if rng.random() < 0.25 else None
@@ -81,7 +81,7 @@ def random_caption(rng: np.random.Generator, shape: str, look: Appearance) -> Ca
 
 
 def matches(captions: list[Caption], shapes: np.ndarray, looks: list[Appearance]) -> np.ndarray:
-    """Return which caption is true of which picture: bool [pictures, captions]."""
+    """Return which caption is true of which image: bool [images, captions]."""
 
     def agree(claims: list[str | None], truth: list[str]) -> np.ndarray:
         claimed, true = np.array(claims, object)[None], np.array(truth, object)[:, None]
@@ -103,26 +103,26 @@ def corpus() -> list[str]:
     return [template.format(noun) for template in TEMPLATES for noun in sized]
 
 
-def training_pictures(num_pictures: int) -> Pictures:
+def training_images(num_images: int) -> ImageSet:
     """Draw stills, shapes in turn, each from a group of its own, half with the marks of JPEG."""
     images, looks = [], []
-    for index in range(num_pictures):
+    for index in range(num_images):
         seeds = {"group_seed": TRAIN_GROUPS + index, "clip_seed": 0}
         still = render_still(
             SHAPES[index % len(SHAPES)], **seeds, height=RENDERED_SIZE, width=RENDERED_SIZE
         )
-        picture = Image.fromarray(still)
+        image = Image.fromarray(still)
         rng = np.random.default_rng((TRAIN_GROUPS, index))
         if rng.random() < 0.5:
             coded = io.BytesIO()
-            picture.save(coded, "JPEG", quality=int(rng.integers(60, 96)))
-            picture = Image.open(coded)
-        images.append(shrink(picture))
+            image.save(coded, "JPEG", quality=int(rng.integers(60, 96)))
+            image = Image.open(coded)
+        images.append(shrink(image))
         looks.append(appearance(**seeds))
-    shapes = np.arange(num_pictures, dtype=np.int32) % len(SHAPES)
-    return Pictures(np.stack(images), shapes, looks)
+    shapes = np.arange(num_images, dtype=np.int32) % len(SHAPES)
+    return ImageSet(np.stack(images), shapes, looks)
 
 
-def shrink(picture: Image.Image) -> np.ndarray:
-    """Return the square picture as uint8 [IMAGE_SIZE, IMAGE_SIZE, 3], bilinear with antialias."""
-    return np.asarray(picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR))
+def shrink(image: Image.Image) -> np.ndarray:
+    """Return the square image as uint8 [IMAGE_SIZE, IMAGE_SIZE, 3], bilinear with antialias."""
+    return np.asarray(image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR))

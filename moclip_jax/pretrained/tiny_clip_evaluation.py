@@ -32,9 +32,7 @@ def evaluate(
     """Measure zero-shot accuracies on held-out groups.
 
     Args:
-      clip: the model.
-      tokenizer: its own.
-      num_stills: pictures, shapes in turn.
+      num_stills: images, shapes in turn.
       num_clips: clips, classes in turn.
 
     Returns:
@@ -71,7 +69,7 @@ def evaluate(
         stored = [_read(jpeg) for jpeg in prepared.frames]
         middle = list(prepared.frame_indices).index(len(frames) // 2)
         middles.append(stored[middle])
-        everywhere.extend(picture for place, picture in enumerate(stored) if place != middle)
+        everywhere.extend(image for place, image in enumerate(stored) if place != middle)
         decoded.append(_middle_of_file(frames))
     shape_of_clip = np.arange(num_clips) // len(MOTIONS) % len(SHAPES)
     class_of_clip = np.arange(num_clips) % len(class_names)
@@ -125,7 +123,7 @@ and in the tests. It is not a CLIP for real images.
 ## Training
 
 From random weights by `python -m moclip_jax.pretrained.train_tiny_clip` (about 10 minutes on two
-CPU cores), with CLIP's contrastive loss where all captions that are true of a picture count as
+CPU cores), with CLIP's contrastive loss where all captions that are true of an image count as
 matches, on captioned images rendered by `input_pipeline/datasets/shapes.py`, from groups
 (background and palette) that no data set uses. No image and no text of anyone else went in.
 
@@ -162,14 +160,14 @@ def _text_features(clip: CLIP, tokenizer: Any, names: tuple[str, ...] | list[str
     return _normalize(features.reshape(len(names), len(_PROMPTS), -1).mean(1))
 
 
-def _image_features(clip: CLIP, pictures: np.ndarray) -> jax.Array:
+def _image_features(clip: CLIP, images: np.ndarray) -> jax.Array:
     encode = jax.jit(
         lambda batch: clip.encode_image(normalize_images(batch, clip.config.preprocessing))
     )
     size = 120
     return _normalize(
         jnp.concatenate(
-            [encode(pictures[start : start + size]) for start in range(0, len(pictures), size)]
+            [encode(images[start : start + size]) for start in range(0, len(images), size)]
         )
     )
 

@@ -1,4 +1,4 @@
-"""Trains the embedded tiny CLIP, or tells how good it is.
+"""Trains the embedded tiny CLIP, or measures it.
 
     python -m moclip_jax.pretrained.train_tiny_clip             # trains and writes the folder
     python -m moclip_jax.pretrained.train_tiny_clip --evaluate  # prints the held-out accuracies
@@ -29,11 +29,11 @@ from moclip_jax.pretrained.hf_clip import TINY_CLIP, load_clip, save_clip, token
 from moclip_jax.pretrained.tiny_clip_data import (
     IMAGE_SIZE,
     TRAINED_LENGTH,
-    Pictures,
+    ImageSet,
     corpus,
     matches,
     random_caption,
-    training_pictures,
+    training_images,
 )
 from moclip_jax.pretrained.tiny_clip_evaluation import evaluate, model_card
 
@@ -50,17 +50,11 @@ _MAX_LENGTH = 77
 class Pipeline:
     """Hyperparameters of the training.
 
-    Attributes:
-      num_pictures: drawn once.
-      num_steps: of the optimiser.
-      batch_size: pictures, and as many captions, in a step.
-      learning_rate: the highest, after the warm-up; falls to 0 along a cosine.
-      warmup_steps: in which the learning rate rises from 0.
-      weight_decay: of AdamW, on matrices only.
-      num_merges: of the vocabulary, at most.
+    The learning rate rises to its highest over the warm-up and falls to 0 along a cosine. Weight
+    decay is that of AdamW, on matrices only.
     """
 
-    num_pictures: int = 24000
+    num_images: int = 24000
     num_steps: int = 5000
     batch_size: int = 64
     learning_rate: float = 2e-3
@@ -97,12 +91,12 @@ def planar_positions(config: CLIPVisionConfig) -> jax.Array:
     """Return where to start the position embeddings: float32 [patches + 1, hidden_size].
 
     Sines and cosines of the patch's row and column, which are trained on like the rest. From random
-    numbers the tower must first find out which patches are neighbours, and takes several times as
-    many steps (Beyer et al. 2022, arXiv 2205.01580, start from them for the same reason).
+    values, training takes several times as many steps to learn which patches are neighbours (Beyer
+    et al. 2022, arXiv 2205.01580, start from them for the same reason).
     """
     side = config.image_size // config.patch_size
     bands = config.hidden_size // 4
-    # From two patches a period, the finest there is, to four times the picture.
+    # From two patches a period, the finest there is, to four times the image.
     frequencies = np.pi * np.geomspace(1, 1 / (2 * side), bands)
     waves = np.arange(side)[:, None] * frequencies
     axis = np.concatenate([np.sin(waves), np.cos(waves)], axis=-1)  # [side, hidden / 2]
@@ -114,39 +108,33 @@ def planar_positions(config: CLIPVisionConfig) -> jax.Array:
 
 
 def contrastive_loss(logits: jax.Array, match: jax.Array) -> jax.Array:
-    """CLIP's symmetric cross-entropy where several captions may be true of a picture.
+    """Return CLIP's symmetric cross-entropy where several captions may be true of an image.
 
     The target is uniform over all that match (Yang et al. 2022, UniCL, arXiv 2204.03610): with so
-    few things to say, half of the other captions of a batch would be false negatives.
-
-    Args:
-      logits: float32 [n, n], pictures by captions.
-      match: bool [n, n]; every row and every column has one at least.
-
-    Returns:
-      float32 scalar.
+    few captions, half of the others of a batch would be false negatives. `match` is bool [n, n],
+    like the logits images by captions; every row and every column has one at least.
     """
     target = match.astype(jnp.float32)
-    by_picture = optax.softmax_cross_entropy(logits, target / target.sum(1, keepdims=True))
+    by_image = optax.softmax_cross_entropy(logits, target / target.sum(1, keepdims=True))
     by_caption = optax.softmax_cross_entropy(logits.T, target.T / target.T.sum(1, keepdims=True))
-    return (by_picture.mean() + by_caption.mean()) / 2
+    return (by_image.mean() + by_caption.mean()) / 2
 
 
 def train_batches(
-    pictures: Pictures, tokenizer: Any, max_length: int, recipe: Pipeline, seed: int
+    data: ImageSet, tokenizer: Any, max_length: int, recipe: Pipeline, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield (images uint8 [n, s, s, 3], tokens int32 [n, L], match bool [n, n]) for each step."""
     rng = np.random.default_rng(seed)
     for _ in range(recipe.num_steps):
-        chosen = rng.integers(len(pictures.images), size=recipe.batch_size)
-        shapes = pictures.shapes[chosen]
-        looks = [pictures.looks[index] for index in chosen]
+        chosen = rng.integers(len(data.images), size=recipe.batch_size)
+        shapes = data.shapes[chosen]
+        looks = [data.looks[index] for index in chosen]
         captions = [
             random_caption(rng, SHAPES[shape], look)
             for shape, look in zip(shapes, looks, strict=True)
         ]
-        # The eight ways to lay a square picture on itself keep every caption true.
-        images = np.rot90(pictures.images[chosen], int(rng.integers(4)), axes=(1, 2))
+        # The eight symmetries of the square keep every caption true.
+        images = np.rot90(data.images[chosen], int(rng.integers(4)), axes=(1, 2))
         if rng.random() < 0.5:
             images = images[:, :, ::-1]
         tokens = tokenize(tokenizer, [caption.text for caption in captions], max_length)
@@ -156,8 +144,8 @@ def train_batches(
 def lengthen(clip: CLIP, tokenizer: Any, max_length: int) -> tuple[CLIP, Any]:
     """Return the same CLIP and tokenizer for texts of up to `max_length` tokens.
 
-    The added positions repeat the last trained one: what a longer text means is not learnt, but it
-    is read instead of refused. Texts of the trained lengths keep their features, bit for bit.
+    The added positions repeat the last trained one: longer texts are not learnt, but they are
+    accepted. Texts of the trained lengths keep their features, bit for bit.
     """
     config = dataclasses.replace(
         clip.config, text=dataclasses.replace(clip.config.text, max_length=max_length)
@@ -204,10 +192,10 @@ def train(recipe: Pipeline, seed: int) -> tuple[CLIP, Any]:
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
         return optax.apply_updates(params, updates), optimizer_state, loss
 
-    pictures = training_pictures(recipe.num_pictures)
-    print(f"{len(pictures.images)} pictures drawn in {time.monotonic() - start:.0f} s", flush=True)
+    data = training_images(recipe.num_images)
+    print(f"{len(data.images)} images drawn in {time.monotonic() - start:.0f} s", flush=True)
     optimizer_state = optimizer.init(params)
-    batches = train_batches(pictures, tokenizer, config.text.max_length, recipe, seed)
+    batches = train_batches(data, tokenizer, config.text.max_length, recipe, seed)
     for step, batch in enumerate(batches, start=1):
         params, optimizer_state, loss = train_step(params, optimizer_state, *batch)
         if step % 100 == 0 or step == recipe.num_steps:

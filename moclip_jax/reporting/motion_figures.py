@@ -1,4 +1,4 @@
-"""Pictures and videos of motion fields: colours, arrows over the frames, and predictions beside."""
+"""Figures and videos of motion fields: colours, arrows over the frames, and predictions beside."""
 
 import collections
 import io
@@ -24,7 +24,7 @@ from moclip_jax.runtime.files import atomic_write
 
 # A guess and its probability, most likely first.
 Guesses = Sequence[tuple[str, float]]
-# Pixels of the canonical picture from one arrow to the next.
+# Pixels of the canonical frame from one arrow to the next.
 _ARROW_STEP = 16
 # Height of the annotated video, and width of its panel of predictions.
 _HEIGHT, _PANEL = 256, 256
@@ -34,14 +34,10 @@ _TIME_BASE = Fraction(1, 60_000)
 
 
 def field_to_rgb(field: np.ndarray, bound: float | None = None) -> np.ndarray:
-    """Return a motion field as colours: hue is the direction, brightness the length.
+    """Return a motion field `[H, W, 2]` in pixels as colours, float32 `[H, W, 3]`, 0 to 1.
 
-    Args:
-      field: `[H, W, 2]` (x, y) in pixels.
-      bound: length in pixels drawn fully bright; None takes the field's 99th percentile.
-
-    Returns:
-      float32 `[H, W, 3]`, 0 to 1. No motion is black; red points right, and hues go clockwise.
+    Hue is the direction (red points right, hues go clockwise), brightness the length: `bound`
+    pixels, by default the field's 99th percentile, are fully bright.
     """
     field = np.asarray(field, np.float32)
     length = np.hypot(field[..., 0], field[..., 1])
@@ -109,15 +105,7 @@ def fields_of_rgb_frames(video: Clip, *, raw: bool) -> np.ndarray:
 
 
 def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Guesses) -> None:
-    """Draw a video's kept frames, their motion as colours, and as arrows over the frames.
-
-    Args:
-      path: the file, for the title.
-      video: the same, prepared.
-      target: the picture to write.
-      raw: as in `motion_fields`.
-      guesses: what a model says of the video; may be empty.
-    """
+    """Draw a video's kept frames, their motion as colours, and as arrows over the frames."""
     indices = video.frame_indices.tolist()
     fields = fields_of_rgb_frames(video, raw=raw)
     bound = common_bound(fields)
@@ -128,19 +116,18 @@ def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Gue
     # The last inch is the legend's.
     figure.set_layout_engine("constrained", rect=(0, 0, 1 - 1 / width, 1))
     rows, columns = np.mgrid[
-        _ARROW_STEP // 2 : high : _ARROW_STEP,
-        _ARROW_STEP // 2 : wide : _ARROW_STEP,
+        _ARROW_STEP // 2 : high : _ARROW_STEP, _ARROW_STEP // 2 : wide : _ARROW_STEP
     ]
     for column, (index, jpeg, field) in enumerate(zip(indices, video.frames, fields, strict=True)):
-        picture = Image.open(io.BytesIO(jpeg)).resize((wide, high))
+        image = Image.open(io.BytesIO(jpeg)).resize((wide, high))
         aspect = _aspect(jpeg) * high / wide
         arrows = field[rows, columns]
         moving = np.abs(arrows).max(axis=-1) > 0
-        axes[0, column].imshow(picture)
+        axes[0, column].imshow(image)
         axes[0, column].set_title(f"frame {index}", fontsize=9)
         axes[1, column].imshow(field_to_rgb(field, bound))
         axes[1, column].set_title(f"largest {np.abs(field).max()} px", fontsize=9)
-        axes[2, column].imshow(picture)
+        axes[2, column].imshow(image)
         # The longest arrow reaches twice as far as two neighbours are apart.
         axes[2, column].quiver(
             columns[moving],
@@ -163,8 +150,10 @@ def draw_motion(path: str, video: Clip, target: Path, *, raw: bool, guesses: Gue
     wheel.set_title(f"rim: {bound:.0f} px", fontsize=7)
     wheel.set_axis_off()
     kind = "against the frame before" if raw else "since the last I-frame"
-    told = ", ".join(f"{label} {probability:.0%}" for label, probability in guesses)
-    figure.suptitle(f"{Path(path).name}: frames, and motion {kind}" + (f"\n{told}" if told else ""))
+    listed = ", ".join(f"{label} {probability:.0%}" for label, probability in guesses)
+    figure.suptitle(
+        f"{Path(path).name}: frames, and motion {kind}" + (f"\n{listed}" if listed else "")
+    )
     figure.savefig(target, dpi=110)
 
 

@@ -16,8 +16,8 @@ FRAMES_SHOWN = 5
 FRAME_WIDTH = 200
 
 
-def motion_picture(video: Clip) -> Image.Image:
-    """Return frames of a video above their accumulated motion, as one picture."""
+def motion_image(video: Clip) -> Image.Image:
+    """Return frames of a video above their accumulated motion, as one figure."""
     fields = video.motion.accumulate(video.frame_indices.tolist())
     height, width = fields.shape[1:3]
     lengths = np.hypot(*np.moveaxis(fields.astype(np.float32), -1, 0))
@@ -27,23 +27,18 @@ def motion_picture(video: Clip) -> Image.Image:
     # One scale for all, so that a still moment looks still.
     bound = max(float(np.percentile(lengths[chosen], 99)), 1.0)
     size = (FRAME_WIDTH, round(FRAME_WIDTH * height / width))
-    picture = Image.new("RGB", (len(chosen) * (size[0] + 4) - 4, 2 * size[1] + 4), "white")
+    canvas = Image.new("RGB", (len(chosen) * (size[0] + 4) - 4, 2 * size[1] + 4), "white")
     for column, position in enumerate(chosen):
         left = column * (size[0] + 4)
         frame = Image.open(io.BytesIO(video.frames[position]))
         colours = Image.fromarray((255 * field_to_rgb(fields[position], bound)).astype(np.uint8))
-        picture.paste(frame.resize(size), (left, 0))
-        picture.paste(colours.resize(size), (left, size[1] + 4))
-    return picture
+        canvas.paste(frame.resize(size), (left, 0))
+        canvas.paste(colours.resize(size), (left, size[1] + 4))
+    return canvas
 
 
-def timeline_picture(prediction: Prediction, unit: str) -> Image.Image:
-    """Return a chart of the likeliest labels of a video over its windows.
-
-    Args:
-      prediction: with `windows`, whose scores hold all labels.
-      unit: of the windows' `start_s` and `end_s`.
-    """
+def timeline_image(prediction: Prediction, unit: str) -> Image.Image:
+    """Return a chart of the likeliest labels of a video over its windows, whose scores hold all."""
     figure = Figure(figsize=(8, 2.8), layout="constrained")
     axis = figure.subplots()
     edges = [*(window.start_s for window in prediction.windows), prediction.windows[-1].end_s]

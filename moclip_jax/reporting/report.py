@@ -55,14 +55,9 @@ def write_report(
     """Write `workdir/report.html` atomically.
 
     Args:
-      config: The whole configuration of the run.
-      dataset: Its prepared videos.
       splits: The names of the videos of each split, see `PreparedDataset.splits`.
       workdir: The run's folder, with the stages up to `evaluate` done.
       num_clips: Number of the hardest test clips to show; 0 reads no video.
-
-    Returns:
-      The path of the file.
 
     Raises:
       FileNotFoundError: The result of a stage is missing.
@@ -111,11 +106,7 @@ def write_report(
 def class_accuracy(scores: np.ndarray, label: np.ndarray, rejected: np.ndarray) -> np.ndarray:
     """Return top-1 accuracy of each class, float `[classes]`; NaN without test videos.
 
-    Args:
-      scores: Float `[videos, classes]`.
-      label: Int `[videos]`.
-      rejected: Int `[rejected]`, classes of the test videos that could not be read, which count as
-        wrong.
+    `rejected` are the classes of test videos that could not be read, which count as wrong.
     """
     num_classes = scores.shape[1]
     correct = np.bincount(label[scores.argmax(axis=1) == label], minlength=num_classes)
@@ -140,13 +131,8 @@ def probability_of_truth(scores: np.ndarray, label: np.ndarray) -> np.ndarray:
 def agreement(scores: dict[str, np.ndarray], label: np.ndarray) -> list[dict[str, Any]]:
     """Count test videos by whether the CLIP head, motion and the fusion are correct.
 
-    Args:
-      scores: Float `[videos, classes]` of each row.
-      label: Int `[videos]`.
-
-    Returns:
-      Four entries with `clip_head` and `motion` (whether they are correct), `videos`, and `fusion`
-      (for how many of these videos the fusion is correct).
+    Returns four entries with `clip_head` and `motion` (whether they are correct), `videos`, and
+    `fusion` (for how many of these videos the fusion is correct).
     """
     right = {row: values.argmax(axis=1) == label for row, values in scores.items()}
     cells = []
@@ -169,14 +155,7 @@ def clip_images(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the middle frame and the motion fields of some videos, as the networks see them.
 
-    Args:
-      config: The whole configuration.
-      dataset: The prepared videos.
-      names: Names of the videos.
-
-    Returns:
-      For each video, the frame as uint8 `[160, 160, 3]` and the motion fields as RGB, float32
-      `[3, size, size, 3]`, 0 to 1.
+    The frame is uint8 `[160, 160, 3]`; the fields are RGB, float32 `[3, size, size, 3]`, 0 to 1.
     """
     if not names:
         return []

@@ -28,7 +28,7 @@ HISTORIES = {
 MOST_LABELS = 40
 CLASSES_IN_FIGURE = 34
 LONGEST_LABEL = 30
-# From light to dark, so that the four rows can be told apart in black and white.
+# From light to dark, so that the four rows can be distinguished in black and white.
 GREYS = {"zero_shot": "#c9c9c9", "clip_head": "#8fb8de", "motion": "#e08a3c", "fusion": "#26456e"}
 STYLE: dict[Any, Any] = {
     # A dollar sign in a class name does not start a formula.
@@ -67,14 +67,17 @@ def label_step(num_classes: int) -> int:
 
 def draw_curves(workdir: Path) -> Figure:
     """Draw loss and accuracy of each trained network by epoch."""
+    # Fisher vectors are fitted without epochs.
+    histories = {title: workdir / path for title, path in HISTORIES.items()}
+    histories = {title: path for title, path in histories.items() if path.exists()}
     figure = Figure(figsize=(9, 4.6), layout="constrained")
-    axes = figure.subplots(2, len(HISTORIES), sharex="col", squeeze=False)
+    axes = figure.subplots(2, len(histories), sharex="col", squeeze=False)
     styles = {
         "train": {"color": "0.55", "linestyle": "--"},
         "validation": {"color": "#26456e", "linestyle": "-"},
     }
-    for column, (title, path) in enumerate(HISTORIES.items()):
-        lines = [json.loads(line) for line in (workdir / path).read_text().splitlines()]
+    for column, (title, path) in enumerate(histories.items()):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
         for row, (metric, name) in enumerate((("loss", "loss"), ("top1", "top-1, percent"))):
             axis = axes[row, column]
             for part, style in styles.items():
@@ -130,11 +133,7 @@ def draw_classes(accuracy: dict[str, np.ndarray], class_names: Sequence[str]) ->
         for axis in axes:
             axis.grid(axis="x", alpha=0.3)
             axis.tick_params(axis="x", labelsize=7)
-        axes[0].set_yticks(
-            range(len(part)),
-            [_short(class_names[c]) for c in part],
-            fontsize=8,
-        )
+        axes[0].set_yticks(range(len(part)), [_short(class_names[c]) for c in part], fontsize=8)
         axes[0].set_ylim(len(part) - 0.5, -0.5)
         figure.supxlabel("top-1 of the class in percent", fontsize=8)
         figures.append(figure)

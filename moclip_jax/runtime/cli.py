@@ -57,7 +57,7 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "processes of the run")
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "which of them this one is, from 0")
 _DISTRIBUTED = flags.DEFINE_string(
-    "distributed", "", "auto, or slurm, gketpu ...: ask the cluster for the three above"
+    "distributed", "", "auto, or slurm, gketpu ...: read the three above from the cluster"
 )
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error was raised")
 
@@ -77,15 +77,7 @@ class CommandParser(argparse.ArgumentParser):
         usage: str | None = None,
         statuses: str = STATUSES,
     ):
-        """Describe the command.
-
-        Args:
-          module: The command, as in `python -m MODULE`.
-          description: What it does.
-          examples: Command lines to show, without `python -m MODULE`.
-          usage: The usage line after `python -m MODULE`; None for argparse's own.
-          statuses: The meaning of the exit statuses.
-        """
+        """Describe the command `python -m MODULE`; examples leave that part out."""
         shown = "".join(f"  python -m {module} {example}\n" for example in examples)
         super().__init__(
             prog=f"python -m {module}",
@@ -146,11 +138,7 @@ def run(
 ) -> int:
     """Call `work`, print a message for an error that a user can cause, and return the exit status.
 
-    Args:
-      work: The command, which returns the exit status; None means 0.
-      stopped: Message after Ctrl-C or SIGTERM.
-      traceback: Whether to raise errors instead.
-      ended: Called at the end with the exit status and the message.
+    `work` returns the exit status, None for 0; `ended` is called last with status and message.
     """
     status, sentence = _run(work, stopped, traceback)
     if sentence:
@@ -160,7 +148,7 @@ def run(
 
 
 def quiet_libraries() -> None:
-    """Keep the start-up messages of TensorFlow and transformers out of what a user asked for.
+    """Keep the start-up messages of TensorFlow and transformers out of a command's own output.
 
     In this process and its children; call it before they are imported. What is set already stays.
     """
@@ -334,9 +322,9 @@ def _parse_flags(argv: list[str]) -> ConfigDict:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ConfigDict puts its message in quotes, once for each level.
         lines = str(error).replace("\\n", "\n").replace("\\'", "'").splitlines()
-        told = ". ".join(line.strip("'") for line in lines)
+        reason = ". ".join(line.strip("'") for line in lines)
         unknown = isinstance(error, AttributeError | KeyError)
-        raise _UsageError(f"there is no setting {told}" if unknown else told) from error
+        raise _UsageError(f"there is no setting {reason}" if unknown else reason) from error
     except (ImportError, OSError, SyntaxError) as error:
         raise _UsageError(
             f"--config={file} cannot be run as a file of settings: {type(error).__name__}: {error}"

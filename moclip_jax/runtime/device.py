@@ -17,10 +17,8 @@ _SHARE_OF_MEMORY = 0.25
 def computation_dtype(setting: str, backend: str = "") -> jnp.dtype:
     """Return the dtype of a network's computation; parameters are always float32.
 
-    Args:
-      setting: 'float32', 'bfloat16', or 'auto': bfloat16 on a GPU or TPU, and float32 on a CPU,
-        where only matmuls may be faster in bfloat16 (see `matmul_dtype`).
-      backend: 'cpu', 'gpu' or 'tpu'; empty means the backend that JAX runs on.
+    'auto' is bfloat16 on a GPU or TPU, and float32 on a CPU, where only matmuls may be faster in
+    bfloat16 (see `matmul_dtype`). An empty backend is the one that JAX runs on.
     """
     if setting == AUTO:
         on_cpu = (backend or jax.default_backend()) == "cpu"
@@ -31,12 +29,8 @@ def computation_dtype(setting: str, backend: str = "") -> jnp.dtype:
 def matmul_dtype(setting: str) -> jnp.dtype:
     """Return the dtype of the matmul inputs of a frozen network on a CPU.
 
-    Accumulation and everything else stay in float32, see `models/inference.py`.
-
-    Args:
-      setting: `config.clip.dtype` or `config.features.motion_dtype`; 'auto' is bfloat16 if the
-        processor has matrix units for it (Intel AMX), where matmuls take a fifth of the time, and
-        float32 otherwise.
+    'auto' is bfloat16 if the processor has matrix units for it (Intel AMX), where matmuls take a
+    fifth of the time, and float32 otherwise. Accumulation and everything else stay in float32.
     """
     if setting == AUTO:
         return jnp.dtype(jnp.bfloat16 if "amx_bf16" in _processor_flags() else jnp.float32)
@@ -69,11 +63,6 @@ def batch_size_for_memory(bytes_per_example: int, memory: int, devices: int) -> 
 
     It is a power of two for each device, whose examples take at most a quarter of its free memory;
     at least one example for each device, and at most `MAX_BATCH_SIZE` in all.
-
-    Args:
-      bytes_per_example: Memory that an example needs.
-      memory: Free bytes of the smallest device.
-      devices: Number of devices that share a batch.
     """
     per_device = 1
     while (

@@ -119,7 +119,6 @@ def broadcast_from_main(tree: Any, like: Any) -> Any:
 
     Args:
       tree: The tree; that of the other processes is ignored.
-      like: Tree of the same structure, shapes and dtypes.
     """
     if store.client is None:
         return tree
@@ -133,10 +132,7 @@ def broadcast_from_main(tree: Any, like: Any) -> Any:
 
 
 def compare(**settings: Any) -> None:
-    """Check that all processes run the same code and packages with the same settings.
-
-    Args:
-      **settings: Nested JSON values that must be equal, such as `config`.
+    """Check that all processes run the same code and packages with the same JSON settings.
 
     Raises:
       ValueError: Something differs. Raised on every process; the message names each difference.

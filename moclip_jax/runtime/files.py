@@ -82,11 +82,9 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def wait_for_lock(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock on a file, as `exclusive_lock` does, after waiting for whoever holds it.
+    """Hold the lock on a file, as `exclusive_lock` does, waiting while another process does.
 
-    Args:
-      path: The lock file, made if absent; it stays.
-      what: The work that is locked, for the message about the wait.
+    The file is made if absent, and stays. `what` is locked, for the message about the wait.
 
     Raises:
       OSError: The file cannot be written, or its file system has no locks.
@@ -95,7 +93,7 @@ def wait_for_lock(path: Path, what: str) -> Iterator[None]:
         try:
             _lock(file, wait=False)
         except BlockingIOError:
-            say(f"{what}: another process is at it; waiting until it ends")
+            say(f"{what}: another process holds the lock; waiting")
             _lock(file, wait=True)
         yield
 

@@ -33,9 +33,6 @@ def keep_freed_memory() -> bool:
 
     Call it before JAX is imported, because threads that have allocated keep their arenas. The
     process then never returns memory to the system.
-
-    Returns:
-      Whether the settings were applied.
     """
     if sys.platform != "linux" or not computes_on_cpu():
         return False

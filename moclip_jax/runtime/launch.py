@@ -35,8 +35,8 @@ class Launch:
         if self.distributed:
             if any(given):
                 raise ValueError(
-                    "--distributed asks the cluster; leave out --coordinator, --num_processes and "
-                    "--process_id"
+                    "--distributed reads them from the cluster; leave out --coordinator, "
+                    "--num_processes and --process_id"
                 )
         elif any(given) and not all(given):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""End all processes of a run together: tell the others about an error, and notice theirs."""
+"""End all processes of a run together: report an error to the others, and notice theirs."""
 
 import contextlib
 import ctypes
@@ -36,7 +36,7 @@ _leaving = threading.Event()
 def leave(status: int, message: str = "") -> None:
     """End this process's part of the run; do nothing in a run of one process.
 
-    After success, wait for the other processes. After an error, tell them, so that they end too,
+    After success, wait for the other processes. After an error, report it, so that they end too,
     and end the process with `status`.
     """
     if store.client is None:
@@ -102,7 +102,7 @@ def _reason_to_end() -> tuple[int, str] | None:
         return None
     other = min(ended)
     status = ended[other]["status"]
-    # A run that was told to stop has stopped, whichever process was told.
+    # A run that was signalled to stop has stopped, whichever process got the signal.
     if status not in (_STATUS_INTERRUPTED, STATUS_TERMINATED):
         status = STATUS_PEER_LOST
     return (

@@ -23,9 +23,9 @@ _CLEAR = "\r\x1b[K"
 
 
 class Progress:
-    """Prints progress and the remaining time, at most once in `interval_s` seconds.
+    """Prints progress and the remaining time, at most once in ten seconds.
 
-    The first line comes after `interval_s`, so that short work prints only the total, in `done`.
+    The first line comes after ten seconds, so that short work prints only the total, in `done`.
     """
 
     def __init__(
@@ -35,25 +35,20 @@ class Progress:
         unit: str,
         *,
         done_before: int = 0,
-        interval_s: float = 10.0,
         file: TextIO | None = None,
     ):
         """Start the clock.
 
         Args:
-          total: Units of work in all.
-          what: The work, for example 'prepare ucf101'.
           unit: Name of the units, for example 'videos'.
           done_before: Units that an earlier run has done, which do not count for the rate.
-          interval_s: Minimum seconds between two lines.
           file: Where to print; None means standard output. On a terminal that is given, a single
             line is rewritten twice a second; `clear` makes room for other output.
         """
-        self._total, self._what, self._unit, self._interval = total, what, unit, interval_s
+        self._total, self._what, self._unit = total, what, unit
         self._file = file
         self._rewrites = file is not None and file.isatty()
-        if self._rewrites:
-            self._interval = 0.5
+        self._interval = 0.5 if self._rewrites else 10.0
         self._start = self._last = time.monotonic()
         self._before = self._count = done_before
         # The first unit includes compilation and start-up, so the rate is that of the others.

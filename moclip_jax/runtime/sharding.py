@@ -68,8 +68,7 @@ def connect(mesh: Mesh) -> None:
         return
     distributed.run_on_main(lambda: None)
     ones = jax.make_array_from_process_local_data(
-        NamedSharding(mesh, PartitionSpec(BATCH_AXES)),
-        np.ones(len(mesh.local_devices), np.float32),
+        NamedSharding(mesh, PartitionSpec(BATCH_AXES)), np.ones(len(mesh.local_devices), np.float32)
     )
     for axes, left in ((BATCH_AXES, PartitionSpec()), (DATA_AXIS, PartitionSpec(MODEL_AXIS))):
         add = jax.shard_map(
@@ -95,15 +94,9 @@ def check_batch_size(mesh: Mesh, field: str, batch_size: int) -> None:
 def shard_batch(
     batch: dict[str, np.ndarray], mesh: Mesh, axes: tuple[str, ...] = BATCH_AXES
 ) -> dict[str, jax.Array]:
-    """Put this process's rows of a global batch on its devices.
+    """Put this process's rows `[rows, ...]` of a global batch on its devices, in global order.
 
-    Args:
-      batch: Arrays `[rows, ...]` with the rows of this process, in global order.
-      mesh: The mesh of all devices.
-      axes: Axes of the mesh that split the rows; the other axes repeat them.
-
-    Returns:
-      Global arrays `[rows * processes, ...]`.
+    `axes` of the mesh split the rows; the others repeat them. Returns `[rows * processes, ...]`.
     """
     sharding = NamedSharding(mesh, PartitionSpec(axes))
     return {
@@ -122,7 +115,6 @@ def split_over_model(tree: Any, mesh: Mesh) -> Any:
 
     Args:
       tree: Its `nnx.state`. A layer whose size the axis does not divide is replicated.
-      mesh: The mesh of all devices.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: _place(leaf, NamedSharding(mesh, partition_spec(path, leaf, mesh))), tree

@@ -35,7 +35,7 @@ def handle_sigterm() -> None:
 
 @contextlib.contextmanager
 def deferred_sigterm() -> Iterator[None]:
-    """Only note SIGTERM inside the block, which must ask `stop_requested` between its steps."""
+    """Only note SIGTERM inside the block, which must poll `stop_requested` between its steps."""
     stop_if_requested()
     _Sigterm.deferred = True
     try:

@@ -10,12 +10,9 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def file_names(lines: Iterable[str | bytes]) -> Iterator[str]:
-    """Read file names, one a line; empty lines are skipped.
+    """Read file names, one a line; empty lines are skipped. In bytes they need not be UTF-8.
 
     A name may begin or end with spaces: they are stripped only where no file has the name as it is.
-
-    Args:
-      lines: As a text or binary file gives them. In bytes, names need not be UTF-8.
     """
     for line in lines:
         name = os.fsdecode(line).rstrip("\r\n")
@@ -46,9 +43,8 @@ def json_line(value: Any) -> str:
 def csv_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a table's row whose texts no spreadsheet takes for formulas.
 
-    Args:
-      row: Values by column. A text that begins with `=`, `+`, `-`, `@`, a tab or a carriage return
-        gets a `'` before it, which spreadsheets do not show; numbers stay.
+    A text that begins with `=`, `+`, `-`, `@`, a tab or a carriage return gets a `'` before it,
+    which spreadsheets do not show; numbers stay.
     """
     return {name: _cell(value) for name, value in row.items()}
 

@@ -45,7 +45,6 @@ def load_tree(path: Path, like: Any) -> Any:
     """Read a tree written by `save_tree`, on any number of devices and processes.
 
     Args:
-      path: The checkpoint.
       like: Tree of the same structure with the shapes and dtypes to expect.
 
     Returns:
@@ -78,9 +77,6 @@ def check_writable_path(path: Path) -> None:
 
     Orbax looks for what it wrote by a glob pattern that begins with the path, and TensorStore takes
     a backslash for a slash: the weights would be written, and never found again.
-
-    Args:
-      path: The folder.
 
     Raises:
       ValueError: There is an opening bracket or a backslash in its absolute path.

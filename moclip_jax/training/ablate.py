@@ -74,7 +74,6 @@ def run_ablations(
     """Run every variant, and return the rows of each; `base` is always run, and first.
 
     Args:
-      config: The whole configuration.
       workdir: Folder of all variants; what is done there is not run again.
       variants: Name to changed fields.
 

@@ -77,7 +77,6 @@ class TrainingCheckpoints:
         """Save `state` under `step`, in the background.
 
         Args:
-          step: Number of updates done.
           state: Tree of arrays, replicated on every device.
           score: The checkpoint with the highest score is the best.
           sums: Sums over the steps of the current epoch; empty at its end.

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from moclip_jax.config import network_views
 from moclip_jax.inference.zero_shot import zero_shot_logits
 from moclip_jax.input_pipeline.views import num_images
 from moclip_jax.models import moclip
@@ -26,7 +27,7 @@ def motion_logits(network: MotionNetwork, features: np.ndarray) -> np.ndarray:
 
     The classifier is linear, so the logits of the mean feature are the mean of the logits.
     """
-    return np.asarray(network.backbone.classifier(jnp.asarray(features.mean(axis=1))))
+    return np.asarray(network.classifier(jnp.asarray(features.mean(axis=1))))
 
 
 def fused_logits(head: FusionHead, features: Features) -> np.ndarray:
@@ -39,8 +40,8 @@ def cost_of_one_view(config: ConfigDict, network: MotionNetwork, clip: CLIP) -> 
     """Return the multiply-adds of one motion field (`motion`) and one image (`appearance`)."""
     motion_graph, motion_state = nnx.split(network)
     clip_graph, clip_state = nnx.split(clip)
-    side = config.motion.image_size
-    field = jax.ShapeDtypeStruct((1, 1, side, side, 2), jnp.float32)
+    fields = network_views(config, num_segments=1).shape
+    field = jax.ShapeDtypeStruct(fields, jnp.uint8)
     side = clip.config.vision.image_size
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     return {

@@ -13,9 +13,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from moclip_jax.config import motion_views
+from moclip_jax.config import network_views
 from moclip_jax.input_pipeline.batches import PreparedDataset, view_batches
-from moclip_jax.input_pipeline.views import MotionViews, num_images
+from moclip_jax.input_pipeline.views import GridViews, MotionViews, num_images
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.inference import clip_for_inference, motion_network_for_inference
@@ -36,6 +36,8 @@ from moclip_jax.runtime.sharding import DATA_AXIS, replicate, shard_batch, split
 VIDEOS_PER_FILE = 256
 # Largest feature maps that are alive at once: input and output of a layer, and a padded copy.
 _LIVE_MAPS = 3
+# Videos of a step for each device where motion is encoded by Fisher vectors.
+FISHER_BATCH_SIZE = 8
 
 
 class Features(NamedTuple):
@@ -122,14 +124,14 @@ def extract_features(
         matmul_dtype(config.features.motion_dtype),
     )
     protocols = {
-        "train": (motion_views(config.motion, num_segments=config.motion.num_segments), True),
+        "train": (network_views(config, num_segments=config.motion.num_segments), True),
         "validation": (
-            motion_views(config.motion, num_segments=config.motion.num_segments),
+            network_views(config, num_segments=config.motion.num_segments),
             False,
         ),
         "test": (
-            motion_views(
-                config.motion,
+            network_views(
+                config,
                 num_segments=config.evaluation.num_segments,
                 crops=config.evaluation.crops,
             ),
@@ -183,9 +185,17 @@ def extract_features(
 
 
 def batch_size_by_memory(
-    network: MotionNetwork, views: MotionViews, config: ConfigDict, mesh: Mesh, *, augmented: bool
+    network: MotionNetwork,
+    views: MotionViews | GridViews,
+    config: ConfigDict,
+    mesh: Mesh,
+    *,
+    augmented: bool,
 ) -> int:
     """Return the number of videos of one step through both networks, for the devices of a mesh."""
+    if isinstance(views, GridViews):
+        # Block motion and its histograms are small beside CLIP's maps.
+        return FISHER_BATCH_SIZE * mesh.size
     size = bytes_per_video(
         network.backbone.config,
         side=views.image_size,

@@ -29,12 +29,7 @@ class MetricLog:
     """
 
     def __init__(self, directory: Path, step: int):
-        """Open the log.
-
-        Args:
-          directory: The stage's folder.
-          step: Updates done so far.
-        """
+        """Open the log."""
         self._path = directory / METRICS_FILE
         self._writer: Any = None
         if not is_main_process():
@@ -121,8 +116,7 @@ class StepTimer:
     def end_epoch(self, epoch: int, step: int) -> float:
         """Log the time of `epoch` (from 0), which ended with update `step`.
 
-        Returns:
-          The share of the epoch in which devices waited for data, 0 to 1.
+        Returns the share of the epoch in which devices waited for data, 0 to 1.
         """
         seconds = time.perf_counter() - self._began
         share = self._waited / seconds

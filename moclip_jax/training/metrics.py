@@ -6,13 +6,9 @@ import numpy as np
 
 
 def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int, rejected: int = 0) -> float:
-    """Return the share of videos whose label is among the k highest scores.
+    """Return the share of videos whose label is among the k highest scores `[videos, classes]`.
 
-    Args:
-      scores: Float `[videos, classes]`, higher is more likely.
-      labels: Int `[videos]`.
-      k: Number of predictions that count; more than the number of classes means all.
-      rejected: Number of videos that could not be read, which count as wrong.
+    `rejected` videos could not be read, and count as wrong.
 
     Raises:
       ValueError: A score is not finite; a NaN would compare as False and count as correct.

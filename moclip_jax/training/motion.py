@@ -11,12 +11,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from moclip_jax.config import motion_network_config, motion_views
+from moclip_jax.config import FISHER, motion_network_config, motion_views
 from moclip_jax.input_pipeline.batches import PreparedDataset, train_batches, view_batches
+from moclip_jax.models.moclip import motion_network
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import load_efficientnet
 from moclip_jax.runtime.tree_io import load_tree, save_tree
 from moclip_jax.training.fingerprint import weights_fingerprint
+from moclip_jax.training.fisher import fit_fisher_network
 from moclip_jax.training.optimizers import motion_optimizer
 from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
 
@@ -31,7 +33,7 @@ def result_settings(motion: ConfigDict) -> dict[str, Any]:
 def initial_motion_network(config: ConfigDict, num_classes: int) -> MotionNetwork:
     """Return the network that training starts from: random, or with ImageNet weights."""
     rngs = nnx.Rngs(config.seed)
-    network = MotionNetwork(motion_network_config(config.motion, num_classes), rngs=rngs)
+    network = motion_network(motion_network_config(config.motion, num_classes), rngs=rngs)
     if config.motion.pretrained:
         network.backbone = load_efficientnet(
             config.motion.pretrained,
@@ -51,16 +53,13 @@ def train_motion(
     mesh: Mesh,
     directory: Path,
 ) -> None:
-    """Train the motion network, and write its best weights to `directory/network`.
-
-    Args:
-      config: The whole configuration.
-      dataset: The prepared videos.
-      splits: Names of the `train` and `validation` videos.
-      mesh: The devices.
-      directory: The stage's folder; training resumes from its newest checkpoint.
-    """
+    """Train the motion network, or resume; write its best weights to `directory/network`."""
     motion = config.motion
+    if motion.backbone == FISHER:
+        network = initial_motion_network(config, len(dataset.class_names))
+        fit_fisher_network(config, dataset, splits["train"], network)
+        save_tree(directory / "network", nnx.state(network))
+        return
     steps_per_epoch = len(splits["train"]) // motion.batch_size
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
@@ -88,11 +87,7 @@ def train_motion(
             **processes,
         )
         for batch in rows.as_numpy_iterator():
-            yield {
-                "motion": batch["motion"][:, 0],
-                "label": batch["label"],
-                "mask": batch["mask"],
-            }
+            yield {"motion": batch["motion"][:, 0], "label": batch["label"], "mask": batch["mask"]}
 
     def logits(model: MotionNetwork, batch: Batch, train: bool, key: Any) -> jax.Array:
         return model(batch["motion"], train=train).astype(jnp.float32)
@@ -144,7 +139,7 @@ def train_motion(
 def load_motion_network(config: ConfigDict, num_classes: int, directory: Path) -> MotionNetwork:
     """Return the network that `train_motion` wrote to `directory/network`."""
     network = nnx.eval_shape(
-        lambda: MotionNetwork(motion_network_config(config.motion, num_classes), rngs=nnx.Rngs(0))
+        lambda: motion_network(motion_network_config(config.motion, num_classes), rngs=nnx.Rngs(0))
     )
     nnx.update(network, load_tree(directory / "network", nnx.state(network)))
     return network

@@ -51,7 +51,6 @@ def motion_optimizer(
       boundaries: Increasing steps, from 0, at which the rate is multiplied by `decay_factor`.
       decay_factor: See `boundaries`.
       eps: Added to the root of the second moment.
-      weight_decay: Factor of the L2 penalty.
       multipliers: Of the learning rate of 'classifier', of 'stem' (the stem's convolution and the
         normalisation of the input) and of the 'rest'.
 
@@ -95,24 +94,15 @@ def head_optimizer(
 ) -> optax.GradientTransformation:
     """Return `torch.optim.AdamW`: betas 0.9 and 0.999, eps 1e-8, decay of every parameter.
 
-    Args:
-      learning_rate: Constant rate.
-      weight_decay: Decoupled weight decay, multiplied by the learning rate in each step.
-
-    Returns:
-      A transformation whose `update` needs the parameters.
+    The weight decay is decoupled: it is multiplied by the learning rate in each step.
     """
     return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
 
 
 def parameter_group(path: tuple[Any, ...]) -> str:
-    """Return the learning-rate group of a parameter of a `MotionNetwork`.
+    """Return the learning-rate group of a parameter: 'classifier', 'stem' or 'rest'.
 
-    Args:
-      path: Key path of the parameter, as `jax.tree_util.tree_map_with_path` gives it.
-
-    Returns:
-      'classifier', 'stem' or 'rest'.
+    `path` is its key path in `jax.tree_util.tree_map_with_path`.
 
     Raises:
       ValueError: The path belongs to no group.

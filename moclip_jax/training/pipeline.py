@@ -47,6 +47,7 @@ from moclip_jax.training.prepare import (
     check_batch_sizes,
     log_splits,
     open_dataset,
+    trained_in_batches,
     video_splits,
 )
 from moclip_jax.training.stages import StageRecord, check_weights
@@ -59,7 +60,6 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     """Run the stages that `config.stages` names, and return the results if evaluated.
 
     Args:
-      config: The whole configuration, as `moclip_jax/config.py` describes it.
       workdir: The run's folder; a run that was stopped there is resumed.
 
     Returns:
@@ -80,10 +80,6 @@ class Pipeline:
     def __init__(self, config: ConfigDict, workdir: Path):
         """Make the mesh and check the batch sizes; nothing is read or written yet.
 
-        Args:
-          config: The whole configuration, already checked.
-          workdir: The run's folder.
-
         Raises:
           ValueError: A batch size cannot be split over the devices, or Orbax cannot write to a
             folder of that name.
@@ -92,7 +88,7 @@ class Pipeline:
         self.workdir = workdir.expanduser()
         check_writable_path(self.workdir)
         self.mesh = make_mesh(model=config.mesh.model)
-        sections = ["motion", "fusion"] + ["features"] * bool(config.features.batch_size)
+        sections = [*trained_in_batches(config), *["features"] * bool(config.features.batch_size)]
         for section in sections:
             check_batch_size(self.mesh, f"{section}.batch_size", config[section].batch_size)
         self._records: dict[str, StageRecord] = {}
@@ -222,7 +218,7 @@ class Pipeline:
             name: load_head(
                 fusion_config(
                     self.config.fusion,
-                    motion_features=self.network.backbone.config.num_features * uses_motion,
+                    motion_features=self.network.config.num_features * uses_motion,
                     appearance_features=clip.config.projection_dim,
                     num_classes=len(self.dataset.class_names),
                 ),

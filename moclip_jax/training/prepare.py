@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from moclip_jax.config import video_spec
+from moclip_jax.config import FISHER, video_spec
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset, prepare_dataset
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.progress import say
@@ -16,9 +16,7 @@ def open_dataset(config: ConfigDict, workdir: Path, *, only_open: bool = False) 
     The main process prepares them while the others wait.
 
     Args:
-      config: The whole configuration.
       workdir: The run's folder, which holds them unless `config.dataset.data_dir` names another.
-      only_open: Whether to raise an error instead of preparing.
 
     Raises:
       FileNotFoundError: They do not exist, and `only_open` is set.
@@ -49,13 +47,18 @@ def video_splits(config: ConfigDict, dataset: PreparedDataset) -> dict[str, list
     )
 
 
+def trained_in_batches(config: ConfigDict) -> tuple[str, ...]:
+    """Return the sections of the networks that are trained by gradient descent."""
+    return ("fusion",) if config.motion.backbone == FISHER else ("motion", "fusion")
+
+
 def check_batch_sizes(config: ConfigDict, splits: dict[str, list[str]]) -> None:
     """Check that the training split fills at least one batch of each trained stage.
 
     Raises:
       ValueError: It does not; the message names the setting and the number of videos.
     """
-    for section in ("motion", "fusion"):
+    for section in trained_in_batches(config):
         batch_size = config[section].batch_size
         if len(splits["train"]) < batch_size:
             raise ValueError(

@@ -13,9 +13,7 @@ from moclip_jax.runtime import distributed
 def shared_config(config: ConfigDict, data_dir: Path) -> ConfigDict:
     """Return a copy of `config` for runs that share the prepared videos in `data_dir`.
 
-    Args:
-      config: The whole configuration; its own `dataset.data_dir` comes first if set.
-      data_dir: Folder of the prepared videos.
+    Its own `dataset.data_dir` comes first if set.
 
     Raises:
       ValueError: The stages to run do not include `evaluate`.

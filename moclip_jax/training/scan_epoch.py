@@ -65,7 +65,6 @@ def make_epoch_step(train_step: Callable, batch: Callable, mesh: Mesh) -> Callab
     Args:
       train_step: From `moclip_jax.training.trainer.make_train_step`.
       batch: See `DeviceData`; a choice named `stop` is passed on as it is.
-      mesh: The devices.
 
     Returns:
       A function whose `sums` are those of `train_step`, added over the steps.

@@ -1,9 +1,10 @@
-"""Run every published split of a data set; report mean and standard deviation.
+"""Run every published split of a data set, with one or several seeds; report mean and spread.
 
-The runs are DIR/split1, DIR/split2 and so on, over the same prepared videos; what is done there is
-not run again.
+The runs are DIR/split1, DIR/split2 and so on, or DIR/split1_seed0 and so on, over the same prepared
+videos; what is done there is not run again.
 """
 
+import itertools
 import statistics
 from pathlib import Path
 from typing import Any
@@ -15,33 +16,44 @@ from moclip_jax.runtime import cli, distributed
 from moclip_jax.training import repeat
 
 _SPLITS = flags.DEFINE_integer("num_splits", 3, "how many splits the data set has", lower_bound=2)
+_SEEDS = flags.DEFINE_integer("num_seeds", 1, "runs of each split, from config.seed on", 1)
 
 
-def run_splits(config: ConfigDict, workdir: Path, num_splits: int) -> dict[str, Any]:
+def run_splits(
+    config: ConfigDict, workdir: Path, num_splits: int, num_seeds: int = 1
+) -> dict[str, Any]:
     """Run every split, and return `mean` and `stdev` of top-1 for each row, and all results.
 
     Args:
       config: The whole configuration; its own `dataset.split` is ignored.
       workdir: Folder of all runs.
       num_splits: Number of splits to run, from 1.
+      num_seeds: Runs of each split.
 
     Returns:
       `{"mean": {row: top1}, "stdev": {row: top1}, "splits": [results, ...]}` with top-1 from 0 to 1
-      and the sample standard deviation; also in `workdir/splits.json`.
+      and the sample standard deviation over all runs (0 for one); also in `workdir/splits.json`.
+      The results of a split's seeds follow one another.
 
     Raises:
       ValueError: The stages to run do not include `evaluate`.
     """
     results = []
-    for split in range(1, num_splits + 1):
+    for split, seed in itertools.product(range(1, num_splits + 1), range(num_seeds)):
         changed = repeat.shared_config(config, workdir / "data")
         changed.dataset.split = split
-        title = f"split {split} of {num_splits}"
-        results.append(repeat.run_titled(title, changed, workdir / f"split{split}"))
+        changed.seed = config.seed + seed
+        title, folder = f"split {split} of {num_splits}", f"split{split}"
+        if num_seeds > 1:
+            title, folder = f"{title}, seed {changed.seed}", f"{folder}_seed{changed.seed}"
+        results.append(repeat.run_titled(title, changed, workdir / folder))
     top1 = {row: [r["rows"][row]["top1"] for r in results] for row in results[0]["rows"]}
     summary = {
         "mean": {row: statistics.mean(values) for row, values in top1.items()},
-        "stdev": {row: statistics.stdev(values) for row, values in top1.items()},
+        "stdev": {
+            row: statistics.pstdev(v) if len(v) == 1 else statistics.stdev(v)
+            for row, v in top1.items()
+        },
         "splits": results,
     }
     repeat.write_summary(workdir / "splits.json", summary)
@@ -49,9 +61,9 @@ def run_splits(config: ConfigDict, workdir: Path, num_splits: int) -> dict[str, 
 
 
 def format_splits(summary: dict[str, Any]) -> str:
-    """Return a line for each row: top-1 in percent of each split, mean, standard deviation."""
+    """Return a line for each row: top-1 in percent of each run, mean, standard deviation."""
     numbers = range(1, len(summary["splits"]) + 1)
-    lines = [f"{'row':<10}" + "".join(f"{f'split {n}':>9}" for n in numbers) + "     mean  std dev"]
+    lines = [f"{'row':<10}" + "".join(f"{f'run {n}':>9}" for n in numbers) + "     mean  std dev"]
     for row, mean in summary["mean"].items():
         each = "".join(f"{100 * r['rows'][row]['top1']:9.1f}" for r in summary["splits"])
         lines.append(f"{row:<10}{each}{100 * mean:9.1f}{100 * summary['stdev'][row]:9.1f}")
@@ -60,7 +72,7 @@ def format_splits(summary: dict[str, Any]) -> str:
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Run the splits and print their table."""
-    summary = run_splits(config, workdir, _SPLITS.value)
+    summary = run_splits(config, workdir, _SPLITS.value, _SEEDS.value)
     if distributed.is_main_process():
         print(format_splits(summary))
 

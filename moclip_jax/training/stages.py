@@ -25,8 +25,6 @@ class StageRecord:
         """Describe a stage; nothing is read or written yet.
 
         Args:
-          workdir: The run's folder.
-          stage: Name of the stage.
           settings: All that its result depends on, as nested JSON values.
           previous: Record of the stage that its input comes from; None for the first stage.
         """
@@ -89,12 +87,9 @@ class StageRecord:
 
 
 def check_weights(path: Path, weights: dict[str, dict[str, str]], *, note: bool) -> None:
-    """Compare the frozen weights with those that a result on disk was made with.
+    """Compare the frozen weights' fingerprints with those in a JSON file beside a result.
 
-    Args:
-      path: JSON file beside that result.
-      weights: Fingerprint of each network, see `fingerprint.weights_fingerprint`.
-      note: Whether to write the file if it does not exist.
+    `note` writes the file if it does not exist.
 
     Raises:
       ValueError: The weights of a network differ; the message names it and both sources.
@@ -126,7 +121,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if was == is_now:
             continue
         if isinstance(was, list) and isinstance(is_now, list) and max(len(was), len(is_now)) > 8:
-            # In a long list, such as the class names, only the first difference is of use.
+            # Of a long list, such as the class names, the first difference is enough.
             pairs = itertools.zip_longest(was, is_now, fillvalue="(none)")
             place, (was, is_now) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
             key = f"{key}[{place}]"

@@ -54,7 +54,7 @@ class Task:
       model: The network with its initial weights; all its nnx.Param leaves are trained.
       logits: `(model, batch, train, key) -> float32 [B, classes]`; updates running statistics if
         `train` is set. In training it gets the rows of one device: modules with an attribute
-        `batch_axes` are told the mesh axes over which the batch is split; `key` is the same on all.
+        `batch_axes` receive the mesh axes over which the batch is split; `key` is the same on all.
       optimizer: From the parameters to an optax transformation.
       batches: `(epoch, first_step) -> iterator` over this process's rows of each global batch, with
         an int32 `label [B]`; a pure function of its arguments.
@@ -162,8 +162,7 @@ def make_train_step(
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef,
-    logits_fn: Callable[[Any, Batch, bool, jax.Array | None], jax.Array],
+    graphdef: nnx.GraphDef, logits_fn: Callable[[Any, Batch, bool, jax.Array | None], jax.Array]
 ) -> Callable[[nnx.State, nnx.State, Batch], dict[str, jax.Array]]:
     """Return the jitted `(params, stats, batch) -> sums`; rows with a False `mask` are ignored."""
 
@@ -185,9 +184,7 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
     """Train a task to its end, resuming from the newest checkpoint in `directory`.
 
     Args:
-      task: What to train.
       directory: For checkpoints, TensorBoard events and `history.jsonl` (one line an epoch).
-      mesh: The devices to train on.
 
     Returns:
       The model with the weights of the best evaluated epoch (without validation: the last).
@@ -334,12 +331,9 @@ class _EpochSums:
 def _stepper(
     task: Task, train_step: Callable, mesh: Mesh
 ) -> tuple[Callable[[int, int], Iterator[Any]], Callable[[TrainState, Any], tuple]]:
-    """Return the items of an epoch, and the function that trains on one of them.
+    """Return `(epoch, first_step) -> items` and `(state, item) -> (state, sums, steps)`.
 
     An item is a batch or, where the data stays on the devices, the choices of all its batches.
-
-    Returns:
-      `(epoch, first_step) -> items` and `(state, item) -> (state, sums, steps)`.
     """
     key = replicate(jax.random.key(task.seed), mesh)
     device_data = task.device_data

@@ -29,7 +29,7 @@ def test_the_ratio_is_that_of_the_medians_and_its_spread_that_of_passes_side_by_
     assert row.to_json()["ratio"] == 0.5
 
 
-def test_the_table_tells_times_of_one_unit_and_the_share_of_the_peak():
+def test_the_table_shows_times_of_one_unit_and_the_share_of_the_peak():
     rows = [
         Comparison("network", "peer", 4, "field", (0.02,), (0.04,), goal=0.45, work=1e9),
         Comparison("alone", "", 1, "step", (2.5,)),

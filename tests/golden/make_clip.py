@@ -6,7 +6,7 @@ Run it in an environment of its own (torch is no dependency of this project):
     /tmp/torchenv/bin/pip install torch==2.13.0 transformers==5.23.0 numpy==2.4.6
     /tmp/torchenv/bin/python tests/golden/make_clip.py tests/golden/clip.npz
 
-Weights, pictures and tokens are not stored: `clip_recipe.py` makes them from their names on both
+Weights, images and tokens are not stored: `clip_recipe.py` makes them from their names on both
 sides. The sums that are stored tell if the recipe ever gave other numbers.
 """
 

@@ -32,18 +32,19 @@ MODELS = {
 DEPTHWISE = [(k, s, size) for k in (1, 3, 5) for s in (1, 2) for size in ((8, 8), (7, 10), (1, 3))]
 
 
-def run_model(name, dtype):
-    width, depth, in_channels, num_classes, (batch, height, side) = MODELS[name]
+def b0(name):
+    """Returns timm's model of an entry of MODELS, and the shape of its input."""
+    width, depth, in_channels, num_classes, shape = MODELS[name]
+    sizes = {"in_chans": in_channels, "num_classes": num_classes}
     if (width, depth) == (1.0, 1.0):
-        model = timm.create_model("efficientnet_b0", in_chans=in_channels, num_classes=num_classes)
-    else:
-        model = _gen_efficientnet(
-            "efficientnet_b0",
-            channel_multiplier=width,
-            depth_multiplier=depth,
-            in_chans=in_channels,
-            num_classes=num_classes,
-        )
+        return timm.create_model("efficientnet_b0", **sizes), shape
+    scaled = {"channel_multiplier": width, "depth_multiplier": depth}
+    return _gen_efficientnet("efficientnet_b0", **scaled, **sizes), shape
+
+
+def run_model(name, model, shape, dtype):
+    batch, height, side = shape
+    in_channels, num_classes = model.conv_stem.in_channels, model.num_classes
     state = model.state_dict()
     keys = [key for key in state if not key.endswith("num_batches_tracked")]
     state |= {key: torch.tensor(weight(key, tuple(state[key].shape))) for key in keys}
@@ -115,9 +116,14 @@ def run_batch_norm(dtype):
 
 
 def main(path):
-    torch.manual_seed(0)
-    runs = {name: lambda dtype, name=name: run_model(name, dtype) for name in MODELS}
+    runs = {name: lambda dtype, name=name: run_model(name, *b0(name), dtype) for name in MODELS}
     runs |= {"depthwise": run_depthwise, "batch_norm": run_batch_norm}
+    store(runs, path)
+
+
+def store(runs, path):
+    """Computes each run in both dtypes and writes all of them."""
+    torch.manual_seed(0)
     stored = {"versions": np.array(f"torch {torch.__version__}, timm {timm.__version__}")}
     for name, run in runs.items():
         single, double = run(torch.float32), run(torch.float64)

@@ -26,15 +26,15 @@ environment = dict(os.environ)
 import av.logging
 level, backend = av.logging.get_level(), matplotlib.rcParams._get_backend_or_none()
 import moclip_jax
-workdir, video, picture = sys.argv[1:]
+workdir, video, figure = sys.argv[1:]
 model = moclip_jax.load(workdir)
 assert model.predict(video).scores
 assert list(model.timeline(video, seconds=2))
 from moclip_jax.reporting.motion_figures import draw_motion
 from pathlib import Path
 import moclip_jax.visualize
-draw_motion(video, moclip_jax.read_clip(video, model.video), Path(picture), raw=False, guesses=())
-assert Path(picture).exists()
+draw_motion(video, moclip_jax.read_clip(video, model.video), Path(figure), raw=False, guesses=())
+assert Path(figure).exists()
 assert environment == dict(os.environ)
 assert handlers == {number: signal.getsignal(number) for number in signal.valid_signals()}
 assert level == av.logging.get_level()

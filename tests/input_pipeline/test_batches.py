@@ -96,12 +96,12 @@ def test_index_holds_every_video_and_why_some_cannot_be_used(dataset):
     good = index["Run/v_Run_g04_c01.avi"]
     assert (good.label, good.group, good.subsets) == (2, "g04", ("train", "unused"))
     assert (good.num_frames, good.error) == (24, "")
-    refused = {name: entry.error for name, entry in index.items() if entry.error}
-    assert set(refused) == {"Jump/v_Jump_g01_c01.avi", "Run/v_Run_g07_c01.avi"}
-    assert all(name in error for name, error in refused.items())
+    rejected = {name: entry.error for name, entry in index.items() if entry.error}
+    assert set(rejected) == {"Jump/v_Jump_g01_c01.avi", "Run/v_Run_g07_c01.avi"}
+    assert all(name in error for name, error in rejected.items())
 
 
-def test_roles_of_the_published_splits(dataset):
+def test_subsets_of_the_published_splits(dataset):
     splits = dataset.splits(split=1, selection="last")
     assert (len(splits["train"]), splits["validation"], len(splits["test"])) == (14, [], 5)
     assert splits["rejected_test"] == ["Jump/v_Jump_g01_c01.avi"]
@@ -109,7 +109,7 @@ def test_roles_of_the_published_splits(dataset):
     second = dataset.splits(split=2, selection="test")
     assert second["validation"] == second["test"]
     assert (len(second["train"]), len(second["test"]), second["rejected_test"]) == (13, 3, [])
-    assert not any("_g04_" in name for role in second.values() for name in role)
+    assert not any("_g04_" in name for names in second.values() for name in names)
 
 
 def test_whole_groups_are_held_out_of_the_training_subset(dataset):
@@ -134,7 +134,7 @@ def test_whole_groups_are_held_out_of_the_training_subset(dataset):
         ({"heldout_fraction": 0.0}, "heldout_fraction"),
     ],
 )
-def test_wrong_roles_are_named(dataset, options, message):
+def test_wrong_splits_are_named(dataset, options, message):
     with pytest.raises(ValueError, match=message):
         dataset.splits(**options)
 
@@ -158,7 +158,7 @@ def test_every_training_video_is_drawn_with_its_own_label(dataset):
 
 
 @pytest.mark.parametrize("first_step", [1, 2, 3])
-def test_an_epoch_resumed_goes_on_as_if_never_stopped(dataset, first_step):
+def test_a_resumed_epoch_equals_an_uninterrupted_one(dataset, first_step):
     names = dataset.splits(selection="last")["train"]
     whole = train(dataset, names, epoch=5)
     assert_same(train(dataset, names, epoch=5, first_step=first_step), whole[first_step:])

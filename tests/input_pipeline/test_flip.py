@@ -1,6 +1,6 @@
 """Flipping a field gives what a mirrored camera would have given, up to the block grid.
 
-Pictures are really encoded twice, once mirrored, and the pipeline's flip of the one field is held
+Frames are really encoded twice, once mirrored, and the pipeline's flip of the one field is held
 against the other.
 """
 
@@ -14,27 +14,27 @@ from moclip_jax.input_pipeline.video.decode import decode_frames
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import drifting_frames
 
-# A multiple of 16, so that the macroblocks of the mirrored picture are the mirrored macroblocks.
+# A multiple of 16, so that the macroblocks of the mirrored frame are the mirrored macroblocks.
 SPEC = VideoSpec(width=336, height=256)
 SIDE = 256  # At which the resize leaves the rows alone.
 # 255 - v turns the sign of a byte up to half a grey level on either side; a pixel is 6.4 of them.
 ONE_LEVEL, ONE_PIXEL = 1, 7
 
 
-def field_of(pictures: np.ndarray, index: int) -> np.ndarray:
+def field_of(frames: np.ndarray, index: int) -> np.ndarray:
     """Encode uint8 `[n, h, w, 3]` and return the field uint8 `[SIDE, SIDE, 2]` of one frame."""
-    prepared = clip_from_frames(pictures, SPEC, 25)
+    prepared = clip_from_frames(frames, SPEC, 25)
     motion = accumulate(prepared.displacements, prepared.is_intra, SPEC.height, SPEC.width, [index])
     field = scale_to_uint8(motion[0], (SPEC.height, SPEC.width), SPEC, 20.0)
     return CropResizer(SPEC.height, SPEC.width, Crop(SIDE, 0, 0, SIDE))(field)
 
 
-def views(pictures: np.ndarray, index: int) -> dict[str, np.ndarray]:
+def views(frames: np.ndarray, index: int) -> dict[str, np.ndarray]:
     """Return int `[SIDE, SIDE, 2]`: the mirrored video's field, and what is held against it."""
-    field = field_of(pictures, index)
-    # The sixth of the ten crops is the first one flipped; at this size all are the whole picture.
+    field = field_of(frames, index)
+    # The sixth of the ten crops is the first one flipped; at this size all are the whole frame.
     crops = ten_crops(field[None], SIDE)[:, 0].astype(int)
-    mirrored = np.ascontiguousarray(pictures[:, :, ::-1])
+    mirrored = np.ascontiguousarray(frames[:, :, ::-1])
     expected = field_of(mirrored, index).astype(int)
     return {
         "expected": expected,
@@ -44,7 +44,7 @@ def views(pictures: np.ndarray, index: int) -> dict[str, np.ndarray]:
     }
 
 
-def test_exact_where_the_picture_leaves_the_encoder_no_choice():
+def test_exact_where_the_content_leaves_the_encoder_no_choice():
     """A texture that drifts evenly has one right vector everywhere but at the edges."""
     fields = views(drifting_frames(6, SPEC.height, SPEC.width, step=(3, 2)), 4)
     inner = np.s_[48:-48, 48:-48]

@@ -28,7 +28,7 @@ SPEC = VideoSpec(height=64, width=96)
 
 
 def resize_by_definition(image: np.ndarray, side: int) -> np.ndarray:
-    """Bilinear, no antialias: output centre (i + .5) * n / side - .5, clamped to the picture."""
+    """Bilinear, no antialias: output centre (i + .5) * n / side - .5, clamped to the frame."""
 
     def taps(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         at = (np.arange(side) + 0.5) * n / side - 0.5

@@ -100,7 +100,7 @@ def test_turned_fields_equal_the_numpy_ones(orientation):
 
 
 def test_canonical_pixels_are_the_unit():
-    # A picture of twice the canonical size that moves by 12 x 10 moves by 6 x 5 there.
+    # A frame of twice the canonical size that moves by 12 x 10 moves by 6 x 5 there.
     motion = random_motion("IP", 128, 192)
     motion.displacements[1] = -12, -10
     middle = all_fields(motion, np.array([1]), SPEC, 20.0)[0, 64, 96].tolist()
@@ -200,11 +200,11 @@ def test_stored_videos_give_what_the_files_give(folder, tmp_path):
     assert batch["motion"].shape == (6, 3, 24, 24, 2)
 
 
-def test_native_refuses_what_has_no_vectors(folder, tmp_path):
+def test_native_rejects_what_has_no_vectors(folder, tmp_path):
     dataset = prepared_dataset(folder, tmp_path, "native")
-    (refused,) = [entry for entry in dataset.index if entry.error]
-    assert refused.name == "Left/c.webm"
-    assert "no motion vectors" in refused.error
+    (rejected,) = [entry for entry in dataset.index if entry.error]
+    assert rejected.name == "Left/c.webm"
+    assert "no motion vectors" in rejected.error
 
 
 @pytest.mark.parametrize("source", ["native", "reencode"])
@@ -230,7 +230,7 @@ def test_a_part_from_an_i_frame_on_moves_as_it_does_in_the_whole(source, tmp_pat
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_pictures_are_of_the_streams_own_motion(raw, tmp_path):
+def test_figures_show_the_streams_own_motion(raw, tmp_path):
     path = write_video(
         tmp_path / "a.mkv", drifting_frames(30), codec="mpeg4", options={"g": "12", "bf": "2"}
     )

@@ -73,3 +73,37 @@ def test_an_i_frame_gives_way_to_the_last_frame_of_the_gop_before():
     indices = np.array([0, 1, 11, 12, 13, 14, 15])
     moved = sampling.frame_before_intra(indices, is_intra)
     assert moved.tolist() == [0, 1, 11, 11, 13, 13, 14]
+
+
+@pytest.mark.parametrize("num_windows", [1, 5, 24])
+@pytest.mark.parametrize("window", [1, 15])
+def test_test_windows_are_evenly_spaced_and_end_with_the_video(num_windows, window):
+    for num_frames in range(1, 120):
+        frames = sampling.test_windows(num_frames, num_windows, window)
+        last_start = max(num_frames - 1 - window, 0)
+        for k, row in enumerate(frames.tolist()):
+            place = last_start * k / (num_windows - 1) if num_windows > 1 else 0
+            start = 1 + round(place)
+            assert row == [min(start + t, num_frames - 1) for t in range(window)], num_frames
+
+
+def test_training_windows_begin_anywhere_in_their_parts():
+    num_windows, window, num_frames = 4, 15, 100
+    rng = np.random.default_rng(6)
+    starts = np.array(
+        [
+            sampling.training_windows(num_frames, num_windows, window, rng.random(num_windows))
+            for _ in range(2000)
+        ]
+    )[..., 0]
+    # 85 starts, frames 1 to 85, in four parts.
+    for k in range(num_windows):
+        first, last = 85 * k / 4, 85 * (k + 1) / 4
+        assert set(starts[:, k]) == set(range(1 + int(first), 1 + int(np.ceil(last))))
+    edges = [
+        sampling.training_windows(num_frames, num_windows, window, np.full(num_windows, u))
+        for u in (0.0, np.nextafter(1, 0))
+    ]
+    assert edges[0][0, 0] == 1 and edges[1][-1, -1] == num_frames - 1
+    short = sampling.training_windows(6, num_windows, window, rng.random(num_windows))
+    assert short.min() == 1 and short.max() == 5

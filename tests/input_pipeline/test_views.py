@@ -13,7 +13,13 @@ from moclip_jax.input_pipeline.video.clip import (
     VideoSpec,
     read_clip,
 )
-from moclip_jax.input_pipeline.views import MotionViews, test_view
+from moclip_jax.input_pipeline.views import (
+    GridViews,
+    MotionViews,
+    flip_windows,
+    test_view,
+    training_view,
+)
 from tests.input_pipeline.test_native_motion import to_bytes
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
@@ -86,3 +92,37 @@ def test_the_canonical_form_too_whatever_its_size(height, width, crops, tmp_path
     expected = by_definition(prepared, views, spec)
     assert (expected != 128).any()
     np.testing.assert_array_equal(test_view(prepared, views, spec), expected)
+
+
+GRID_SPEC = VideoSpec(width=96, height=64, clip_frames=2, gop_size=6)
+GRID_VIEWS = GridViews(num_segments=3, window=5, rows=4, columns=6)
+
+
+def windows_by_definition(clip: Clip, frames: np.ndarray) -> np.ndarray:
+    """The motion of every block's first pixel, of the frame before if the frame is an I-frame."""
+    result = np.zeros((*frames.shape, 4, 6, 2), np.uint8)
+    for place in np.ndindex(*frames.shape):
+        frame = frames[place] - clip.is_intra[frames[place]]
+        for row in range(4):
+            for column in range(6):
+                back = clip.displacements[frame, 2 * row, 2 * column].astype(int)
+                result[(*place, row, column)] = np.clip(128 - back, 1, 255)
+    return result
+
+
+def test_grid_windows_are_the_blocks_of_the_canonical_form(tmp_path):
+    clip = read_clip(moving_video(tmp_path, "plain"), GRID_SPEC)
+    # The canonical form's blocks have 16 pixels: all cells of a block are the same.
+    assert (clip.displacements.reshape(-1, 4, 2, 6, 2, 2).std((2, 4)) == 0).all()
+    frames = sampling.test_windows(clip.num_frames, 3, 5)
+    expected = windows_by_definition(clip, frames)
+    assert expected.std() > 1
+    np.testing.assert_array_equal(test_view(clip, GRID_VIEWS, GRID_SPEC)[0], expected)
+
+    draws = sampling.Draws(np.array([0.2, 0.9, 0.5]), np.zeros(3, np.uint32), np.float32(0.4))
+    frames = sampling.training_windows(clip.num_frames, 3, 5, draws.segments)
+    view = training_view(clip, draws, GRID_VIEWS, GRID_SPEC)
+    np.testing.assert_array_equal(view, windows_by_definition(clip, frames))
+    flipped = view[..., ::-1, :].astype(int)
+    flipped[..., 0] = 256 - flipped[..., 0]
+    np.testing.assert_array_equal(flip_windows(view), flipped)

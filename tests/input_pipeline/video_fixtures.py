@@ -51,7 +51,7 @@ def write_video(
 ) -> pathlib.Path:
     """Encode `frames`, optionally beside a silent sound track, and return `path`.
 
-    `rotation` (degrees, counterclockwise) is only written into the container; the pictures are
+    `rotation` (degrees, counterclockwise) is only written into the container; the frames are
     coded as they are. `times_ms` are the frames' time stamps, instead of a constant rate.
     `pixel_aspect` is the width of a pixel over its height.
     """
@@ -69,10 +69,10 @@ def write_video(
             stream.codec_context.time_base = Fraction(1, 1000)
         audio = container.add_stream("pcm_s16le", rate=8000) if audio_seconds else None
         for index, frame in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            coded = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             if times_ms is not None:
-                picture.pts, picture.time_base = int(times_ms[index]), Fraction(1, 1000)
-            container.mux(stream.encode(picture))
+                coded.pts, coded.time_base = int(times_ms[index]), Fraction(1, 1000)
+            container.mux(stream.encode(coded))
         container.mux(stream.encode(None))
         if audio is not None:
             silence = np.zeros((1, int(8000 * audio_seconds)), np.int16)
@@ -84,7 +84,7 @@ def write_video(
 
 
 def write_sound(path: pathlib.Path) -> pathlib.Path:
-    """Write a file that holds sound and no picture."""
+    """Write a file that holds sound and no frame."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")

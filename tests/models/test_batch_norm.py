@@ -57,20 +57,30 @@ def test_three_training_steps_and_inference_equal_torch():
     )
 
 
-def test_the_gradient_through_norm_and_silu_is_that_of_their_definitions():
+@pytest.mark.parametrize(
+    ("activation", "definition"),
+    [
+        ("silu", lambda z: z / (1 + jnp.exp(-z))),
+        ("relu6", lambda z: jnp.where(z > 0, jnp.where(z < 6, z, 6.0), 0.0)),
+        (None, lambda z: z),
+    ],
+)
+def test_the_gradient_through_norm_and_activation_is_that_of_their_definitions(
+    activation, definition
+):
     key = jax.random.key(3)
     x, weights = (3 * jax.random.normal(k, (4, 5, 6, 3)) + 2 for k in jax.random.split(key))
-    scale, bias = jnp.array([0.5, 1.5, -1.0]), jnp.array([0.2, -0.3, 1.0])
+    scale, bias = jnp.array([0.5, 3.5, -1.0]), jnp.array([0.2, 3.0, 1.0])
 
     def by_definition(x, scale, bias):
         mean, var = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
         z = (x - mean) / jnp.sqrt(var + 1e-5) * scale[None, None, None] + bias[None, None, None]
-        return jnp.sum(weights * z / (1 + jnp.exp(-z)))
+        return jnp.sum(weights * definition(z))
 
     def ours(x, scale, bias):
         norm = BatchNorm(3)
         norm.scale[...], norm.bias[...] = scale, bias
-        return jnp.sum(weights * norm(x, train=True, silu=True))
+        return jnp.sum(weights * norm(x, train=True, activation=activation))
 
     expected = jax.value_and_grad(by_definition, (0, 1, 2))(x, scale, bias)
     result = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(x, scale, bias)
@@ -115,7 +125,7 @@ def test_inference_leaves_everything_as_it_is():
     assert all(map(np.array_equal, before, jax.tree.leaves(nnx.state(norm))))
 
 
-def test_one_value_per_channel_and_wrong_channels_are_refused():
+def test_one_value_per_channel_and_wrong_channels_are_rejected():
     with pytest.raises(ValueError, match="more than one value per channel"):
         BatchNorm(2)(jnp.zeros((1, 1, 1, 2)), train=True)
     with pytest.raises(ValueError, match="of 2 channels"):

@@ -165,13 +165,13 @@ def test_a_tower_can_be_dropped(clip):
 
 
 def test_normalize_images():
-    pictures = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3) * 10
-    expected = (pictures / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
-    result = normalize_images(pictures)
+    images = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3) * 10
+    expected = (images / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
+    result = normalize_images(images)
     assert result.dtype == jnp.float32
     np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="uint8"):
-        normalize_images(pictures / 255)
+        normalize_images(images / 255)
 
 
 def test_wrong_inputs_are_named(clip):
@@ -213,6 +213,6 @@ def test_config_fields_that_are_left_out_have_the_defaults_of_transformers():
         ({"vision_config": {"image_size": [224, 200]}}, "image_size"),
     ],
 )
-def test_configs_of_other_models_are_refused(change, message):
+def test_configs_of_other_models_are_rejected(change, message):
     with pytest.raises(ValueError, match=message):
         CLIPConfig.from_hf({"model_type": "clip"} | change)

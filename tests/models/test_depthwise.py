@@ -40,25 +40,43 @@ def arrays(size, kernel_size, stride, dtype=jnp.float32):
     )
 
 
-@partial(jax.jit, static_argnums=3)
-def with_gradients(x, kernel, gradient, stride):
-    output, pullback = jax.vjp(lambda x, k: depthwise_conv(x, k, stride), x, kernel)
+@partial(jax.jit, static_argnums=(3, 4))
+def with_gradients(x, kernel, gradient, stride, same=False):
+    output, pullback = jax.vjp(lambda x, k: depthwise_conv(x, k, stride, same=same), x, kernel)
     return output, *pullback(gradient)
 
 
-def output_and_gradients(implementation, x, kernel, gradient, stride):
+def output_and_gradients(implementation, x, kernel, gradient, stride, same=False):
     with depthwise_implementation(implementation):
-        return with_gradients(x, kernel, gradient, stride)
+        return with_gradients(x, kernel, gradient, stride, same)
 
 
+@pytest.mark.parametrize("same", [False, True])
 @pytest.mark.parametrize(("size", "kernel_size", "stride"), CASES)
-def test_shifted_sum_and_its_gradients_equal_the_grouped_convolution(size, kernel_size, stride):
+def test_shifted_sum_and_its_gradients_equal_the_grouped_convolution(
+    size, kernel_size, stride, same
+):
     x, kernel, gradient = arrays(size, kernel_size, stride)
-    ours = output_and_gradients("shifted", x, kernel, gradient, stride)
-    xla = output_and_gradients("convolution", x, kernel, gradient, stride)
+    ours = output_and_gradients("shifted", x, kernel, gradient, stride, same)
+    xla = output_and_gradients("convolution", x, kernel, gradient, stride, same)
     assert ours[0].shape == gradient.shape
     for a, b in zip(ours, xla, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("size", "kernel_size", "stride"), CASES)
+def test_same_padding_is_that_of_xla(size, kernel_size, stride):
+    x, kernel, _ = arrays(size, kernel_size, stride)
+    expected = jax.lax.conv_general_dilated(
+        x,
+        kernel[:, :, None],
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=3,
+    )
+    ours = depthwise_conv(x, kernel, stride, same=True)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=2e-5)
 
 
 def test_equals_torch_at_even_and_odd_sizes():
@@ -109,12 +127,12 @@ def test_the_forced_implementation_is_the_one_traced_even_by_a_function_traced_b
     ("x_shape", "kernel_shape"),
     [((1, 4, 4, 3), (3, 3, 2)), ((4, 4, 3), (3, 3, 3)), ((1, 4, 4, 3), (2, 2, 3))],
 )
-def test_shapes_that_do_not_fit_are_refused(x_shape, kernel_shape):
+def test_shapes_that_do_not_fit_are_rejected(x_shape, kernel_shape):
     with pytest.raises(ValueError, match="depthwise_conv needs"):
         depthwise_conv(jnp.zeros(x_shape), jnp.zeros(kernel_shape))
 
 
-def test_dtypes_that_differ_and_unknown_implementations_are_refused():
+def test_dtypes_that_differ_and_unknown_implementations_are_rejected():
     with pytest.raises(ValueError, match="one dtype"):
         depthwise_conv(jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3), jnp.bfloat16))
     with (

@@ -1,7 +1,7 @@
 """EfficientNet against timm, and its sizes.
 
-The golden file was made by tests/golden/make_efficientnet.py in float64 (torch and timm; versions
-inside), so a difference is the float32 noise of our side alone.
+The golden files were made by tests/golden/make_efficientnet.py and make_efficientnet_lite.py in
+float64 (torch and timm; versions inside), so a difference is the float32 noise of our side alone.
 """
 
 import json
@@ -19,19 +19,24 @@ from moclip_jax.models.flops import count_parameters
 from moclip_jax.pretrained.timm_efficientnet import load_efficientnet, timm_arrays
 from tests.golden.efficientnet_recipe import normal, projections, scale, weight
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "efficientnet.npz"
-# name: variant, input channels, classes, input shape [N, H, W], as in make_efficientnet.py.
+GOLDEN = Path(__file__).parents[1] / "golden"
+# name: variant, input channels, classes, input shape [N, H, W], as in those scripts.
 MODELS = {
     "b0_rgb": ("b0", 3, 1000, (2, 64, 64)),
     "b0_motion": ("b0", 2, 101, (4, 128, 128)),
     "tiny_motion": ("tiny", 2, 7, (4, 45, 70)),
+    "lite0_rgb": ("lite0", 3, 1000, (2, 64, 64)),
+    "lite0_224": ("lite0", 3, 1000, (1, 224, 224)),
+    "lite2_odd": ("lite2", 3, 1000, (2, 45, 70)),
+    "lite0_motion": ("lite0", 2, 101, (4, 96, 96)),
 }
 
 
 def golden_case(name):
     """Returns the stored results, our model with the recipe's weights, and the input."""
     variant, in_channels, num_classes, (batch, height, width) = MODELS[name]
-    with np.load(GOLDEN) as file:
+    file_name = "efficientnet_lite.npz" if "lite" in name else "efficientnet.npz"
+    with np.load(GOLDEN / file_name) as file:
         golden = {key.split("/")[1]: file[key] for key in file if key.startswith(name + "/")}
     shapes = json.loads(str(golden["shapes"]))
     weights = {key: weight(key, tuple(shape)) for key, shape in shapes.items()}
@@ -63,7 +68,13 @@ def train_step(model, x):
     return logits, nnx.merge(graph, params, statistics), nnx.merge(graph, gradients, rest)
 
 
-@pytest.mark.parametrize("name", ["tiny_motion", pytest.param("b0_motion", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiny_motion",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("b0_motion", "lite0_motion")),
+    ],
+)
 def test_training_step_equals_timm(name):
     golden, model, x = golden_case(name)
     logits, updated, gradients = train_step(model, x)
@@ -75,11 +86,13 @@ def test_training_step_equals_timm(name):
     stored = timm_arrays(gradients)
     ours = np.stack([projections(key, a) for key, a in stored.items() if "running" not in key])
     error = np.abs(ours - golden["gradients"]) / scale(golden["gradients"])
-    # The noise of float32 itself: torch's differs from its float64 by 1e-5 (tiny) and 4e-5 (b0).
-    assert error.max() < 2e-5
+    # The noise of float32 itself: torch's differs from its float64 by 1e-5 (tiny) and 4e-5 (b0). By
+    # 0.02 for the Lites: where rounding takes a value over a corner of ReLU6, its gradient jumps.
+    assert error.max() < (2e-5 if model.config.activation == "silu" else 0.03)
+    assert np.median(error) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["b0_rgb", "tiny_motion"])
+@pytest.mark.parametrize("name", ["b0_rgb", "tiny_motion", "lite0_rgb", "lite0_224", "lite2_odd"])
 def test_inference_equals_timm(name):
     golden, model, x = golden_case(name)
     features, logits = evaluated(model, x)
@@ -99,11 +112,14 @@ def test_training_on_a_mesh_uses_the_statistics_of_the_whole_batch():
 @pytest.mark.parametrize(
     ("name", "num_parameters", "num_features"),
     [
-        # b0 to b3 as timm 1.0.31 counts them.
+        # b0 to b3 and the Lites as timm 1.0.31 counts them.
         ("b0", 5_288_548, 1280),
         ("b1", 7_794_184, 1280),
         ("b2", 9_109_994, 1408),
         ("b3", 12_233_232, 1536),
+        ("lite0", 4_652_008, 1280),
+        ("lite1", 5_416_680, 1280),
+        ("lite2", 6_092_072, 1280),
         ("small", 1_298_120, 640),
         ("tiny", 444_612, 320),
     ],
@@ -113,8 +129,8 @@ def test_full_size_shapes_and_parameter_counts(name, num_parameters, num_feature
     model = nnx.eval_shape(lambda: EfficientNet(config, rngs=nnx.Rngs(0)))
     assert count_parameters(model) == num_parameters
     assert config.num_features == num_features
-    pictures = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-    assert jax.eval_shape(lambda m, x: m(x), model, pictures).shape == (2, 1000)
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    assert jax.eval_shape(lambda m, x: m(x), model, images).shape == (2, 1000)
 
 
 def test_motion_backbone_of_ucf101_has_the_expected_parameters():
@@ -150,7 +166,7 @@ def test_initial_values_have_timms_spread():
     assert np.max(np.abs(model.classifier.kernel[...])) <= bound
 
 
-def test_wrong_input_and_configurations_are_refused():
+def test_wrong_input_and_configurations_are_rejected():
     model = EfficientNet(EfficientNetConfig.named("tiny"), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"needs \[N, H, W, 3\]"):
         model(jnp.zeros((1, 32, 32, 2)))

@@ -66,7 +66,7 @@ def test_loops_count_every_turn_and_branches_the_dearest():
     assert multiply_adds(jax.checkpoint(step), array(4, 4)) == product
 
 
-def test_a_loop_of_unknown_length_is_refused_only_if_it_multiplies():
+def test_a_loop_of_unknown_length_is_rejected_only_if_it_multiplies():
     loop = lambda body: lambda x: lax.while_loop(lambda x: x[0, 0] < 9, body, x)  # noqa: E731
     with pytest.raises(ValueError, match="while loop"):
         multiply_adds(loop(lambda x: x @ x), array(4, 4))
@@ -85,6 +85,42 @@ def test_efficientnet_b0_has_its_published_cost():
     rgb = abstract(lambda: EfficientNet(EfficientNetConfig.named("b0"), rngs=nnx.Rngs(0)))
     assert multiply_adds(lambda m, x: m(x), rgb, array(1, 224, 224, 3)) - count == (
         112 * 112 * 32 * 9 + 1280 * 899
+    )
+
+
+def test_efficientnet_lite0_costs_what_a_hand_count_gives():
+    # Of RGB at 224: side of the output, then channels in, inside and out, kernel size, blocks.
+    stages = [
+        (112, 32, 32, 16, 3, 1),
+        (56, 16, 96, 24, 3, 2),
+        (28, 24, 144, 40, 5, 2),
+        (14, 40, 240, 80, 3, 3),
+        (14, 80, 480, 112, 5, 3),
+        (7, 112, 672, 192, 5, 4),
+        (7, 192, 1152, 320, 3, 1),
+    ]
+    count = 112**2 * 9 * 3 * 32 + 7**2 * 320 * 1280 + 1280 * 1000
+    side = 112
+    for after, channels, inner, out, kernel, blocks in stages:
+        for _ in range(blocks):
+            count += side**2 * channels * inner if inner != channels else 0
+            count += after**2 * (kernel**2 * inner + inner * out)
+            side, channels, inner = after, out, 6 * out
+    lite0 = abstract(lambda: EfficientNet(EfficientNetConfig.named("lite0"), rngs=nnx.Rngs(0)))
+    assert multiply_adds(lambda m, x: m(x), lite0, array(1, 224, 224, 3)) == count
+    assert count == pytest.approx(0.40e9, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "gmacs"),
+    [("b0", 5.29, 0.386), ("lite0", 4.65, 0.385), ("lite1", 5.42, 0.502), ("lite2", 6.09, 0.577)],
+)
+def test_the_table_of_backbones(name, millions, gmacs):
+    model = abstract(lambda: EfficientNet(EfficientNetConfig.named(name), rngs=nnx.Rngs(0)))
+    count = multiply_adds(lambda m, x: m(x), model, array(1, 224, 224, 3))
+    print(f"| `{name}` | {count_parameters(model) / 1e6:.2f} M | {count / 1e9:.3f} |")
+    assert (count_parameters(model) / 1e6, count / 1e9) == pytest.approx(
+        (millions, gmacs), abs=5e-3
     )
 
 

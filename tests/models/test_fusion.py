@@ -86,7 +86,7 @@ def test_initial_values_are_torchs():
             assert np.std(values) == pytest.approx((3 * fan_in) ** -0.5, rel=0.15)
 
 
-def test_missing_or_misshapen_features_are_refused(head):
+def test_missing_or_misshapen_features_are_rejected(head):
     with pytest.raises(ValueError, match="was given no motion"):
         head(None, jnp.ones((2, 4)))
     with pytest.raises(ValueError, match="6 motion features"):
@@ -98,6 +98,6 @@ def test_missing_or_misshapen_features_are_refused(head):
 @pytest.mark.parametrize(
     "field", [{"hidden": -1}, {"num_classes": 0}, {"motion_features": -1}, {"dropout": 1.0}]
 )
-def test_impossible_configurations_are_refused(field):
+def test_impossible_configurations_are_rejected(field):
     with pytest.raises(ValueError, match=next(iter(field))):
         FusionConfig(**field)

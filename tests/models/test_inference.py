@@ -12,15 +12,17 @@ from moclip_jax.models.batch_norm import BatchNorm
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.efficientnet import EfficientNetConfig
+from moclip_jax.models.efficientnet_config import LITE
 from moclip_jax.models.inference import FoldedNorm, clip_for_inference, motion_network_for_inference
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 from tests.random_norms import randomize_norms
 
 
-@pytest.fixture(scope="module")
-def trained():
+@pytest.fixture(scope="module", params=[{}, LITE], ids=["tiny", "tiny lite"])
+def trained(request):
     """A network whose statistics and scales are not those of the beginning."""
-    config = MotionNetworkConfig(EfficientNetConfig.named("tiny", in_channels=2, num_classes=3))
+    backbone = EfficientNetConfig.named("tiny", in_channels=2, num_classes=3, **request.param)
+    config = MotionNetworkConfig(backbone)
     network = nnx.jit(lambda: MotionNetwork(config, rngs=nnx.Rngs(0)))()
     randomize_norms(network)
     return network
@@ -66,9 +68,9 @@ def test_a_folded_norm_computes_in_float32_what_lies_in_bfloat16():
     norm = BatchNorm(2)
     norm.bias[...], norm.var[...] = jnp.array([0.3, -0.7]), 1 - jnp.full(2, norm.eps)
     x = jnp.linspace(-9, 9, 64, dtype=jnp.bfloat16).reshape(-1, 2)
-    folded = FoldedNorm(np.asarray(norm.bias[...]))(x, train=False, silu=True)
+    folded = FoldedNorm(np.asarray(norm.bias[...]))(x, train=False, activation="silu")
     assert folded.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(folded, norm(x, train=False, silu=True))
+    np.testing.assert_array_equal(folded, norm(x, train=False, activation="silu"))
 
 
 def test_a_folded_norm_cannot_train():
@@ -88,32 +90,32 @@ def clip():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return jax.random.normal(jax.random.key(2), (3, 96, 96, 3))
 
 
 @jax.jit
-def embeddings(clip, pictures):
-    return clip.encode_image(pictures)
+def embeddings(clip, images):
+    return clip.encode_image(images)
 
 
-def test_the_last_block_for_one_token_is_that_of_all(clip, pictures):
+def test_the_last_block_for_one_token_is_that_of_all(clip, images):
     @jax.jit
-    def both(tower, pictures):
-        x = tower.embed(pictures)
+    def both(tower, images):
+        x = tower.embed(images)
         return tower.encoder(x)[:, 0], tower.encoder.first_token(x)
 
     for tower in (clip.vision, clip_for_inference(clip, jnp.float32).vision):
-        of_all, of_one = both(tower, pictures)
+        of_all, of_one = both(tower, images)
         np.testing.assert_allclose(of_one, of_all, rtol=1e-5, atol=1e-5)
 
 
-def test_a_frozen_tower_has_the_embeddings_of_the_whole_clip(clip, pictures):
+def test_a_frozen_tower_has_the_embeddings_of_the_whole_clip(clip, images):
     frozen = clip_for_inference(clip, jnp.float32)
     assert not hasattr(frozen, "text") and hasattr(clip, "text")
     assert len(frozen.vision.encoder.blocks) == 3
-    whole = embeddings(clip, pictures)
-    np.testing.assert_allclose(embeddings(frozen, pictures), whole, rtol=1e-5, atol=1e-5)
+    whole = embeddings(clip, images)
+    np.testing.assert_allclose(embeddings(frozen, images), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_a_clip_that_several_devices_work_on_keeps_its_stacked_layers(clip):
@@ -123,11 +125,11 @@ def test_a_clip_that_several_devices_work_on_keeps_its_stacked_layers(clip):
     jax.tree.map(np.testing.assert_array_equal, same, stacked)
 
 
-def test_products_of_bfloat16_round_their_factors_and_nothing_else(clip, pictures):
+def test_products_of_bfloat16_round_their_factors_and_nothing_else(clip, images):
     frozen = clip_for_inference(clip, jnp.bfloat16)
     kernels = [leaf for path, leaf in nnx.to_flat_state(nnx.state(frozen)) if path[-1] == "kernel"]
     assert {kernel.dtype for kernel in kernels} == {jnp.dtype(jnp.bfloat16)}
-    result, whole = embeddings(frozen, pictures), np.asarray(embeddings(clip, pictures))
+    result, whole = embeddings(frozen, images), np.asarray(embeddings(clip, images))
     assert result.dtype == jnp.float32
     # Eight bits of a factor: 2^-9 of it at most, and the errors of many products cancel.
     difference = np.abs(result - whole).max() / np.abs(whole).max()
@@ -136,5 +138,5 @@ def test_products_of_bfloat16_round_their_factors_and_nothing_else(clip, picture
     config = dataclasses.replace(clip.config, dtype=jnp.bfloat16)
     narrow = nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0)))
     nnx.update(narrow, nnx.state(clip))
-    throughout = np.asarray(embeddings(narrow, pictures))
+    throughout = np.asarray(embeddings(narrow, images))
     assert difference < np.abs(throughout - whole).max() / np.abs(whole).max()

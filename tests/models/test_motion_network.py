@@ -68,7 +68,7 @@ def test_training_updates_statistics_and_inference_does_not(network, fields):
     )
 
 
-def test_wrong_fields_and_configurations_are_refused(network):
+def test_wrong_fields_and_configurations_are_rejected(network):
     with pytest.raises(ValueError, match=r"needs fields \[B, S, H, W, 2\]"):
         network(jnp.zeros((3, 32, 32, 2)))
     with pytest.raises(ValueError, match="uint8 or floating"):

@@ -1,4 +1,4 @@
-"""How differences are measured and told."""
+"""How differences are measured and reported."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ def relative_error(ours, theirs, floor: float = 0.0) -> float:
     return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), floor))
 
 
-def tell(what: str, **differences: float) -> None:
+def report(what: str, **differences: float) -> None:
     """Prints differences; `make parity` shows them (docs/fidelity.md quotes them)."""
-    told = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
-    print(f"\n  {what}: {told}", end="")
+    reported = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    print(f"\n  {what}: {reported}", end="")

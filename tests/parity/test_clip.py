@@ -16,7 +16,7 @@ from moclip_jax.inference.class_phrases import PHRASES
 from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.pretrained.hf_clip_weights import clip_from_hf, clip_to_hf
 from tests.hidden_states import hidden_states
-from tests.parity.noise import relative_error, tell
+from tests.parity.noise import relative_error, report
 
 
 @pytest.mark.parametrize("name", ["vit_b32", "vit_b16", "vit_l14"])
@@ -41,10 +41,10 @@ def test_full_size_clip_layer_by_layer(name):
             pixel_values=torch.from_numpy(images),
             output_hidden_states=True,
         )
-    pictures = images.transpose(0, 2, 3, 1)
+    pixels = images.transpose(0, 2, 3, 1)
     noise = {}
     for tower, inputs, output in (
-        ("vision", pictures, expected.vision_model_output),
+        ("vision", pixels, expected.vision_model_output),
         ("text", tokens, expected.text_model_output),
     ):
         states = hidden_states(getattr(ours, tower), inputs)
@@ -54,7 +54,7 @@ def test_full_size_clip_layer_by_layer(name):
             for state, theirs in zip(states, output.hidden_states, strict=True)
         ]
         noise[tower] = max(errors)
-    image = np.asarray(jax.jit(ours.encode_image)(pictures))
+    image = np.asarray(jax.jit(ours.encode_image)(pixels))
     text = np.asarray(jax.jit(ours.encode_text)(tokens))
     noise["image_embeds"] = relative_error(
         image / np.linalg.norm(image, axis=-1, keepdims=True), expected.image_embeds
@@ -62,9 +62,9 @@ def test_full_size_clip_layer_by_layer(name):
     noise["text_embeds"] = relative_error(
         text / np.linalg.norm(text, axis=-1, keepdims=True), expected.text_embeds
     )
-    logits = jax.jit(lambda model, x, t: model(x, t))(ours, pictures, tokens)
+    logits = jax.jit(lambda model, x, t: model(x, t))(ours, pixels, tokens)
     noise["logits"] = relative_error(logits, expected.logits_per_image)
-    tell(f"{name}, worst layer", **noise)
+    report(f"{name}, worst layer", **noise)
     assert max(noise.values()) < 1e-4, noise
     for key, value in clip_to_hf(ours).items():
         assert np.array_equal(value, theirs.state_dict()[key].numpy()), key

@@ -13,15 +13,20 @@ from moclip_jax.runtime.sharding import make_mesh
 from moclip_jax.training.heads import head_logits
 from moclip_jax.training.optimizers import head_optimizer
 from moclip_jax.training.trainer import TrainState, make_train_step
-from tests.parity.noise import tell
+from tests.parity.noise import report
 from tests.reference.training_torch import FusionHeadTorch, train_head
+
+# Where a unit is within rounding of zero before its ReLU, float32 may switch it the other way than
+# float64, which changes a whole row of gradients. The inputs of this seed have no such unit.
+SEED = 3
+ROUNDING = 1e-6
 
 
 def test_twenty_steps_of_the_published_head_follow_torch():
     """969,829 parameters, batch 64, dropout one half: both sides drop the same units."""
     config = FusionConfig()
     head = FusionHead(config, rngs=nnx.Rngs(0))
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(SEED)
     key = jax.random.key(7)
     batches = [
         {
@@ -53,6 +58,7 @@ def test_twenty_steps_of_the_published_head_follow_torch():
     ]
     losses32 = train_head(reference, rows, keep=0.5)
     losses64 = train_head(double, rows, keep=0.5)
+    assert double.relu_margin > ROUNDING, "choose another SEED"
 
     graph, params, stats = nnx.split(head, nnx.Param, ...)
     optimizer = head_optimizer()
@@ -80,7 +86,7 @@ def test_twenty_steps_of_the_published_head_follow_torch():
         "weights_ours": distance(ours),
         "weights_torch": distance([p.detach() for p in reference.parameters()]),
     }
-    tell("fusion head, 20 steps, from torch in float64", **noise)
+    report("fusion head, 20 steps, from torch in float64", **noise)
     assert noise["losses_ours"] < 1e-5
     # A weight whose gradient is near zero goes a whole step of 1e-4 in a direction that rounding
     # decides (Adam divides by the gradient's own size): torch's float32 shows the same.

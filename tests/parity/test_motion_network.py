@@ -17,7 +17,7 @@ from moclip_jax.pretrained.timm_efficientnet import load_efficientnet, timm_arra
 from moclip_jax.runtime.sharding import make_mesh
 from moclip_jax.training.optimizers import motion_optimizer
 from moclip_jax.training.trainer import TrainState, make_train_step
-from tests.parity.noise import relative_error, tell
+from tests.parity.noise import relative_error, report
 from tests.reference.motion_network_torch import (
     MotionNetworkTorch,
     arrays_in_order,
@@ -95,7 +95,7 @@ def test_inference_at_the_published_size(pair):
         expected = copy.deepcopy(theirs).eval()(inputs).numpy()
     logits = jax.jit(lambda model, x: model(x))(ours, fields)
     error = relative_error(logits, expected)
-    tell("B0 on 2 x 3 x 224 x 224, inference", logits=error)
+    report("B0 on 2 x 3 x 224 x 224, inference", logits=error)
     assert error < 1e-5
 
 
@@ -108,7 +108,7 @@ def test_a_training_step_gives_torchs_gradients_and_statistics(pair):
 
     _, result = training_step(ours, fields, labels)
     worst = worst_differences(model, our_arrays(result))
-    tell("B0, a training step, against torch in float64", **worst)
+    report("B0, a training step, against torch in float64", **worst)
     assert worst["gradients"] < 2e-5
     assert worst["statistics"] < 1e-5
 
@@ -162,7 +162,7 @@ def test_twenty_steps_of_training_follow_torch(pair):
         "weights_ours": distance(trained),
         "weights_torch": distance(arrays_in_order(single)),
     }
-    tell("motion network, 20 steps, from torch in float64", **noise)
+    report("motion network, 20 steps, from torch in float64", **noise)
     assert losses64[-1] != pytest.approx(losses64[0], abs=0.1)  # it did train
     assert noise["losses_ours"] < max(3 * noise["losses_torch"], 1e-4)
     assert noise["weights_ours"] < max(3 * noise["weights_torch"], 1e-4)
@@ -175,19 +175,26 @@ def _timm():
         pytest.skip(f"timm cannot be imported here ({error})")
 
 
-@pytest.mark.parametrize(("variant", "side"), [("b0", 224), ("b1", 240), ("b2", 260), ("b3", 300)])
+@pytest.mark.parametrize(
+    ("variant", "side"),
+    [
+        *(("b0", 224), ("b1", 240), ("b2", 260), ("b3", 300)),
+        *(("lite0", 224), ("lite1", 240), ("lite2", 260)),
+    ],
+)
 def test_inference_equals_timm_at_full_size(variant, side):
     timm = _timm()
     torch.manual_seed(0)
-    model = timm.create_model(f"efficientnet_{variant}", pretrained=False).eval()
+    name = f"{'tf_' if variant.startswith('lite') else ''}efficientnet_{variant}"
+    model = timm.create_model(name, pretrained=False).eval()
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    pictures = np.random.default_rng(0).standard_normal((1, 3, side, side)).astype(np.float32)
+    images = np.random.default_rng(0).standard_normal((1, 3, side, side)).astype(np.float32)
     with torch.no_grad():
-        expected = model(torch.from_numpy(pictures)).numpy()
+        expected = model(torch.from_numpy(images)).numpy()
     ours = load_efficientnet(weights, variant=variant)
-    logits = jax.jit(lambda model, x: model(x))(ours, pictures.transpose(0, 2, 3, 1))
+    logits = jax.jit(lambda model, x: model(x))(ours, images.transpose(0, 2, 3, 1))
     error = relative_error(logits, expected)
-    tell(f"timm efficientnet_{variant} at {side}", logits=error)
+    report(f"timm {name} at {side}", logits=error)
     assert error < 1e-5
 
 
@@ -211,20 +218,20 @@ def test_the_rgb_network_of_1000_classes_in_both_modes():
     whole = MotionNetworkTorch(1000, in_channels=3).double()
     theirs = torch.nn.Sequential(whole.backbone, whole.classifier)
     set_arrays_in_order(theirs, list(timm_arrays(ours).values()))
-    pictures = np.random.default_rng(3).standard_normal((4, 96, 96, 3)).astype(np.float32)
-    inputs = torch.from_numpy(pictures).double().permute(0, 3, 1, 2)
+    images = np.random.default_rng(3).standard_normal((4, 96, 96, 3)).astype(np.float32)
+    inputs = torch.from_numpy(images).double().permute(0, 3, 1, 2)
     labels = np.arange(4)
     with torch.no_grad():
         expected = theirs.eval()(inputs).numpy()
-    inference = relative_error(jax.jit(lambda model, x: model(x))(ours, pictures), expected)
+    inference = relative_error(jax.jit(lambda model, x: model(x))(ours, images), expected)
     assert inference < 1e-5
 
     outputs = theirs.train()(inputs)
     functional.cross_entropy(outputs, torch.from_numpy(labels)).backward()
-    logits, result = training_step(ours, pictures, labels)
+    logits, result = training_step(ours, images, labels)
     differences = worst_differences(theirs, list(timm_arrays(result).values()))
     differences["logits"] = relative_error(logits, outputs.detach().numpy())
-    tell("B0, RGB, 1000 classes", inference=inference, **differences)
+    report("B0, RGB, 1000 classes", inference=inference, **differences)
     assert differences["logits"] < 1e-5
     assert differences["gradients"] < 2e-5
     assert differences["statistics"] < 1e-5

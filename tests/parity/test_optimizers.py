@@ -9,7 +9,7 @@ import torch
 from flax import nnx
 
 from moclip_jax.training.optimizers import head_optimizer, motion_optimizer, parameter_group
-from tests.parity.noise import tell
+from tests.parity.noise import report
 
 SHAPES = {
     ("input_norm", "scale"): (2,),
@@ -62,5 +62,5 @@ def test_twenty_steps(kind):
         np.abs(np.asarray(leaf[...]) - theirs[path].detach().numpy()).max()
         for path, leaf in nnx.to_flat_state(params)
     )
-    tell(f"{kind}, 20 steps", largest=worst)
+    report(f"{kind}, 20 steps", largest=worst)
     assert worst <= 1e-6

@@ -12,7 +12,7 @@ from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.models.clip import normalize_images
 from moclip_jax.models.image_preprocessing import ImagePreprocessing
 from tests.input_pipeline import real_clips
-from tests.parity.noise import tell
+from tests.parity.noise import report
 
 # Of openai/clip-vit-base-patch32, as it lies on the hub.
 OPENAI = {
@@ -37,6 +37,6 @@ def test_pixel_values_of_real_frames(name, config):
         options = preprocessing.resize_size, preprocessing.resample
         ours = np.asarray(normalize_images(clip_image(jpeg, 224, *options), preprocessing))
         worst = max(worst, np.abs(ours.transpose(2, 0, 1) - expected).max())
-    tell(f"pixel values of {name}, {preprocessing.resample}", largest=worst)
+    report(f"pixel values of {name}, {preprocessing.resample}", largest=worst)
     # One grey level, divided by the smallest of CLIP's standard deviations.
     assert worst <= 1 / 255 / 0.2613 + 1e-6

@@ -1,4 +1,4 @@
-"""CLIP folders: one to one with transformers' names, refused when damaged, found or explained."""
+"""CLIP folders: one to one with transformers' names, rejected when damaged, found or explained."""
 
 import json
 import shutil
@@ -111,10 +111,10 @@ def test_dtype_is_that_of_the_computation():
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(clip))} == {jnp.dtype("float32")}
 
 
-def test_pickles_are_refused_and_never_opened(folder):
+def test_pickles_are_rejected_and_never_opened(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(
-        ValueError, match=r"pytorch_model\.bin is a pickle, which can run any code.*refs/pr"
+        ValueError, match=r"pytorch_model\.bin is a pickle, which can execute code.*refs/pr"
     ):
         load_clip(folder)
 
@@ -122,9 +122,9 @@ def test_pickles_are_refused_and_never_opened(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("config.json", r"holds no config\.json; download it into that folder"),
-        ("model.safetensors", r"holds no model\.safetensors\."),
-        ("tokenizer.json", r"holds no tokenizer: neither tokenizer\.json nor"),
+        ("config.json", r"has no config\.json; download it into that folder"),
+        ("model.safetensors", r"has no model\.safetensors\."),
+        ("tokenizer.json", r"has no tokenizer: neither tokenizer\.json nor"),
     ],
 )
 def test_a_missing_file_is_named(folder, name, message):
@@ -144,19 +144,19 @@ def test_a_damaged_file_is_named(folder, name, message):
         load_clip(folder)
 
 
-def test_another_models_tokenizer_is_refused(folder):
+def test_another_models_tokenizer_is_rejected(folder):
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["eos_token_id"] -= 1
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="files of two models"):
+    with pytest.raises(ValueError, match="belong to different models"):
         load_clip(folder)
 
 
 def test_a_source_that_is_not_there_says_what_to_download(tmp_path):
     """The tests run with HF_HUB_OFFLINE=1: the hub is as far as behind a dead network."""
-    with pytest.raises(FileNotFoundError, match=r"there is no folder.*'tiny'"):
+    with pytest.raises(FileNotFoundError, match=r"no folder.*the embedded CLIP is 'tiny'"):
         load_clip(tmp_path / "absent")
-    with pytest.raises(OSError, match="neither a local folder") as caught:
+    with pytest.raises(OSError, match="not a local folder") as caught:
         load_clip("some-owner/some-clip@refs/pr/15")
     command = "hf download some-owner/some-clip --revision refs/pr/15 --local-dir clip"
     assert command in str(caught.value)
@@ -190,7 +190,7 @@ def test_tokens_are_start_words_end_and_padding(tiny):
     assert (tokens[0, 3:] == end).all()
     # CLIP's tokenizer knows neither case nor repeated spaces.
     np.testing.assert_array_equal(tokens[:1], tokenize(tokenizer, ["a star"], 12))
-    with pytest.raises(ValueError, match=r"red cross.* and this CLIP takes 4: shorten it"):
+    with pytest.raises(ValueError, match=r"red cross.* more than this CLIP's 4; shorten it"):
         tokenize(tokenizer, ["a small red cross."], 4)
 
 

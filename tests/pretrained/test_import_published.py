@@ -90,15 +90,15 @@ def test_what_does_not_fit_is_named_before_anything_is_written(tmp_path, classes
     motion, fusion = map(str, state_dicts(tmp_path))
     files = {"motion": motion, "fusion": fusion, "classes": str(classes)}
     classes.write_text("1 Star\n2 Ring\n")
-    with pytest.raises(ValueError, match=r"knows 3 classes, and .*classInd.txt names 2; give the"):
+    with pytest.raises(ValueError, match=r"has 3 classes, but .*classInd.txt lists 2; pass the"):
         import_published(testing.get_config(), tmp_path / "run", **files)
     classes.write_text("1 Star\n2 Ring\n3 Cross\n")
     (tmp_path / "other").mkdir()
     other = map(str, state_dicts(tmp_path / "other", appearance=32))
     files |= dict(zip(("motion", "fusion"), other, strict=True))
-    with pytest.raises(ValueError, match=r"trained on 32 features of a picture, and"):
+    with pytest.raises(ValueError, match=r"trained on 32 features per image, and"):
         import_published(testing.get_config(), tmp_path / "run", **files)
     assert not (tmp_path / "run").exists()
     (tmp_path / "run" / "export").mkdir(parents=True)
-    with pytest.raises(FileExistsError, match=r"is there already; choose another --workdir"):
+    with pytest.raises(FileExistsError, match=r"exists; choose another --workdir"):
         import_published(testing.get_config(), tmp_path / "run", **files)

@@ -79,7 +79,7 @@ def test_the_fusion_keeps_the_statistics_that_its_head_was_trained_with(network,
     assert loaded_head.config == head.config
 
 
-def test_state_dicts_that_do_not_belong_together_are_refused(network, head):
+def test_state_dicts_that_do_not_belong_together_are_rejected(network, head):
     other = nnx.clone(network)
     other.input_norm.scale.set_value(other.input_norm.scale[...] + 1)
     with pytest.raises(ValueError, match=r"not trained on.*data_bn.weight differs"):
@@ -99,14 +99,14 @@ def test_state_dicts_that_do_not_belong_together_are_refused(network, head):
     [
         (lambda d: d | {"base_model.extra.weight": np.ones(2)}, "unused: extra.weight"),
         (lambda d: d | {"extra": np.ones(2)}, r"unused arrays \['extra'\]"),
-        (lambda d: d | {"data_bn.bias": np.ones(3)}, "data_bn.bias must be there, of length 2"),
+        (lambda d: d | {"data_bn.bias": np.ones(3)}, "data_bn.bias is missing or not of length 2"),
         (
             lambda d: {k: v for k, v in d.items() if k != "data_bn.running_var"},
             r"missing \['data_bn.running_var'\]",
         ),
         (
             lambda d: {k: v for k, v in d.items() if "classifier.weight" not in k},
-            "classifier.weight must be there",
+            "classifier.weight is missing or not a matrix",
         ),
         (lambda d: {"weight": np.ones(2)}, "not a motion network's state dict"),
     ],
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_named(network, change, message):
         load_published_motion(change(motion_dict(network)), variant="tiny")
 
 
-def test_pickles_are_refused_with_the_remedy(tmp_path):
+def test_pickles_are_rejected_with_the_remedy(tmp_path):
     path = tmp_path / "fusion_best_model.pth"
     path.write_bytes(b"")
     with pytest.raises(

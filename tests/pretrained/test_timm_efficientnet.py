@@ -20,6 +20,7 @@ from moclip_jax.pretrained.timm_efficientnet import (
     save_efficientnet,
     timm_arrays,
 )
+from tests.pretrained.torch_zip import save_arrays
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +111,12 @@ def test_everything_that_does_not_fit_is_named(arrays):
         assert part in str(error.value)
 
 
-def test_weights_of_another_variant_are_refused(arrays):
+def test_weights_of_another_variant_are_rejected(arrays):
     with pytest.raises(ValueError, match=r"do not fit this EfficientNet .is `variant` right"):
         load_efficientnet(arrays, num_classes=6, variant="small")
 
 
-def test_a_namesake_with_other_semantics_is_refused(model, tmp_path):
+def test_a_namesake_with_other_semantics_is_rejected(model, tmp_path):
     save_efficientnet(model, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "tf_efficientnet_tiny"}))
     with pytest.raises(ValueError, match="these are weights of tf_efficientnet_tiny, not of"):
@@ -123,17 +124,16 @@ def test_a_namesake_with_other_semantics_is_refused(model, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pth", ".pt"])
-def test_pickle_files_are_refused_unread(tmp_path, suffix):
+def test_a_torch_file_is_read_like_any_other(model, arrays, tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
-    path.write_bytes(b"never read")
-    with pytest.raises(ValueError, match="pickle file can run code"):
-        load(path)
+    save_arrays(path, arrays)
+    assert_same(load(path, num_classes=6), model)
 
 
 def test_absent_sources_say_what_to_do(tmp_path):
     with pytest.raises(OSError, match=r"no model\.safetensors in this folder"):
         load(tmp_path)
-    with pytest.raises(OSError, match="neither a file, a folder nor a hub id"):
+    with pytest.raises(OSError, match="neither a file, a folder, a package"):
         load(tmp_path / "absent.safetensors")
     # The hub is offline in all tests (conftest.py).
     for source in ("timm/efficientnet_b0.absent", "hf-hub:timm/efficientnet_b0.absent"):
@@ -143,6 +143,6 @@ def test_absent_sources_say_what_to_do(tmp_path):
         assert "in place of the hub id" in str(error.value)
 
 
-def test_saving_under_another_suffix_is_refused(model, tmp_path):
+def test_saving_under_another_suffix_is_rejected(model, tmp_path):
     with pytest.raises(ValueError, match="name it so"):
         save_efficientnet(model, tmp_path / "model.pth")

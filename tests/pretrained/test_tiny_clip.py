@@ -16,7 +16,7 @@ from moclip_jax.pretrained.tiny_clip_data import (
     corpus,
     matches,
     random_caption,
-    training_pictures,
+    training_images,
 )
 from moclip_jax.pretrained.tiny_clip_evaluation import evaluate, model_card
 from moclip_jax.pretrained.train_tiny_clip import contrastive_loss, lengthen
@@ -74,7 +74,7 @@ def test_contrastive_loss_is_cross_entropy_with_shared_targets():
     assert jax.grad(lambda x: contrastive_loss(x, jnp.asarray(match)))(logits).shape == (4, 4)
 
 
-def test_captions_are_true_of_their_own_picture_and_say_what_they_claim():
+def test_captions_are_true_of_their_own_image_and_say_what_they_claim():
     rng = np.random.default_rng(1)
     shapes = rng.integers(len(SHAPES), size=200)
     looks = [
@@ -95,14 +95,14 @@ def test_captions_are_true_of_their_own_picture_and_say_what_they_claim():
         assert caption.shape in words
         assert (caption.color is None) == (not {"red", "blue"} & set(words))
         assert (caption.size is None) == (not {"small", "large"} & set(words))
-    # Motion words come with every shape, without a look at the picture.
+    # Motion words come with every shape, without a look at the image.
     named = [sum(motion in caption.text for motion in MOTIONS) for caption in captions]
     assert 0.35 < np.mean(named) < 0.65
     assert isinstance(captions[0], Caption)
 
 
-def test_training_pictures_are_reproducible_and_labelled():
-    first, again = training_pictures(12), training_pictures(12)
+def test_training_images_are_reproducible_and_labelled():
+    first, again = training_images(12), training_images(12)
     assert first.images.shape == (12, IMAGE_SIZE, IMAGE_SIZE, 3) and first.images.dtype == np.uint8
     np.testing.assert_array_equal(first.images, again.images)
     np.testing.assert_array_equal(first.shapes, np.tile(np.arange(6), 2))

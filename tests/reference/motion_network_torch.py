@@ -19,7 +19,7 @@ STAGES = (
 
 
 def conv_norm(inputs, outputs, size=1, stride=1, groups=1, activation=True):
-    """Convolution without bias, BatchNorm and, if asked for, SiLU."""
+    """Convolution without bias, BatchNorm and, if requested, SiLU."""
     layers = [
         nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),

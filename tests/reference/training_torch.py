@@ -17,11 +17,14 @@ class FusionHeadTorch(nn.Module):
         super().__init__()
         self.hidden = nn.Linear(in_features, hidden)
         self.classifier = nn.Linear(hidden, num_classes)
+        # Smallest magnitude that any kept unit had before its ReLU.
+        self.relu_margin = float("inf")
 
     def forward(self, motion, appearance, kept, keep):
-        """Logits; `kept` bool [B, hidden] says which hidden units dropout keeps, each in `keep`."""
-        hidden = functional.relu(self.hidden(torch.cat([motion, appearance], -1)))
-        return self.classifier(hidden * kept / keep)
+        """Return logits; `kept` bool [B, hidden] says which units dropout keeps."""
+        hidden = self.hidden(torch.cat([motion, appearance], -1))
+        self.relu_margin = min(self.relu_margin, hidden.detach()[kept].abs().min().item())
+        return self.classifier(functional.relu(hidden) * kept / keep)
 
 
 def motion_groups(model, learning_rate):
@@ -84,7 +87,7 @@ def train_head(model: nn.Module, batches: Iterable, *, keep: float) -> list[floa
         logits = model(
             torch.from_numpy(motion).to(dtype),
             torch.from_numpy(appearance).to(dtype),
-            torch.from_numpy(kept).to(dtype),
+            torch.from_numpy(kept),
             keep,
         )
         loss = functional.cross_entropy(logits, torch.from_numpy(labels).long())

@@ -58,7 +58,7 @@ class Page(HTMLParser):
 
     @property
     def images(self) -> list[tuple[str, bytes]]:
-        """Kind and content of each picture; fails where one is not inside the page."""
+        """Kind and content of each figure; fails where one is not inside the page."""
         decoded = []
         for tag, attrs in self.elements:
             if tag == "img":
@@ -114,9 +114,9 @@ def test_the_hardest_clips_are_those_with_the_least_probability_of_their_class(f
         line = f"{class_names[label[video]]}: {100 * truth[video]:.1f} percent"
         assert page.text.find(line) > at
         at = page.text.find(line)
-    pictures = [content for kind, content in page.images if kind == "image/jpeg"]
-    assert len(pictures) == 12 * 4
-    assert all(np.asarray(Image.open(io.BytesIO(p))).std() > 1 for p in pictures[::4])
+    jpegs = [content for kind, content in page.images if kind == "image/jpeg"]
+    assert len(jpegs) == 12 * 4
+    assert all(np.asarray(Image.open(io.BytesIO(p))).std() > 1 for p in jpegs[::4])
 
 
 def test_counts_agree_with_counting_one_video_at_a_time():
@@ -124,16 +124,16 @@ def test_counts_agree_with_counting_one_video_at_a_time():
     rows = ("zero_shot", "clip_head", "motion", "fusion")
     scores = {row: rng.normal(size=(60, 5)) for row in rows}
     # Class 4 has no video but one that could not be read; class 3 has none at all.
-    label, refused = rng.integers(3, size=60), np.array([4, 0])
+    label, rejected = rng.integers(3, size=60), np.array([4, 0])
     guess = [int(np.argmax(row)) for row in scores["fusion"]]
     counts = run_figures.confusion_counts(label, np.array(guess), 5)
     for i in range(5):
         for j in range(5):
             assert counts[i, j] == sum(a == i and b == j for a, b in zip(label, guess, strict=True))
-    accuracy = report.class_accuracy(scores["fusion"], label, refused)
+    accuracy = report.class_accuracy(scores["fusion"], label, rejected)
     for c in range(5):
         own = [a == b for a, b in zip(label, guess, strict=True) if a == c] + [False] * (
-            refused.tolist().count(c)
+            rejected.tolist().count(c)
         )
         expected = sum(own) / len(own) if own else float("nan")
         assert accuracy[c] == pytest.approx(expected, nan_ok=True)
@@ -158,8 +158,8 @@ def test_101_classes_and_names_that_look_like_markup_make_a_sound_page(finished_
         VideoEntry(f"{name[:40]}.avi", label, f"g{label}", ("test",), 9, "")
         for label, name in enumerate(class_names)
     ]
-    refused = VideoEntry("bad <b>.avi", 3, "g", ("test",), 0, "/x/bad <b>.avi: no <i>video</i>")
-    index = (*videos, refused)
+    rejected = VideoEntry("bad <b>.avi", 3, "g", ("test",), 0, "/x/bad <b>.avi: no <i>video</i>")
+    index = (*videos, rejected)
     dataset = PreparedDataset(class_names, index, VideoSpec(), builder=None)
     for path in run_figures.HISTORIES.values():
         (tmp_path / path).parent.mkdir(parents=True)
@@ -192,7 +192,7 @@ def test_101_classes_and_names_that_look_like_markup_make_a_sound_page(finished_
     assert run_figures.label_step(40) == 1 and run_figures.label_step(41) == 2
 
 
-def test_the_command_writes_it_again_and_never_prepares_videos_anew(
+def test_the_command_writes_it_again_and_never_prepares_videos(
     finished_run, tmp_path, capsys, monkeypatch
 ):
     copy = tmp_path / "copy"

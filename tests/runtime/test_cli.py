@@ -125,7 +125,7 @@ def test_a_mistake_on_the_command_line_is_a_sentence_and_status_2(
         (KeyboardInterrupt(), 130, "stopped\n"),
     ],
 )
-def test_what_a_user_can_cause_is_told_in_a_sentence(error, status, said, capsys):
+def test_what_a_user_can_cause_is_reported_in_a_sentence(error, status, said, capsys):
     def work() -> None:
         raise error
 
@@ -133,7 +133,7 @@ def test_what_a_user_can_cause_is_told_in_a_sentence(error, status, said, capsys
     assert capsys.readouterr().err == said
 
 
-def test_a_bug_is_not_told_as_a_users_mistake_and_traceback_shows_where():
+def test_a_bug_is_not_reported_as_a_users_mistake_and_traceback_shows_where():
     def bug() -> None:
         raise AssertionError
 

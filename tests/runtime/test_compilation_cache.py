@@ -62,7 +62,7 @@ def test_an_empty_folder_name_switches_it_off(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_told_and_does_no_harm(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported_and_does_no_harm(tmp_path):
     (tmp_path / "file").write_text("")
     started = start(MOCLIP_JAX_CACHE=str(tmp_path / "file" / "cache"))
     assert started.stdout == "False\n"

@@ -30,7 +30,7 @@ GIB = 2**30
         ("bfloat16", "cpu", "bfloat16"),
     ],
 )
-def test_the_dtype_is_what_is_asked_for_or_what_the_device_is_fast_in(setting, backend, dtype):
+def test_the_dtype_is_the_requested_one_or_what_the_device_is_fast_in(setting, backend, dtype):
     assert computation_dtype(setting, backend) == jnp.dtype(dtype)
 
 

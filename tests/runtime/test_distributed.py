@@ -46,7 +46,7 @@ def ended(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:
     [
         ({"coordinator": "a:1"}, "--coordinator, --num_processes and --process_id go together"),
         ({"num_processes": 2, "process_id": 0}, "go together; or --distributed=auto"),
-        ({"distributed": "auto", "process_id": 0}, "--distributed asks the cluster; leave out"),
+        ({"distributed": "auto", "process_id": 0}, "--distributed reads them from the cluster"),
         (
             {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
             "--process_id=2 is not below --num_processes=2; ids count from 0",
@@ -54,7 +54,7 @@ def ended(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:
         ({"coordinator": "a", "num_processes": 2, "process_id": 1}, "=a must be HOST:PORT"),
     ],
 )
-def test_flags_that_do_not_fit_together_are_told(launch, message):
+def test_flags_that_do_not_fit_together_are_reported(launch, message):
     with pytest.raises(ValueError) as error:
         Launch(**launch)
     assert message in str(error.value)
@@ -70,7 +70,7 @@ def test_flags_of_launching_are_checked_on_the_command_line():
     assert "--coordinator, --num_processes and --process_id go together" in done.stderr
 
 
-def test_a_coordinator_that_nobody_hosts_is_an_error_with_the_remedy(monkeypatch):
+def test_an_absent_coordinator_is_an_error_with_the_remedy(monkeypatch):
     monkeypatch.setattr(distributed, "JOIN_TIMEOUT", 6)
     began = time.monotonic()
     with pytest.raises(ConnectionError, match=r"the coordinator localhost:\d+ cannot be reached"):
@@ -98,7 +98,7 @@ raise SystemExit(cli.run(work, ended=peers.leave))
 """
 
 
-def test_processes_that_agree_run_and_those_with_another_config_are_told_on_every_host():
+def test_processes_that_agree_run_and_those_with_another_config_are_reported_on_every_host():
     port = str(free_port())
     pair = [start(COMPARE, port, str(number), "0.1", "2") for number in range(2)]
     assert [ended(process)[0] for process in pair] == [0, 0]
@@ -117,7 +117,7 @@ def test_processes_that_agree_run_and_those_with_another_config_are_told_on_ever
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_on_one_host_is_told_on_every_host():
+def test_another_number_of_processes_on_one_host_is_reported_on_every_host():
     port = str(free_port())
     pair = [start(COMPARE, port, str(number), "0.1", str(number + 2)) for number in range(2)]
     for number, process in enumerate(pair):
@@ -147,7 +147,7 @@ raise SystemExit(cli.run(work, ended=peers.leave))
 
 
 @pytest.mark.slow
-def test_a_workdir_that_is_not_shared_is_told_and_a_shared_one_is_left_clean(tmp_path):
+def test_a_workdir_that_is_not_shared_is_reported_and_a_shared_one_is_left_clean(tmp_path):
     for folders, expected in (("same", "same"), [0, 0]), (("one", "other"), [3, 1]):
         port = str(free_port())
         pair = [start(SHARED, port, str(i), str(tmp_path / folders[i])) for i in range(2)]
@@ -201,7 +201,7 @@ def test_when_a_process_is_lost_the_other_ends_within_a_minute_with_a_sentence(l
     ended(pair[lost])
 
 
-def test_sigterm_raises_at_once_but_inside_steps_only_when_asked():
+def test_sigterm_raises_at_once_but_inside_steps_only_when_polled():
     before = signal.getsignal(signal.SIGTERM)
     try:
         signals.handle_sigterm()

@@ -21,7 +21,7 @@ HOLD = (
 )
 
 
-def test_a_second_run_in_a_workdir_is_told_who_works_there_and_a_killed_one_leaves_it(tmp_path):
+def test_a_second_run_in_a_workdir_names_the_first_and_a_killed_one_leaves_it(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, cwd=REPOSITORY
     )
@@ -63,4 +63,4 @@ def test_a_second_process_waits_for_the_lock_and_says_so(tmp_path, capsys):
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
         with wait_for_lock(path, "second"):
             assert holder.wait(timeout=60) == 0
-    assert "second: another process is at it; waiting until it ends" in capsys.readouterr().out
+    assert "second: another process holds the lock; waiting" in capsys.readouterr().out

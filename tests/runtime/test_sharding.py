@@ -55,7 +55,7 @@ def test_a_model_axis_that_does_not_divide_the_devices_is_an_error_that_names_th
         make_mesh(jax.devices()[:4], model=3)
 
 
-def test_processes_with_different_numbers_of_devices_are_refused():
+def test_processes_with_different_numbers_of_devices_are_rejected():
     devices = [SimpleNamespace(process_index=i // 2, id=i) for i in range(3)]
     with pytest.raises(ValueError, match="processes have different numbers of devices"):
         make_mesh(devices)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ def test_a_stage_is_done_only_after_finish(tmp_path):
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_changed_settings_are_named_and_refused(tmp_path, finished):
+def test_changed_settings_are_named_and_rejected(tmp_path, finished):
     record = StageRecord(tmp_path, "motion", {"motion": {"lr": 0.01, "old": 1}})
     record.begin()
     if finished:
@@ -46,7 +46,7 @@ def test_changed_settings_are_named_and_refused(tmp_path, finished):
         assert part in str(error.value)
 
 
-def test_a_stage_made_from_a_result_that_is_no_longer_there_is_refused(tmp_path):
+def test_a_stage_made_from_a_result_that_is_no_longer_there_is_rejected(tmp_path):
     first = StageRecord(tmp_path, "motion", {})
     second = StageRecord(tmp_path, "features", {}, first)
     for record in (first, second):
@@ -154,7 +154,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_it_used(tmp
     assert newest(directory)[0] == 1
 
 
-def test_a_checkpoint_made_from_something_else_is_refused_and_the_difference_named(tmp_path):
+def test_a_checkpoint_made_from_something_else_is_rejected_and_the_difference_named(tmp_path):
     names = [f"class {i}" for i in range(20)]
     weights = {"clip": weights_fingerprint("tiny", {"w": jnp.ones(3)})}
     about = {"config": {"lr": 0.1}, "class_names": names, "weights": weights}
@@ -181,7 +181,7 @@ def test_a_full_disk_is_an_error_of_the_system_and_destroys_nothing(tmp_path):
     rng = np.random.default_rng(0)
     large = {"w": rng.normal(size=(400, 500)), "step": np.int32(3)}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    deaf = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         checkpoints = TrainingCheckpoints(tmp_path / "checkpoints")
@@ -193,12 +193,12 @@ def test_a_full_disk_is_an_error_of_the_system_and_destroys_nothing(tmp_path):
             save_tree(tmp_path / "tree", large)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, deaf)
+        signal.signal(signal.SIGXFSZ, before)
     assert newest(tmp_path / "checkpoints")[0] == 2
     np.testing.assert_array_equal(load_tree(tmp_path / "tree", state(0))["w"], state(1)["w"])
 
 
-def test_features_of_other_frozen_weights_are_refused(tmp_path):
+def test_features_of_other_frozen_weights_are_rejected(tmp_path):
     path = tmp_path / "weights.json"
     one, other = (
         {"clip": weights_fingerprint(name, {"w": jnp.full(3, i)})} for i, name in enumerate("ab")

@@ -92,7 +92,7 @@ def test_a_trace_of_some_steps_can_be_opened(tmp_path, capsys, steps_of_training
     assert capsys.readouterr().out.count("a profile for TensorBoard or Perfetto") == 1
 
 
-def test_without_being_asked_for_there_is_no_trace(tmp_path):
+def test_no_trace_is_written_by_default(tmp_path):
     tracker = StepTimer(tmp_path)
     for _ in tracker.items(range(9)):
         tracker.dispatched(jnp.zeros(()), 1)

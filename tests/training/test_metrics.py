@@ -14,7 +14,7 @@ def test_topk_equals_membership_among_the_sorted_scores():
         assert topk_accuracy(scores, labels, k) == pytest.approx(expected)
 
 
-def test_refused_videos_count_as_wrong():
+def test_rejected_videos_count_as_wrong():
     scores, labels = np.eye(4), np.arange(4)
     assert topk_accuracy(scores, labels, 1) == 1.0
     assert topk_accuracy(scores, labels, 1, rejected=4) == 0.5

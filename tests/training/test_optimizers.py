@@ -96,7 +96,7 @@ def test_weight_decay_reaches_normalisations_and_biases():
     assert all(np.all(update < 0) for update in jax.tree.leaves(updates))
 
 
-def test_a_parameter_without_a_group_is_refused_by_name():
+def test_a_parameter_without_a_group_is_rejected_by_name():
     params = nested({"backbone/stem/kernel": np.ones(2), "backbone/new_part/kernel": np.ones(2)})
     with pytest.raises(ValueError, match=r"new_part.*no learning-rate group"):
         motion_optimizer(params, learning_rate=0.1)
@@ -110,6 +110,6 @@ def test_a_parameter_without_a_group_is_refused_by_name():
         ({"boundaries": (3, 3)}, "boundaries must rise"),
     ],
 )
-def test_wrong_settings_are_refused(options, message):
+def test_wrong_settings_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         motion_optimizer(motion_params(), learning_rate=0.1, **options)

@@ -118,6 +118,17 @@ def test_every_config_has_exactly_the_fields_of_the_common_one(module):
         ("motion.batch_size", 0, "config.motion.batch_size=0"),
         ("motion.backbone", "b9", "config.motion.backbone"),
         ("motion.source", "raw", "config.motion.source='raw'"),
+        (
+            ("motion.backbone", "motion.source"),
+            ("fisher", "native"),
+            "needs config.motion.source='reencode'",
+        ),
+        (
+            ("motion.backbone", "motion.pretrained"),
+            ("fisher", "x"),
+            "takes no config.motion.pretrained",
+        ),
+        (("motion.backbone", "predict.crops"), ("fisher", 10), "config.predict.crops must be 1"),
         ("video.max_seconds", 0.0, "config.video.max_seconds=0.0"),
         ("motion.resize_size", 8, "config.motion.resize_size=8"),
         ("motion.decay_epochs", (5,), "config.motion.decay_epochs"),
@@ -132,7 +143,8 @@ def test_every_config_has_exactly_the_fields_of_the_common_one(module):
 )
 def test_a_contradiction_is_an_error_that_names_the_field(field, value, message, tmp_path):
     config = testing.get_config()
-    config.update_from_flattened_dict({field: value})
+    fields = dict(zip(field, value, strict=True)) if isinstance(field, tuple) else {field: value}
+    config.update_from_flattened_dict(fields)
     with pytest.raises(ValueError, match="the configuration cannot work") as error:
         pipeline.run(config, tmp_path)
     assert message in str(error.value)
@@ -178,9 +190,9 @@ def test_weights_that_cannot_be_had_stop_the_run_before_any_work(tmp_path):
 
 
 def test_the_features_on_disk_are_those_of_every_video(finished_run):
-    for role in ("train", "validation", "test"):
+    for split in ("train", "validation", "test"):
         index = np.concatenate(
-            [np.load(path)["index"] for path in (finished_run / "features" / role).glob("*.npz")]
+            [np.load(path)["index"] for path in (finished_run / "features" / split).glob("*.npz")]
         )
         np.testing.assert_array_equal(np.sort(index), np.arange(36))
 

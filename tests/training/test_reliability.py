@@ -203,7 +203,7 @@ def test_two_processes_of_two_devices_give_the_same_and_one_of_them_speaks(runs,
 
 
 @pytest.mark.parametrize("told", [0, 1])
-def test_sigterm_to_one_of_two_processes_stops_both_and_they_go_on(runs, undisturbed, told):
+def test_sigterm_to_one_of_two_processes_stops_both_and_they_resume(runs, undisturbed, told):
     workdir = runs.folder / f"two_stopped{told}"
     pair = start_two(runs, workdir)
     first = pair[0].stdout
@@ -223,7 +223,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_and_they_go_on(runs, undistu
     assert_same(workdir, undisturbed, tolerance=1e-5)
 
 
-def test_a_process_killed_in_training_ends_the_other_and_the_run_goes_on(runs, undisturbed):
+def test_a_process_killed_in_training_ends_the_other_and_the_run_resumes(runs, undisturbed):
     workdir = runs.folder / "two_killed"
     pair = start_two(runs, workdir)
     first = pair[0].stdout
@@ -272,7 +272,7 @@ def test_a_run_killed_at_random_moments_of_all_stages_ends_bit_identical(runs, u
 
 
 @pytest.mark.ci
-def test_sigterm_in_every_stage_ends_with_143_and_the_run_goes_on_bit_identical(runs, undisturbed):
+def test_sigterm_in_every_stage_ends_with_143_and_the_run_resumes_bit_identical(runs, undisturbed):
     workdir = runs.folder / "terminated"
     for stage in STAGES:
         delay = 0.5 * seconds_of(undisturbed, stage)
@@ -320,7 +320,7 @@ def remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full_or_read_only_is_told_and_the_run_goes_on_with_room(
+def test_a_disk_that_is_full_or_read_only_is_reported_and_the_run_resumes_with_room(
     runs, undisturbed, small_disk
 ):
     workdir = small_disk / "run"

@@ -124,7 +124,7 @@ def test_a_run_stopped_between_epochs_ends_bit_identical_to_one_that_was_not(tmp
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_run_stopped_inside_an_epoch_goes_on_with_its_other_steps(tmp_path):
+def test_a_run_stopped_inside_an_epoch_resumes_with_its_remaining_steps(tmp_path):
     """As one does that sent its batches by themselves until then."""
     mesh = make_mesh()
     whole = trainer.train_and_evaluate(task(mesh), tmp_path / "whole", mesh)

@@ -98,7 +98,7 @@ def test_a_run_stopped_at_any_step_ends_bit_identical_to_one_that_was_not(tmp_pa
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 11])
-def test_after_sigterm_the_state_of_the_last_step_is_saved_and_the_run_goes_on_from_it(
+def test_after_sigterm_the_state_of_the_last_step_is_saved_and_the_run_resumes(
     tmp_path, stop_at, capsys
 ):
     """Within an epoch and at its end; losses and accuracies of the epochs are those, too."""
@@ -130,7 +130,7 @@ def test_after_sigterm_the_state_of_the_last_step_is_saved_and_the_run_goes_on_f
     assert histories[0] == histories[1]
 
 
-def test_a_run_stopped_on_four_devices_goes_on_on_two(tmp_path):
+def test_a_run_stopped_on_four_devices_resumes_on_two(tmp_path):
     whole = trainer.train_and_evaluate(_task(4), tmp_path / "whole", make_mesh())
     trainer.train_and_evaluate(_task(2), tmp_path / "moved", make_mesh())
     moved = trainer.train_and_evaluate(_task(4), tmp_path / "moved", make_mesh(jax.devices()[:2]))

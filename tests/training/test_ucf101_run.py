@@ -55,7 +55,7 @@ def test_the_published_config_runs_from_files_to_predictions(tmp_path):
         env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
     )
     assert run.returncode == 0, run.stderr
-    assert "v_YoYo_g01_c01" in run.stdout  # refused, by name
+    assert "v_YoYo_g01_c01" in run.stdout  # rejected, by name
     rows = json.loads((workdir / "results.json").read_text())["rows"]
     for row in rows.values():
         # Split 1 tests groups 1 and 2 of 3 classes; the damaged one counts as wrong.

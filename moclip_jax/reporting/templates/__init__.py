@@ -7,12 +7,10 @@ import jinja2
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the text of a template with its values filled in.
+    """Return the text of a template in this folder with its values filled in.
 
-    Args:
-      template: Name of a file in this folder; in `*.html.jinja` all values are escaped, because
-        names of files and classes may contain markup.
-      **values: Values of the template's variables; a missing one is an error.
+    A missing value is an error. In `*.html.jinja` all values are escaped, because names of files
+    and classes may contain markup.
     """
     return _environment().get_template(template).render(**values)
 

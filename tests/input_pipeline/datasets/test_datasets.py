@@ -228,7 +228,7 @@ def test_folder_without_lists_is_split_by_seed(class_folders, tmp_path):
     assert dataset.class_names == ("jump", "run")
     assert len(dataset.index) == 8
     splits = dataset.splits(selection="last")
-    assert [len(splits[role]) for role in ("train", "test")] == [6, 2]
+    assert [len(splits[split]) for split in ("train", "test")] == [6, 2]
     assert {name.split("/")[0] for name in splits["test"]} == {"jump", "run"}
     assert split(0, 1).index == dataset.index
     assert any(split(seed, seed + 1).index != dataset.index for seed in range(1, 4))

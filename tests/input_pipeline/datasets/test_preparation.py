@@ -207,11 +207,11 @@ def start(folder: pathlib.Path, program: str = _RUN) -> subprocess.Popen:
     )
 
 
-def test_a_script_without_a_guard_is_told(tmp_path):
+def test_a_script_without_a_guard_is_reported(tmp_path):
     run = start(tmp_path, _RUN.replace('if __name__ == "__main__":', "if True:"))
     said, _ = run.communicate(timeout=600)
     assert run.returncode != 0
-    assert "runs the main program again; put that under if __name__ == '__main__':" in said
+    assert "put the call that prepares videos under if __name__ == '__main__':" in said
 
 
 def test_a_killed_run_keeps_its_shards_and_its_processes_end(tmp_path):
@@ -272,7 +272,7 @@ def test_the_second_of_two_runs_in_one_folder_waits_for_the_first(tmp_path):
     said = [run.communicate(timeout=600)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     assert len(prepared_so_far(tmp_path)) == 12  # Each video once.
-    assert sum("another process is at it" in text for text in said) == 1
+    assert sum("another process holds the lock" in text for text in said) == 1
 
 
 def test_shards_of_other_videos_are_not_kept(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The embedded data set's pictures: reproducible, balanced, and with motion that a codec sees."""
+"""The embedded data set's frames: reproducible, balanced, and with motion that a codec sees."""
 
 import io
 
@@ -31,7 +31,7 @@ def test_clip_is_a_pure_function_of_its_arguments():
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 7, 24])
-def test_middle_frame_is_the_same_picture_for_every_motion(num_frames):
+def test_middle_frame_is_the_same_image_for_every_motion_source(num_frames):
     still = shapes.render_still("ring", group_seed=1, clip_seed=2, **SIZE)
     for motion in shapes.MOTIONS:
         clip = _clip("ring", motion, group_seed=1, clip_seed=2, num_frames=num_frames)
@@ -41,7 +41,7 @@ def test_middle_frame_is_the_same_picture_for_every_motion(num_frames):
 
 
 def test_shapes_differ_only_on_the_tile_and_the_tile_stays_inside():
-    """The difference of two shapes marks the tile; it never reaches the picture's edge."""
+    """The difference of two shapes marks the tile; it never reaches the frame's edge."""
     size = {"height": 96, "width": 128}
     for motion in shapes.MOTIONS:
         for seed in range(6):
@@ -101,7 +101,7 @@ def test_wrong_arguments_are_named(change, message):
 def _codec_flow(frames: np.ndarray) -> dict[str, float]:
     """Sums the motion vectors that FFmpeg's MPEG-4 encoder finds for a clip.
 
-    Returns the displacement (x, y) of the blocks and, about the picture's moving centre, the
+    Returns the displacement (x, y) of the blocks and, about the frame's moving centre, the
     outward and the clockwise component of theirs, in pixels, all summed over blocks and frames.
     """
     stream_bytes = io.BytesIO()
@@ -129,7 +129,7 @@ def _codec_flow(frames: np.ndarray) -> dict[str, float]:
             vectors = exported.to_ndarray()
             place = np.stack([vectors["dst_x"], vectors["dst_y"]], -1).astype(float)
             step = -np.stack([vectors["motion_x"], vectors["motion_y"]], -1) / 2.0  # half pixels
-            step -= np.median(step, axis=0)  # most of the picture is background: the camera's drift
+            step -= np.median(step, axis=0)  # most of the frame is background: the camera's drift
             moving = np.abs(step).sum(-1) > 1
             if not moving.any():
                 continue

@@ -16,18 +16,21 @@ from moclip_jax.input_pipeline.video.clip import (
     VideoSpec,
     clip_from_frames,
     read_clip,
-    reencode,
 )
-from moclip_jax.input_pipeline.video.decode import CheckedVideo
-from moclip_jax.input_pipeline.video.motion_vectors import paint_displacements
+from moclip_jax.input_pipeline.video.decode import CheckedVideo, decode_frames
+from moclip_jax.input_pipeline.video.motion_vectors import rasterize_vectors
+from moclip_jax.input_pipeline.video.reencode import CanonicalEncoder
 from tests.input_pipeline.video_fixtures import cut, drifting_frames, write_sound, write_video
 
 SPEC = VideoSpec(width=96, height=64, clip_frames=4)
 
 
-def _decode(packets: list[bytes]) -> list[av.VideoFrame]:
-    """Read a canonical stream as a file, with no options but the export of vectors."""
-    with av.open(io.BytesIO(b"".join(packets)), format="m4v") as container:
+def canonical_frames(path) -> list[av.VideoFrame]:
+    """Re-encode a file, and read that as a file with no options but the export of vectors."""
+    encoder = CanonicalEncoder(SPEC)
+    packets = [packet for frame in decode_frames(path) for packet in encoder.encode(frame)]
+    stream = b"".join(map(bytes, [*packets, *encoder.end()]))
+    with av.open(io.BytesIO(stream), format="m4v") as container:
         context = container.streams.video[0].codec_context
         context.thread_count = 1
         context.options = {"flags2": "+export_mvs"}
@@ -36,7 +39,7 @@ def _decode(packets: list[bytes]) -> list[av.VideoFrame]:
 
 def test_canonical_stream_is_mpeg4_with_the_specified_size_and_gop(tmp_path):
     path = write_video(tmp_path / "a.mp4", drifting_frames(30), codec="libx264")
-    frames = _decode(list(reencode(path, SPEC)))
+    frames = canonical_frames(path)
     assert len(frames) == 30
     assert {(f.width, f.height, f.format.name) for f in frames} == {(96, 64, "yuv420p")}
     types = [PictureType(f.pict_type).name for f in frames]
@@ -47,11 +50,11 @@ def test_displacements_are_the_vectors_of_the_canonical_stream(tmp_path):
     path = write_video(tmp_path / "a.avi", drifting_frames(30))
     prepared = read_clip(path, SPEC)
     expected = []
-    for frame in _decode(list(reencode(path, SPEC))):
+    for frame in canonical_frames(path):
         data = frame.side_data.get("MOTION_VECTORS")
         grid = np.zeros((8, 12, 2), np.int16)
         if data is not None:
-            grid = paint_displacements(data.to_ndarray(), 64, 96)
+            grid = rasterize_vectors([data.to_ndarray().tobytes()], [False], 64, 96)[0][0]
         expected.append(grid)
     np.testing.assert_array_equal(prepared.displacements, expected)
     assert np.abs(prepared.displacements).max() > 0
@@ -71,7 +74,7 @@ def test_prepared_video_has_the_documented_shapes(tmp_path):
 
 
 @pytest.mark.parametrize("step", [(4, 0), (-4, 0), (0, 4), (0, -4)])
-def test_displacement_points_from_where_the_picture_came(step):
+def test_displacement_points_to_where_the_content_came_from(step):
     frames = drifting_frames(6, 64, 96, step=step)
     displacements = clip_from_frames(frames, SPEC, 25.0).displacements
     # Away from the edges; what moved by `step` came from `-step`.
@@ -79,13 +82,13 @@ def test_displacement_points_from_where_the_picture_came(step):
     np.testing.assert_array_equal(np.median(inner, axis=0), [-step[0], -step[1]])
 
 
-def test_file_and_pictures_take_the_same_path(tmp_path):
+def test_file_and_frames_take_the_same_path(tmp_path):
     frames = drifting_frames(16, 64, 96)
     path = write_video(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="bgr0")  # lossless
-    from_file, from_pictures = read_clip(path, SPEC), clip_from_frames(frames, SPEC, 25.0)
-    np.testing.assert_array_equal(from_file.displacements, from_pictures.displacements)
-    np.testing.assert_array_equal(from_file.is_intra, from_pictures.is_intra)
-    assert from_file.frames == from_pictures.frames
+    from_file, from_memory = read_clip(path, SPEC), clip_from_frames(frames, SPEC, 25.0)
+    np.testing.assert_array_equal(from_file.displacements, from_memory.displacements)
+    np.testing.assert_array_equal(from_file.is_intra, from_memory.is_intra)
+    assert from_file.frames == from_memory.frames
 
 
 def test_preparing_twice_gives_the_same(tmp_path):
@@ -115,10 +118,10 @@ def test_stored_frames_are_those_of_the_source(tmp_path):
     prepared = read_clip(path, dataclasses.replace(SPEC, jpeg_quality=95))
     assert prepared.frame_indices.tolist() == [2, 7, 10, 12, 17]
     for index, jpeg in zip(prepared.frame_indices, prepared.frames, strict=True):
-        picture = np.asarray(Image.open(io.BytesIO(jpeg)))
-        assert picture.shape == (48, 80, 3)  # its own aspect ratio, and not enlarged
-        error = np.abs(picture.astype(int) - frames[index]).mean()
-        others = [np.abs(picture.astype(int) - f).mean() for f in frames]
+        image = np.asarray(Image.open(io.BytesIO(jpeg)))
+        assert image.shape == (48, 80, 3)  # its own aspect ratio, and not enlarged
+        error = np.abs(image.astype(int) - frames[index]).mean()
+        others = [np.abs(image.astype(int) - f).mean() for f in frames]
         assert error < 5
         assert np.argmin(others) == index
 
@@ -147,10 +150,10 @@ def test_a_file_is_reencoded_when_a_codec_with_vectors_turns_out_to_have_none(tm
     assert read_clip(path, dataclasses.replace(SPEC, source="auto")).source == "reencode"
 
 
-# Frame 60, the picture, is no I-frame: those are whole even where only vectors are decoded.
+# Frame 60, the RGB frame, is no I-frame: those are whole even where only vectors are decoded.
 @pytest.mark.parametrize("options", [{"g": "7"}, {"g": "7", "bf": "2"}, {"g": "250"}])
 @pytest.mark.parametrize(("name", "codec"), [("a.avi", "mpeg4"), ("a.mp4", "libx264")])
-def test_pictures_decoded_apart_are_those_of_decoding_everything(
+def test_frames_decoded_separately_equal_those_of_a_full_decode(
     name, codec, options, tmp_path, monkeypatch
 ):
     path = write_video(tmp_path / name, drifting_frames(120), codec=codec, options=options)
@@ -173,10 +176,10 @@ def test_pictures_decoded_apart_are_those_of_decoding_everything(
     np.testing.assert_array_equal(apart.future, together.future)
 
 
-def test_damage_is_found_when_pictures_are_decoded_apart_too(tmp_path):
+def test_damage_is_found_when_frames_are_decoded_separately_too(tmp_path):
     path = write_video(tmp_path / "a.avi", drifting_frames(120), options={"g": "6"})
     content = bytearray(path.read_bytes())
-    # Far from the picture in the middle: the header of the second packet.
+    # Far from the middle frame: the header of the second packet.
     second = content.index(b"00dc", content.index(b"00dc", content.index(b"movi")) + 4) + 8
     content[second : second + 16] = b"\xff" * 16
     path.write_bytes(content)
@@ -230,7 +233,7 @@ def test_avi_without_its_index_is_whole(tmp_path):
 
 
 def test_avi_with_dropped_frames_is_whole(tmp_path):
-    # An empty packet stands for a repeated picture; the header's count includes it.
+    # An empty packet stands for a repeated frame; the header's count includes it.
     path = write_video(tmp_path / "a.avi", drifting_frames(20))
     with av.open(str(path)) as source, av.open(str(tmp_path / "b.avi"), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -260,7 +263,7 @@ def test_avi_with_dropped_frames_is_whole(tmp_path):
         ("a.mpg", "mpeg1video", {}, 0.6),
     ],
 )
-def test_cut_files_are_refused(tmp_path, capfd, name, codec, container_options, share):
+def test_cut_files_are_rejected(tmp_path, capfd, name, codec, container_options, share):
     frames = drifting_frames(80, 96, 128, step=(1, 1))
     path = write_video(tmp_path / name, frames, codec=codec, container_options=container_options)
     target = cut(path, share)
@@ -278,7 +281,7 @@ def test_cut_files_are_refused(tmp_path, capfd, name, codec, container_options, 
     ("name", "container_options"),
     [("a.avi", {}), ("a.mp4", {"movflags": "faststart"})],
 )
-def test_a_file_cut_between_two_packets_is_refused(tmp_path, name, container_options):
+def test_a_file_cut_between_two_packets_is_rejected(tmp_path, name, container_options):
     frames = drifting_frames(30)
     path = write_video(tmp_path / name, frames, container_options=container_options)
     with av.open(str(path)) as container:
@@ -288,14 +291,14 @@ def test_a_file_cut_between_two_packets_is_refused(tmp_path, name, container_opt
         read_clip(path, SPEC)
 
 
-def test_files_that_are_no_video_are_refused_with_the_reason(tmp_path):
+def test_files_that_are_no_video_are_rejected_with_the_reason(tmp_path):
     (tmp_path / "empty.avi").write_bytes(b"")
     (tmp_path / "text.avi").write_text("This is not a clip.\n" * 50)
     (tmp_path / "text.txt").write_text("FFmpeg would draw this as a terminal would.\n" * 50)
     (tmp_path / "list.ffconcat").write_text("ffconcat version 1.0\nfile 'other.avi'\n")
     (tmp_path / "bytes.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
-    Image.fromarray(drifting_frames(1)[0]).save(tmp_path / "picture.png")
-    Image.fromarray(drifting_frames(1)[0]).save(tmp_path / "picture.mp4", "JPEG")
+    Image.fromarray(drifting_frames(1)[0]).save(tmp_path / "image.png")
+    Image.fromarray(drifting_frames(1)[0]).save(tmp_path / "image.mp4", "JPEG")
     write_sound(tmp_path / "sound.wav")
     for name, reason in {
         "absent.avi": "no such file",
@@ -305,8 +308,8 @@ def test_files_that_are_no_video_are_refused_with_the_reason(tmp_path):
         "text.txt": "not a video file .FFmpeg reads it as",
         "list.ffconcat": "not a video",
         "bytes.mp4": "not a video",
-        "picture.png": "not a video",
-        "picture.mp4": "not a video",
+        "image.png": "not a video",
+        "image.mp4": "not a video",
         "sound.wav": "no video stream",
     }.items():
         with pytest.raises(VideoError, match=reason) as error:
@@ -314,7 +317,7 @@ def test_files_that_are_no_video_are_refused_with_the_reason(tmp_path):
         assert str(tmp_path / name) in str(error.value), name
 
 
-def test_too_long_a_video_is_refused(tmp_path):
+def test_too_long_a_video_is_rejected(tmp_path):
     path = write_video(tmp_path / "a.avi", drifting_frames(12))
     assert read_clip(path, dataclasses.replace(SPEC, max_frames=12)).num_frames == 12
     with pytest.raises(VideoError, match="more than 11 frames"):
@@ -341,7 +344,7 @@ def test_spec_names_the_wrong_field(field, value, reason):
         VideoSpec(**{field: value})
 
 
-def test_pictures_of_a_wrong_kind_are_refused():
+def test_images_of_a_wrong_kind_are_rejected():
     with pytest.raises(ValueError, match="uint8"):
         clip_from_frames(np.zeros((4, 64, 96, 3), np.float32), SPEC, 25.0)
     with pytest.raises(ValueError, match="n > 0"):

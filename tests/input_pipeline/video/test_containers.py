@@ -246,7 +246,7 @@ def test_a_few_damaged_frames_are_counted(tmp_path, noisy, spec):
     assert clip.warning == "2 of its 24 frames are damaged"
 
 
-def test_damaged_frames_are_told_in_the_manifest_and_the_log_of_a_preparation(
+def test_damaged_frames_are_reported_in_the_manifest_and_the_log_of_a_preparation(
     tmp_path, noisy, capsys
 ):
     """The manifest has a line of each `Outcome`."""

@@ -121,7 +121,7 @@ def test_what_is_left_out_of_a_folder_is_named_with_the_reason(tmp_path):
 
 
 def test_a_damaged_file_with_a_videos_suffix_is_left_to_the_reader(tmp_path):
-    """It is meant as a video, so whoever reads it must hear what is wrong with it."""
+    """It is meant as a video, so reading it must name what is wrong."""
     (tmp_path / "text.mp4").write_text("no video")
     assert videos_under(tmp_path) == ([str(tmp_path / "text.mp4")], [])
     reason = "not a video that FFmpeg can open"

@@ -17,8 +17,7 @@ from moclip_jax.input_pipeline.video.motion_vectors import (
     BlockMotionReader,
     accumulate_motion,
     frame_vectors,
-    paint_blocks,
-    paint_displacements,
+    rasterize_vectors,
     read_motion_vectors,
 )
 from moclip_jax.input_pipeline.video.orientation import frame_orientation
@@ -46,7 +45,7 @@ def accumulate_by_definition(
     """Follow the definition block by block, without any grid.
 
     I- and P-frames refer to the I- or P-frame before them. A pixel at `dst + o` takes the origin
-    that `src + o` had there if both lie inside the picture; a block with dst == src, and a pixel
+    that `src + o` had there if both lie inside the frame; a block with dst == src, and a pixel
     under no block, keep the old value of their own place. A B-frame does the same, and where only
     vectors from the future cover a pixel, it takes the origin from the next I- or P-frame.
     """
@@ -102,7 +101,7 @@ def accumulate_by_definition(
 def random_vectors(
     rng: np.random.Generator, height: int, width: int, sides: tuple[int, ...] = (8, 16)
 ) -> np.ndarray:
-    """Draw vectors of 16x16, 16x8, 8x16 and 8x8 blocks that leave some of the picture free."""
+    """Draw vectors of 16x16, 16x8, 8x16 and 8x8 blocks that leave some of the frame free."""
     vectors = []
     for top, left in itertools.product(range(0, height, 16), range(0, width, 16)):
         w, h = rng.choice(sides, 2)
@@ -122,6 +121,12 @@ def random_vectors(
     return np.array(vectors, VECTOR_DTYPE)
 
 
+def rasterize(vectors, height, width, both_ways=False):
+    """Rasterize one frame."""
+    grids = rasterize_vectors([vectors.tobytes()], [both_ways], height, width)
+    return grids[0][0], grids[1][0]
+
+
 @pytest.mark.parametrize("sides", [(8, 16), (16,)])  # (16,): cells move in twos
 @pytest.mark.parametrize(
     ("height", "width"), [(48, 64), (40, 56), (37, 51), (16, 16), (33, 49), (9, 9), (5, 7)]
@@ -133,7 +138,7 @@ def test_accumulation_follows_the_definition(height, width, sides):
         (kind, random_vectors(rng, height, width, sides) if kind == "P" else none)
         for kind in "IPPPPIPPPIIP"
     ]
-    displacements = np.stack([paint_displacements(v, height, width) for _, v in frames])
+    displacements = np.stack([rasterize(v, height, width)[0] for _, v in frames])
     is_intra = np.array([kind == "I" for kind, _ in frames])
     fields = accumulate(displacements, is_intra, height, width)
     assert fields.dtype == np.int32
@@ -153,20 +158,18 @@ def test_accumulation_of_b_frames_follows_the_definition(height, width, kinds, s
             vectors["source"], also["source"] = -1, 1
             vectors = np.concatenate([vectors, also])
         frames.append((kind, vectors if kind != "I" else np.empty(0, VECTOR_DTYPE)))
-    painted = [
-        paint_blocks(v if kind == "B" else v[v["source"] < 0], height, width) for kind, v in frames
-    ]
+    grids = [rasterize(v, height, width, both_ways=kind == "B") for kind, v in frames]
     arguments = {
-        "displacements": np.stack([displacements for displacements, _ in painted]),
+        "displacements": np.stack([displacements for displacements, _ in grids]),
         "is_intra": np.array([kind == "I" for kind in kinds]),
         "is_bidirectional": np.array([kind == "B" for kind in kinds]),
-        "future": np.stack([future for _, future in painted]),
+        "future": np.stack([future for _, future in grids]),
         "height": height,
         "width": width,
     }
     expected = accumulate_by_definition(frames, height, width)
     np.testing.assert_array_equal(accumulate(**arguments), expected)
-    for index in range(len(kinds)):  # Each alone needs no other to be asked for.
+    for index in range(len(kinds)):  # Each alone needs no other to be requested.
         alone = accumulate(**arguments, frame_indices=[index])
         np.testing.assert_array_equal(alone[0], expected[index])
 
@@ -177,18 +180,18 @@ def test_a_block_with_both_kinds_of_vectors_takes_the_past_even_if_that_stands_s
     vectors["w"] = vectors["h"] = 16
     vectors["dst_x"], vectors["dst_y"] = [8, 8, 24, 40], 8
     vectors["src_x"], vectors["src_y"] = [8, 13, 27, 40], 8
-    displacements, future = paint_blocks(vectors, 16, 48)
+    displacements, future = rasterize(vectors, 16, 48, both_ways=True)
     assert displacements[0, :, 0].tolist() == [0, 0, 3, 3, 0, 0]
     assert future[1].tolist() == [False, False, True, True, True, True]
 
 
-def test_painting_covers_each_block_and_leaves_the_future_out():
+def test_rasterizing_covers_each_block_and_leaves_the_future_out():
     vectors = np.zeros(4, VECTOR_DTYPE)
     vectors["source"] = [-1, -1, 1, -1]
     vectors["w"], vectors["h"] = [16, 8, 16, 16], [8, 16, 16, 16]
     vectors["dst_x"], vectors["dst_y"] = [8, 4, 24, 40], [4, 16, 8, 8]
     vectors["src_x"], vectors["src_y"] = [11, 4, 30, 40], [2, 15, 8, 3]
-    grid = paint_displacements(vectors, 24, 44)
+    grid = rasterize(vectors, 24, 44)[0]
     assert grid.dtype == np.int16
     assert grid.shape == (3, 6, 2)
     expected = np.zeros((3, 6, 2), np.int16)
@@ -198,12 +201,12 @@ def test_painting_covers_each_block_and_leaves_the_future_out():
     np.testing.assert_array_equal(grid, expected)
 
 
-def test_a_block_off_the_grid_is_refused():
+def test_a_block_off_the_grid_is_rejected():
     vectors = np.zeros(1, VECTOR_DTYPE)
     vectors["source"], vectors["w"], vectors["h"] = -1, 16, 16
     vectors["dst_x"], vectors["dst_y"], vectors["src_x"] = 10, 8, 3
     with pytest.raises(ValueError, match="8-pixel grid"):
-        paint_displacements(vectors, 32, 32)
+        rasterize(vectors, 32, 32)
 
 
 STREAMS = {
@@ -275,7 +278,7 @@ def test_times_follow_the_frame_rate(tmp_path):
     assert [f.time_s for f in read_motion_vectors(path)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
-def test_chosen_frames_come_in_the_order_asked_for(tmp_path):
+def test_chosen_frames_come_in_the_requested_order(tmp_path):
     path = _stream(tmp_path, "mpeg4.avi")
     fields = accumulate_motion(path)
     chosen = [7, 0, 7, 3]
@@ -296,7 +299,7 @@ def test_a_codec_without_vectors_is_an_error_and_not_a_field_of_zeros(tmp_path):
         accumulate_motion(path)
 
 
-def test_a_stream_of_pictures_alone_has_no_motion(tmp_path):
+def test_a_stream_of_i_frames_alone_has_no_motion(tmp_path):
     frames = drifting_frames(4)
     path = write_video(tmp_path / "a.avi", frames, codec="mjpeg", pix_fmt="yuvj420p")
     assert not accumulate_motion(path).any()
@@ -311,8 +314,8 @@ def test_bad_files_are_named(tmp_path):
             list(read_motion_vectors(bad))
 
 
-def test_a_frame_goes_when_nobody_holds_it_any_more(tmp_path):
-    """Not when the garbage collector comes by, for until then each keeps a picture."""
+def test_a_frame_is_freed_with_its_last_reference(tmp_path):
+    """Not only when the garbage collector runs: until then each frame stays in memory."""
     path = write_video(tmp_path / "a.avi", drifting_frames(30))
 
     def frames_in_memory() -> int:

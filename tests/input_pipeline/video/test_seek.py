@@ -121,7 +121,7 @@ def test_a_file_too_large_to_be_kept_is_read_twice(folder, monkeypatch):
         )
 
 
-def test_pictures_that_are_left_out_are_noticed(tmp_path):
+def test_missing_frames_are_noticed(tmp_path):
     """MPEG-4 may hold a packet that says 'as before'; no frame comes of it."""
     frames = drifting_frames(30)
     path = write_video(tmp_path / "a.avi", frames)

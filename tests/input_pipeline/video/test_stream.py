@@ -1,4 +1,4 @@
-"""Windows of a growing stream hold the very motion and pictures of the whole file."""
+"""Windows of a growing stream hold the very motion and frames of the whole file."""
 
 import dataclasses
 import itertools
@@ -42,7 +42,7 @@ def windows_of(path, spec, length_s=1.0, hop_s=0.4, timeout_s=0.3, **options):
         ("a.webm", "libvpx-vp9", {"deadline": "realtime"}, "auto", "reencode"),
     ],
 )
-def test_windows_have_the_motion_and_pictures_of_the_file(
+def test_windows_have_the_motion_and_frames_of_the_file(
     tmp_path, name, codec, options, source, expected_source
 ):
     frames = drifting_frames(83, step=(1, 0))
@@ -50,7 +50,7 @@ def test_windows_have_the_motion_and_pictures_of_the_file(
     spec = dataclasses.replace(SPEC, source=source)
     whole = read_clip(path, spec)
     fields = whole.motion.accumulate()
-    pictures = [frame_jpeg(frame, spec) for frame in decode_frames(path)]
+    jpegs = [frame_jpeg(frame, spec) for frame in decode_frames(path)]
     windows = windows_of(path, spec)
     # Windows of 25 frames at 0, 10, 20, ...; the last one starts at 60 and ends with the file.
     assert len(windows) == 7
@@ -60,7 +60,7 @@ def test_windows_have_the_motion_and_pictures_of_the_file(
     inside = np.arange(23) + last.video.lead
     np.testing.assert_array_equal(last.video.motion.accumulate(inside), fields[60:])
     assert last.video.frame_indices.tolist() == [6, 12, 18]
-    assert last.video.frames == [pictures[60 + index] for index in last.video.frame_indices]
+    assert last.video.frames == [jpegs[60 + index] for index in last.video.frame_indices]
     for number, window in enumerate(windows):
         first = 10 * number
         video = window.video
@@ -70,7 +70,7 @@ def test_windows_have_the_motion_and_pictures_of_the_file(
         np.testing.assert_array_equal(video.motion.accumulate(inside), fields[first : first + 25])
         # Parts of half a second: their middles and that of the window.
         assert video.frame_indices.tolist() == [6, 12, 18]
-        assert video.frames == [pictures[first + index] for index in video.frame_indices]
+        assert video.frames == [jpegs[first + index] for index in video.frame_indices]
 
 
 UNEVEN = np.cumsum(np.random.default_rng(1).integers(5, 120, 83))
@@ -208,7 +208,7 @@ def blocks(kind="P"):
     return FrameBlocks(np.zeros((6, 8, 2), np.int16), np.zeros((6, 8), bool), kind, 48, 64, 0)
 
 
-def picture():
+def blank_frame():
     return av.VideoFrame.from_ndarray(drifting_frames(1)[0], format="rgb24")
 
 
@@ -217,7 +217,7 @@ def picture():
 def test_memory_does_not_grow_with_the_stream(monkeypatch, length_s, hop_s, gop):
     monkeypatch.setattr(window_cutter, "MAX_LEAD", 30)
     cutter = WindowCutter(SPEC, length_s, hop_s, "native")
-    shown = picture()
+    shown = blank_frame()
     most, windows = 0, 0
     for index in range(1500):
         kind = "I" if index % gop == 0 else "P"

@@ -58,7 +58,7 @@ WITHOUT_VECTORS = {
 }
 
 
-def pictures(prepared):
+def rgb_frames(prepared):
     return [np.asarray(Image.open(io.BytesIO(jpeg))).astype(int) for jpeg in prepared.frames]
 
 
@@ -80,7 +80,7 @@ def test_the_streams_own_motion_follows_the_definition(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", WITHOUT_VECTORS)
-def test_what_has_no_vectors_is_encoded_anew_if_that_is_allowed(tmp_path, name):
+def test_what_has_no_vectors_is_reencoded_if_that_is_allowed(tmp_path, name):
     codec, options, pix_fmt = WITHOUT_VECTORS[name]
     frames = drifting_frames(9, 64, 96, step=(3, 1))
     path = write_video(tmp_path / name, frames, codec=codec, options=options, pix_fmt=pix_fmt)
@@ -115,12 +115,12 @@ def test_native_frames_are_those_of_the_file(tmp_path):
 
 
 def turn_by_hand(frames: np.ndarray, rotation: int) -> np.ndarray:
-    """Turn pictures `[n, h, w, c]` counterclockwise."""
+    """Turn frames `[n, h, w, c]` counterclockwise."""
     return np.rot90(frames, rotation // 90, axes=(1, 2))
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_a_turned_file_is_that_of_turned_pictures(tmp_path, rotation):
+def test_a_rotated_file_equals_rotated_frames(tmp_path, rotation):
     frames = drifting_frames(12, 48, 80, step=(3, 1))
     path = write_video(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="bgr0", rotation=rotation)
     turned = turn_by_hand(frames, rotation)
@@ -139,18 +139,18 @@ def test_own_motion_of_a_turned_file_is_turned(tmp_path, rotation, size):
     turned = write_video(tmp_path / "b.mp4", frames, options={"bf": "1"}, rotation=rotation)
     before, after = read_clip(straight, NATIVE), read_clip(turned, NATIVE)
     fields = before.motion.accumulate()
-    # By hand: places turn as pictures do; (x, y) turns too, with y downwards.
+    # By hand: places turn as frames do; (x, y) turns too, with y downwards.
     x, y = (turn_by_hand(fields[..., i : i + 1], rotation)[..., 0] for i in (0, 1))
     expected = {90: (y, -x), 180: (-x, -y), 270: (-y, x)}[rotation]
     np.testing.assert_array_equal(after.motion.accumulate(), np.stack(expected, -1))
     np.testing.assert_array_equal(accumulate_motion(turned), np.stack(expected, -1))
-    for straight_one, turned_one in zip(pictures(before), pictures(after), strict=True):
+    for straight_one, turned_one in zip(rgb_frames(before), rgb_frames(after), strict=True):
         difference = turned_one - turn_by_hand(straight_one[None], rotation)[0]
         # JPEG; and at odd sizes the colours' coarser grid begins at the other side.
         assert np.abs(difference).mean() < (3 if size == (48, 80) else 10)
 
 
-def test_all_eight_orientations_turn_pictures_and_fields_alike(tmp_path):
+def test_all_eight_orientations_turn_frames_and_fields_alike(tmp_path):
     rng = np.random.default_rng(0)
     field = rng.integers(-9, 9, (5, 7, 2))
     for orientation in range(8):
@@ -193,7 +193,7 @@ def test_display_matrices_of_all_orientations(tmp_path, matrix):
     assert (2 * x - (width - 1), 2 * y - (height - 1)) == tuple(to)
 
 
-def test_an_angle_that_is_no_quarter_turn_is_refused(tmp_path):
+def test_an_angle_that_is_no_quarter_turn_is_rejected(tmp_path):
     path = write_video(tmp_path / "a.mov", drifting_frames(4), rotation=30)
     for spec in (SPEC, NATIVE):
         with pytest.raises(VideoError, match="multiple of 90"):
@@ -214,7 +214,7 @@ def test_odd_sizes(tmp_path, name, codec, pix_fmt, source):
     path = write_video(tmp_path / name, frames, codec=codec, pix_fmt=pix_fmt)
     prepared = read_clip(path, AUTO)
     assert prepared.source == source
-    assert pictures(prepared)[0].shape == (37, 51, 3)
+    assert rgb_frames(prepared)[0].shape == (37, 51, 3)
     if source == "native":
         expected = accumulate_by_definition(plain_decode(path), 37, 51)
         np.testing.assert_array_equal(prepared.motion.accumulate(), expected)
@@ -250,7 +250,7 @@ def test_the_first_of_several_video_streams_is_taken(tmp_path):
     assert (prepared.num_frames, prepared.height, prepared.width) == (7, 48, 64)
 
 
-def test_sound_alone_is_refused(tmp_path):
+def test_sound_alone_is_rejected(tmp_path):
     path = write_sound(tmp_path / "a.wav")
     for spec in (SPEC, NATIVE, AUTO):
         with pytest.raises(VideoError, match=r"a\.wav: has no video stream"):
@@ -308,14 +308,14 @@ def test_4k(tmp_path):
         read_clip(path, dataclasses.replace(SPEC, max_pixels=3840 * 2160 - 1))
 
 
-def test_a_picture_that_changes_its_size_is_refused_only_where_that_matters(tmp_path):
+def test_a_change_of_frame_size_is_rejected_only_where_that_matters(tmp_path):
     path = tmp_path / "a.h264"
     with open(path, "wb") as joined:
         for number, (height, width) in enumerate(((48, 64), (64, 80))):
             part = tmp_path / f"{number}.h264"
             write_video(part, drifting_frames(6, height, width), codec="libx264")
             joined.write(part.read_bytes())
-    with pytest.raises(VideoError, match="changes its size"):
+    with pytest.raises(VideoError, match="size or orientation changes"):
         read_clip(path, NATIVE)
     assert read_clip(path, SPEC).num_frames == 12
 
@@ -340,6 +340,6 @@ def test_limits_are_named(tmp_path, monkeypatch, limit, value, reason):
         assert str(path) in str(error.value)
 
 
-def test_an_unknown_source_is_refused():
+def test_an_unknown_source_is_rejected():
     with pytest.raises(ValueError, match=r"VideoSpec.source is 'codec', must be one of"):
         VideoSpec(source="codec")

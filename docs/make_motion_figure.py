@@ -1,6 +1,6 @@
 """Draw docs/images/block_motion.png: what sign, unit and blocks of a motion field mean.
 
-    python docs/make_motion_picture.py
+    python docs/make_motion_figure.py
 
 The clip is one of the embedded moving shapes, encoded as any file is; nothing is drawn by hand.
 """
@@ -27,7 +27,7 @@ BOUND = 20.0
 
 
 def main() -> None:
-    """Write the picture."""
+    """Write the figure."""
     frames = render_clip(
         "star", "rising", group_seed=3, clip_seed=1, num_frames=24, height=128, width=128
     )
@@ -36,10 +36,10 @@ def main() -> None:
     own = prepared.displacements[FRAME].astype(int)
     field = prepared.motion.accumulate([FRAME])[0]
     as_bytes = np.clip((field * 127.5 / BOUND).astype(int) + 128, 0, 255)
-    picture = Image.open(io.BytesIO(prepared.frames[list(prepared.frame_indices).index(FRAME)]))
+    image = Image.open(io.BytesIO(prepared.frames[list(prepared.frame_indices).index(FRAME)]))
 
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.9), layout="constrained")
-    axes[0].imshow(picture)
+    axes[0].imshow(image)
     row, column = np.nonzero(own.any(-1))
     for y, x in zip(row, column, strict=True):
         axes[0].add_patch(plt.Rectangle((8 * x, 8 * y), 8, 8, fill=False, lw=0.5, color="white"))
