@@ -29,7 +29,7 @@ from moclip_jax.inference.windows import (
 from moclip_jax.input_pipeline import views as sample_views
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.subprocess_pool import GRACE_S, SubprocessReader
-from moclip_jax.input_pipeline.views import MotionViews
+from moclip_jax.input_pipeline.views import GridViews, MotionViews
 from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, ImagePreprocessing
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Recognizer:
         *,
         image_size: int,
         video: VideoSpec,
-        views: MotionViews,
+        views: MotionViews | GridViews,
         frame: str = "middle",
         load_tokenizer: Callable[[], Any] | None = None,
         clip_dtype: str = "auto",
