@@ -82,6 +82,10 @@ class MotionViews:
         """Return the frames that a test view of a video of `num_frames` shows, int64 `[S]`."""
         return sampling.test_segments(num_frames, self.num_segments)
 
+    def needed_frames(self, num_frames: int) -> np.ndarray:
+        """Return the frames of `test_frames` in a row."""
+        return self.test_frames(num_frames)
+
     def training_frames(self, num_frames: int, draws: sampling.Draws) -> np.ndarray:
         """Return the frames that a training view shows, int64 `[S]`."""
         return sampling.training_segments(num_frames, self.num_segments, draws.segments)
@@ -114,6 +118,10 @@ class GridViews:
     def test_frames(self, num_frames: int) -> np.ndarray:
         """Return the frames that a test view shows, int64 `[S, window]`."""
         return sampling.test_windows(num_frames, self.num_segments, self.window)
+
+    def needed_frames(self, num_frames: int) -> np.ndarray:
+        """Return the frames of `test_frames` in a row, each once."""
+        return np.unique(self.test_frames(num_frames))
 
     def training_frames(self, num_frames: int, draws: sampling.Draws) -> np.ndarray:
         """Return the frames that a training view shows, int64 `[S, window]`."""

@@ -112,6 +112,7 @@ def num_cores() -> int:
 
 def _make_isolated(pool: WorkerPool, source: Source, spec: VideoSpec) -> tuple[bytes, Outcome]:
     start = time.monotonic()
+    assert spec.max_seconds is not None  # A data set has a limit.
     for attempt in (1, 2):
         try:
             return run_isolated(

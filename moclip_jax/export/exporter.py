@@ -18,7 +18,7 @@ from moclip_jax.inference.exported import FORMAT, METADATA, PARAMETERS, SAFETENS
 from moclip_jax.inference.parameters import parameter_arrays
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.fusion import FusionHead
-from moclip_jax.models.motion_network import MotionNetwork
+from moclip_jax.models.moclip import MotionModel
 from moclip_jax.runtime.files import atomic_write, write_json
 from moclip_jax.runtime.tree_io import save_tree
 from moclip_jax.runtime.versions import package_versions
@@ -27,7 +27,7 @@ from moclip_jax.runtime.versions import package_versions
 def export_model(
     config: ConfigDict,
     class_names: Sequence[str],
-    network: MotionNetwork,
+    network: MotionModel,
     clip: CLIP,
     tokenizer: Any,
     head: FusionHead,

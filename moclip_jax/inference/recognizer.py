@@ -22,9 +22,14 @@ from moclip_jax.inference.program import Program, compile_program, open_program
 from moclip_jax.inference.windows import equal_windows, times_of
 from moclip_jax.input_pipeline import views as sample_views
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec, read_clip
+<<<<<<< HEAD
 from moclip_jax.input_pipeline.video.parts import Part, read_parts
 from moclip_jax.input_pipeline.video.subprocess_pool import STALL_S, SubprocessReader
 from moclip_jax.input_pipeline.views import MotionViews
+=======
+from moclip_jax.input_pipeline.video.subprocess_pool import GRACE_S, SubprocessReader
+from moclip_jax.input_pipeline.views import GridViews, MotionViews
+>>>>>>> lead
 from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, ImagePreprocessing
 
 if TYPE_CHECKING:
@@ -50,7 +55,7 @@ class Recognizer:
         *,
         image_size: int,
         video: VideoSpec,
-        views: MotionViews,
+        views: MotionViews | GridViews,
         frame: str = "middle",
         load_tokenizer: Callable[[], Any] | None = None,
         clip_dtype: str = "auto",
@@ -97,7 +102,7 @@ class Recognizer:
     @property
     def motion_wanted(self) -> Callable[[int], np.ndarray]:
         """From a number of frames to those whose motion the network sees; see `read_clip`."""
-        return lambda num_frames: self.views.test_frames(num_frames).reshape(-1)
+        return self.views.needed_frames
 
     def predict(
         self, path: str | os.PathLike[str], *, top_k: int = 5, labels: Sequence[str] = ()

@@ -9,6 +9,7 @@ Image Classification" (ECCV 2010), with positions appended to the descriptors as
 "Modeling the Spatial Layout of Images Beyond Spatial Pyramids" (2012).
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -269,11 +270,11 @@ def motion_maps(motion: jax.Array) -> dict[str, jax.Array]:
         across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
         down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
         maps[kind] = orientation_histogram(across, down)
-    differences = [
+    across, down = (
         jnp.abs(jnp.diff(motion, axis=axis, append=jnp.take(motion, jnp.array([-1]), axis)))
-        for axis in (3, 4)
-    ]
-    for name, value in (("motion", magnitude), ("boundary", sum(differences).sum(-1))):
+        for axis in (4, 3)
+    )
+    for name, value in (("motion", magnitude), ("boundary", (across + down).sum(-1))):
         maps[name] = jnp.minimum(value, _MAX_MOTION)[..., None]
     return maps
 
@@ -317,7 +318,8 @@ def _in_cells(values: jax.Array, scale: Scale) -> jax.Array:
     for axis in (2, 3):
         length = sums.shape[axis] - cell + 1
         # Slices: XLA's CPU backend takes far longer for `reduce_window`.
-        sums = sum(jax.lax.slice_in_dim(sums, k, k + length, axis=axis) for k in range(cell))
+        parts = [jax.lax.slice_in_dim(sums, k, k + length, axis=axis) for k in range(cell)]
+        sums = functools.reduce(jnp.add, parts)
     height, width = sums.shape[2] - cell, sums.shape[3] - cell
     corners = [
         sums[:, :, top : top + height, left : left + width]

@@ -16,8 +16,7 @@ from moclip_jax.models.activations import Activation, activate
 from moclip_jax.models.batch_norm import BatchNorm
 from moclip_jax.models.clip import CLIP, Block, Encoder, VisionTower
 from moclip_jax.models.efficientnet import Conv, DepthwiseConv, PointwiseConv, SqueezeExcite
-from moclip_jax.models.moclip import MoCLIP
-from moclip_jax.models.motion_network import MotionNetwork
+from moclip_jax.models.moclip import MoCLIP, MotionModel
 
 
 class FoldedNorm(nnx.Module):
@@ -42,8 +41,8 @@ class FoldedNorm(nnx.Module):
 
 
 def motion_network_for_inference(
-    network: MotionNetwork, matmul_dtype: jax.typing.DTypeLike | None = None
-) -> MotionNetwork:
+    network: MotionModel, matmul_dtype: jax.typing.DTypeLike | None = None
+) -> MotionModel:
     """Fold every BatchNorm of a motion network into the convolution before it.
 
     `x_norm` of a module is folded into its `x` where that is a convolution of `efficientnet.py`.

@@ -17,6 +17,8 @@ from moclip_jax.models.fisher_vectors import FisherConfig, FisherNetwork
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 
+MotionModel = MotionNetwork | FisherNetwork
+
 
 @dataclass(frozen=True)
 class MoCLIPConfig:
@@ -91,15 +93,14 @@ class MoCLIP(nnx.Module):
         )
 
 
-def motion_network(
-    config: MotionNetworkConfig | FisherConfig, *, rngs: nnx.Rngs
-) -> MotionNetwork | FisherNetwork:
+def motion_network(config: MotionNetworkConfig | FisherConfig, *, rngs: nnx.Rngs) -> MotionModel:
     """Return a motion network of an architecture, with initial weights."""
-    kind = FisherNetwork if isinstance(config, FisherConfig) else MotionNetwork
-    return kind(config, rngs=rngs)
+    if isinstance(config, FisherConfig):
+        return FisherNetwork(config, rngs=rngs)
+    return MotionNetwork(config, rngs=rngs)
 
 
-def motion_features(network: MotionNetwork | FisherNetwork, fields: jax.Array) -> jax.Array:
+def motion_features(network: MotionModel, fields: jax.Array) -> jax.Array:
     """Return features float32 [B, views, D] of uint8 fields [B, views, S, H, W, 2].
 
     They are averaged over the S segments. One view at a time, so that memory does not grow with the

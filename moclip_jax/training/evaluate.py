@@ -16,13 +16,13 @@ from moclip_jax.models import moclip
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.flops import count_parameters, multiply_adds
 from moclip_jax.models.fusion import FusionHead
-from moclip_jax.models.motion_network import MotionNetwork
+from moclip_jax.models.moclip import MotionModel
 from moclip_jax.runtime.files import write_json
 from moclip_jax.training.features import Features
 from moclip_jax.training.metrics import topk_accuracy
 
 
-def motion_logits(network: MotionNetwork, features: np.ndarray) -> np.ndarray:
+def motion_logits(network: MotionModel, features: np.ndarray) -> np.ndarray:
     """Return logits `[videos, classes]`, averaged over the views of `features [videos, views, D]`.
 
     The classifier is linear, so the logits of the mean feature are the mean of the logits.
@@ -36,7 +36,7 @@ def fused_logits(head: FusionHead, features: Features) -> np.ndarray:
     return np.asarray(moclip.fused_logits(head, motion, appearance))
 
 
-def cost_of_one_view(config: ConfigDict, network: MotionNetwork, clip: CLIP) -> dict[str, int]:
+def cost_of_one_view(config: ConfigDict, network: MotionModel, clip: CLIP) -> dict[str, int]:
     """Return the multiply-adds of one motion field (`motion`) and one image (`appearance`)."""
     motion_graph, motion_state = nnx.split(network)
     clip_graph, clip_state = nnx.split(clip)
@@ -68,7 +68,7 @@ def evaluate(
     features: Features,
     rejected: int,
     text: np.ndarray,
-    network: MotionNetwork,
+    network: MotionModel,
     clip: CLIP,
     heads: dict[str, FusionHead],
     directory: Path,

@@ -18,9 +18,9 @@ from moclip_jax.input_pipeline.batches import PreparedDataset, view_batches
 from moclip_jax.input_pipeline.views import GridViews, MotionViews, num_images
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.efficientnet import EfficientNetConfig
+from moclip_jax.models.fisher_vectors import FisherNetwork
 from moclip_jax.models.inference import clip_for_inference, motion_network_for_inference
-from moclip_jax.models.moclip import appearance_features, motion_features
-from moclip_jax.models.motion_network import MotionNetwork
+from moclip_jax.models.moclip import MotionModel, appearance_features, motion_features
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.device import (
     batch_size_for_memory,
@@ -55,7 +55,7 @@ class Features(NamedTuple):
 
 
 def make_extract_step(
-    network: MotionNetwork,
+    network: MotionModel,
     clip: CLIP,
     mesh: Mesh,
     products: jax.typing.DTypeLike = jnp.float32,
@@ -106,7 +106,7 @@ def extract_features(
     config: ConfigDict,
     dataset: PreparedDataset,
     splits: dict[str, list[str]],
-    network: MotionNetwork,
+    network: MotionModel,
     clip: CLIP,
     mesh: Mesh,
     directory: Path,
@@ -185,7 +185,7 @@ def extract_features(
 
 
 def batch_size_by_memory(
-    network: MotionNetwork,
+    network: MotionModel,
     views: MotionViews | GridViews,
     config: ConfigDict,
     mesh: Mesh,
@@ -193,7 +193,7 @@ def batch_size_by_memory(
     augmented: bool,
 ) -> int:
     """Return the number of videos of one step through both networks, for the devices of a mesh."""
-    if isinstance(views, GridViews):
+    if isinstance(views, GridViews) or isinstance(network, FisherNetwork):
         # Block motion and its histograms are small beside CLIP's maps.
         return FISHER_BATCH_SIZE * mesh.size
     size = bytes_per_video(

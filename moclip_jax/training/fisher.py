@@ -213,4 +213,4 @@ def fit_classifier(network: FisherNetwork, vectors: np.ndarray, labels: np.ndarr
     kernel = np.linalg.solve(gram, (features * weight[:, None]).T @ (targets - bias))
     network.center[...], network.components[...] = jnp.asarray(center), jnp.asarray(components)
     network.classifier.kernel[...] = jnp.asarray(kernel, jnp.float32)
-    network.classifier.bias[...] = jnp.asarray(bias, jnp.float32)
+    network.classifier.bias = nnx.Param(jnp.asarray(bias, jnp.float32))

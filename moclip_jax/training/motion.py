@@ -11,9 +11,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from moclip_jax.config import FISHER, motion_network_config, motion_views
+from moclip_jax.config import motion_network_config, motion_views
 from moclip_jax.input_pipeline.batches import PreparedDataset, train_batches, view_batches
-from moclip_jax.models.moclip import motion_network
+from moclip_jax.models.fisher_vectors import FisherNetwork
+from moclip_jax.models.moclip import MotionModel, motion_network
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import load_efficientnet
 from moclip_jax.runtime.tree_io import load_tree, save_tree
@@ -30,11 +31,12 @@ def result_settings(motion: ConfigDict) -> dict[str, Any]:
     return settings
 
 
-def initial_motion_network(config: ConfigDict, num_classes: int) -> MotionNetwork:
+def initial_motion_network(config: ConfigDict, num_classes: int) -> MotionModel:
     """Return the network that training starts from: random, or with ImageNet weights."""
     rngs = nnx.Rngs(config.seed)
     network = motion_network(motion_network_config(config.motion, num_classes), rngs=rngs)
     if config.motion.pretrained:
+        assert isinstance(network, MotionNetwork)  # As the checks of the configuration say.
         network.backbone = load_efficientnet(
             config.motion.pretrained,
             in_channels=2,
@@ -55,10 +57,10 @@ def train_motion(
 ) -> None:
     """Train the motion network, or resume; write its best weights to `directory/network`."""
     motion = config.motion
-    if motion.backbone == FISHER:
-        network = initial_motion_network(config, len(dataset.class_names))
-        fit_fisher_network(config, dataset, splits["train"], network)
-        save_tree(directory / "network", nnx.state(network))
+    initial = initial_motion_network(config, len(dataset.class_names))
+    if isinstance(initial, FisherNetwork):
+        fit_fisher_network(config, dataset, splits["train"], initial)
+        save_tree(directory / "network", nnx.state(initial))
         return
     steps_per_epoch = len(splits["train"]) // motion.batch_size
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -92,7 +94,6 @@ def train_motion(
     def logits(model: MotionNetwork, batch: Batch, train: bool, key: Any) -> jax.Array:
         return model(batch["motion"], train=train).astype(jnp.float32)
 
-    initial = initial_motion_network(config, len(dataset.class_names))
     network = train_and_evaluate(
         Task(
             name="motion",
@@ -136,7 +137,7 @@ def train_motion(
     save_tree(directory / "network", nnx.state(network))
 
 
-def load_motion_network(config: ConfigDict, num_classes: int, directory: Path) -> MotionNetwork:
+def load_motion_network(config: ConfigDict, num_classes: int, directory: Path) -> MotionModel:
     """Return the network that `train_motion` wrote to `directory/network`."""
     network = nnx.eval_shape(
         lambda: motion_network(motion_network_config(config.motion, num_classes), rngs=nnx.Rngs(0))

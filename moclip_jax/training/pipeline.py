@@ -23,7 +23,7 @@ from moclip_jax.input_pipeline.datasets.definition import LIMITS_IN_DIGEST
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, check_frame_size
-from moclip_jax.models.motion_network import MotionNetwork
+from moclip_jax.models.moclip import MotionModel
 from moclip_jax.pretrained import load_clip
 from moclip_jax.reporting.report import TIME_FILE, write_report
 from moclip_jax.runtime import distributed, signals
@@ -193,7 +193,7 @@ class Pipeline:
         return clip, tokenizer
 
     @functools.cached_property
-    def network(self) -> MotionNetwork:
+    def network(self) -> MotionModel:
         """The trained motion network."""
         num_classes = len(self.dataset.class_names)
         return load_motion_network(self.config, num_classes, self.workdir / "motion")
