@@ -22,14 +22,9 @@ from moclip_jax.inference.program import Program, compile_program, open_program
 from moclip_jax.inference.windows import equal_windows, times_of
 from moclip_jax.input_pipeline import views as sample_views
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec, read_clip
-<<<<<<< HEAD
 from moclip_jax.input_pipeline.video.parts import Part, read_parts
 from moclip_jax.input_pipeline.video.subprocess_pool import STALL_S, SubprocessReader
-from moclip_jax.input_pipeline.views import MotionViews
-=======
-from moclip_jax.input_pipeline.video.subprocess_pool import GRACE_S, SubprocessReader
 from moclip_jax.input_pipeline.views import GridViews, MotionViews
->>>>>>> lead
 from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, ImagePreprocessing
 
 if TYPE_CHECKING:
