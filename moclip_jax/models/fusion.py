@@ -68,9 +68,10 @@ class FusionHead(nnx.Module):
         """Classify videos from their features.
 
         Args:
-          motion: float [B, motion_features], averaged over the segments; None for a head on CLIP
-            alone.
-          appearance: float [B, appearance_features], the CLIP image embedding, not normalised.
+          motion: float [B, motion_features], or [B, segments, motion_features] to average over the
+            segments; None for a head on CLIP alone.
+          appearance: float [B, appearance_features], the CLIP image embedding, not normalised; or
+            [B, frames, appearance_features] to average over the frames.
           rngs: with a stream `dropout`, for training; None switches dropout off.
 
         Returns:
@@ -90,6 +91,8 @@ class FusionHead(nnx.Module):
             raise ValueError(
                 f"FusionHead with motion_features={config.motion_features} {state} motion features"
             )
+        appearance = _averaged(appearance)
+        motion = None if motion is None else _averaged(motion)
         if config.normalize:
             appearance = _unit_length(appearance)
             motion = None if motion is None else _unit_length(motion)
@@ -118,6 +121,10 @@ class FusionHead(nnx.Module):
         whole = jax.random.bernoulli(key, keep, (devices * shape[0], *shape[1:]))
         first = jax.lax.axis_index(self.batch_axes) * shape[0]
         return jax.lax.dynamic_slice_in_dim(whole, first, shape[0])
+
+
+def _averaged(features: jax.Array) -> jax.Array:
+    return features.mean(axis=1) if features.ndim == 3 else features
 
 
 def _unit_length(features: jax.Array) -> jax.Array:

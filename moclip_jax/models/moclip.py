@@ -100,27 +100,25 @@ def motion_network(
 
 
 def motion_features(network: MotionNetwork | FisherNetwork, fields: jax.Array) -> jax.Array:
-    """Return features float32 [B, views, D] of uint8 fields [B, views, S, H, W, 2].
+    """Return features float32 [B, views, S, D] of uint8 fields [B, views, S, H, W, 2].
 
-    They are averaged over the S segments. One view at a time, so that memory does not grow with the
-    number of views.
+    One view at a time, so that memory does not grow with the number of views.
     """
     if fields.shape[1] == 1:
-        return network.features(fields[:, 0]).mean(axis=1)[:, None]
+        return network.features(fields[:, 0])[:, None]
     graphdef, state = nnx.split(network)
 
     def one_view(view: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, state).features(view).mean(axis=1)
+        return nnx.merge(graphdef, state).features(view)
 
     return jnp.moveaxis(jax.lax.map(one_view, jnp.moveaxis(fields, 1, 0)), 0, 1)
 
 
 def appearance_features(clip: CLIP, images: jax.Array) -> jax.Array:
-    """Return float32 [B, D] of uint8 images [B, frames, H, W, 3], averaged over the frames."""
+    """Return features float32 [B, frames, D] of uint8 images [B, frames, H, W, 3]."""
     batch, frames = images.shape[:2]
     pixels = normalize_images(images.reshape(-1, *images.shape[2:]), clip.config.preprocessing)
-    embeds = clip.encode_image(pixels)
-    return embeds.reshape(batch, frames, -1).mean(axis=1)
+    return clip.encode_image(pixels).reshape(batch, frames, -1)
 
 
 def fused_logits(head: FusionHead, motion: jax.Array, appearance: jax.Array) -> jax.Array:
@@ -128,8 +126,8 @@ def fused_logits(head: FusionHead, motion: jax.Array, appearance: jax.Array) -> 
 
     Args:
       head: also one on CLIP alone, which leaves the motion out.
-      motion: float32 [B, views, D], from `motion_features`; averaged over the views.
-      appearance: float32 [B, D], from `appearance_features`.
+      motion: float32 [B, views, S, D], from `motion_features`; averaged over the views.
+      appearance: float32 [B, frames, D], from `appearance_features`.
     """
     averaged = motion.mean(axis=1) if head.config.motion_features else None
     return head(averaged, appearance)

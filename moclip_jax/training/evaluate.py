@@ -23,11 +23,11 @@ from moclip_jax.training.metrics import topk_accuracy
 
 
 def motion_logits(network: MotionNetwork, features: np.ndarray) -> np.ndarray:
-    """Return logits `[videos, classes]`, averaged over the views of `features [videos, views, D]`.
+    """Return logits `[videos, classes]` of `features [videos, views, segments, D]`.
 
     The classifier is linear, so the logits of the mean feature are the mean of the logits.
     """
-    return np.asarray(network.classifier(jnp.asarray(features.mean(axis=1))))
+    return np.asarray(network.classifier(jnp.asarray(features.mean(axis=(1, 2)))))
 
 
 def fused_logits(head: FusionHead, features: Features) -> np.ndarray:
@@ -92,7 +92,7 @@ def evaluate(
       all networks that a video goes through) and `trainable_params` (trained for this row).
     """
     scores = {
-        "zero_shot": zero_shot_logits(features.appearance, text),
+        "zero_shot": zero_shot_logits(features.appearance.mean(axis=1), text),
         "clip_head": fused_logits(heads["clip_head"], features),
         "motion": motion_logits(network, features.motion),
         "fusion": fused_logits(heads["fusion"], features),

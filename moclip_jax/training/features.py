@@ -44,8 +44,8 @@ class Features(NamedTuple):
     """Features of the videos of one split, in the order of its names.
 
     Attributes:
-      motion: Float32 `[videos, views, motion_features]`, averaged over segments.
-      appearance: Float32 `[videos, projection_dim]`, averaged over frames, not normalised.
+      motion: Float32 `[videos, views, segments, motion_features]`.
+      appearance: Float32 `[videos, frames, projection_dim]`, not normalised.
       label: Int32 `[videos]`.
     """
 
@@ -235,16 +235,35 @@ def _first_missing(files: list[Path]) -> int:
     return next((i for i, path in enumerate(files) if not path.exists()), len(files))
 
 
-def load_features(directory: Path, split: str, num_videos: int) -> Features:
+def load_features(
+    directory: Path,
+    split: str,
+    num_videos: int,
+    *,
+    each_view: bool = True,
+    each_segment: bool = True,
+) -> Features:
     """Read the features that `extract_features` wrote for one split.
+
+    Averages are taken file by file, so that a protocol of many views fits into memory.
+
+    Args:
+      directory: The stage's folder.
+      split: `train`, `validation` or `test`.
+      num_videos: Videos of the split.
+      each_view: False averages over the views, and leaves an axis of one view.
+      each_segment: False averages over the segments and over the frames, whose axes are dropped.
 
     Raises:
       ValueError: Some of its `num_videos` videos are missing or present twice.
     """
     if num_videos == 0:
-        empty = np.zeros((0, 0), np.float32)
-        return Features(empty[:, None], empty, np.zeros((0,), np.int32))
-    parts = [dict(np.load(path)) for path in sorted((directory / split).glob("[0-9]*.npz"))]
+        empty = np.zeros((0, 1, 1, 0), np.float32)
+        return Features(empty, empty[:, 0], np.zeros((0,), np.int32))
+    parts = [
+        _averaged(dict(np.load(path)), each_view, each_segment)
+        for path in sorted((directory / split).glob("[0-9]*.npz"))
+    ]
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not np.array_equal(np.sort(whole["index"]), np.arange(num_videos)):
         raise ValueError(
@@ -253,6 +272,17 @@ def load_features(directory: Path, split: str, num_videos: int) -> Features:
         )
     order = np.argsort(whole["index"])
     return Features(*(whole[name][order] for name in Features._fields))
+
+
+def _averaged(
+    part: dict[str, np.ndarray], each_view: bool, each_segment: bool
+) -> dict[str, np.ndarray]:
+    if not each_segment:
+        part["motion"] = part["motion"].mean(axis=2)
+        part["appearance"] = part["appearance"].mean(axis=1)
+    if not each_view:
+        part["motion"] = part["motion"].mean(axis=1, keepdims=True)
+    return part
 
 
 def _write(path: Path, parts: list[dict[str, np.ndarray]]) -> None:

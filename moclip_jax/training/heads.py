@@ -25,7 +25,7 @@ HEADS = {"clip_head": False, "fusion": True}
 
 
 def head_logits(head: FusionHead, batch: Batch, train: bool, key: jax.Array | None) -> jax.Array:
-    """Return logits `[B, classes]` of a batch with `motion [B, Dm]` and `appearance [B, Da]`."""
+    """Return logits `[B, classes]` of a batch with `motion [B, (S,) Dm]`, `appearance [B, (F,) Da]`."""
     rngs = nnx.Rngs(dropout=key) if key is not None else None
     motion = batch["motion"] if head.config.motion_features else None
     return head(motion, batch["appearance"], rngs=rngs)
@@ -60,7 +60,7 @@ def feature_choices(
 
 
 def chosen_features(data: dict[str, Any], chosen: dict[str, Any]) -> Batch:
-    """Return the batch of one step: `motion [B, Dm]`, `appearance [B, Da]`, `label [B]`.
+    """Return the batch of one step: `motion`, `appearance` and `label`, each `[B, ...]`.
 
     Args:
       data: The fields of `Features` by name, as NumPy or JAX arrays.

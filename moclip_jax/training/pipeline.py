@@ -33,7 +33,7 @@ from moclip_jax.runtime.progress import say
 from moclip_jax.runtime.sharding import check_batch_size, connect, make_mesh
 from moclip_jax.runtime.tree_io import check_writable_path
 from moclip_jax.training.evaluate import evaluate
-from moclip_jax.training.features import extract_features, load_features
+from moclip_jax.training.features import Features, extract_features, load_features
 from moclip_jax.training.fingerprint import weights_fingerprint
 from moclip_jax.training.heads import HEADS, load_head, train_heads
 from moclip_jax.training.metrics import format_table
@@ -205,6 +205,16 @@ class Pipeline:
         phrases = class_phrases(self.dataset.class_names, self.config.zero_shot.phrases)
         return class_embeddings(clip, tokenizer, phrases, self.config.zero_shot.templates)
 
+    def features(self, split: str, *, each_segment: bool = True) -> Features:
+        """Return the stored features of a split; only training keeps each view."""
+        return load_features(
+            self.workdir / "features",
+            split,
+            len(self.splits[split]),
+            each_view=split == "train",
+            each_segment=each_segment,
+        )
+
     @property
     def rows(self) -> dict[str, Any]:
         """The results of each row, as the stage `evaluate` wrote them."""
@@ -263,14 +273,10 @@ def _features(run: Pipeline) -> None:
 
 def _fusion(run: Pipeline) -> None:
     run.check_weights()
-    train, validation = (
-        load_features(run.workdir / "features", split, len(run.splits[split]))
-        for split in ("train", "validation")
-    )
     train_heads(
         run.config,
-        train,
-        validation,
+        run.features("train", each_segment=False),
+        run.features("validation", each_segment=False),
         len(run.dataset.class_names),
         run.mesh,
         run.workdir / "fusion",
@@ -291,7 +297,7 @@ def _evaluate(run: Pipeline) -> None:
         clip, _ = run.clip_and_tokenizer
         evaluate(
             run.config,
-            load_features(run.workdir / "features", "test", len(splits["test"])),
+            run.features("test"),
             len(splits["rejected_test"]),
             run.text,
             run.network,
@@ -362,6 +368,8 @@ def _motion_settings(config: ConfigDict) -> dict[str, Any]:
 def _features_settings(config: ConfigDict) -> dict[str, Any]:
     features = config.features.to_dict()
     del features["batch_size"]
+    # Earlier versions stored averages over segments and frames, which is found out by this.
+    features["stored"] = "each segment and frame"
     sections = {name: config[name].to_dict() for name in ("clip", "evaluation")}
     return {**sections, "features": features}
 

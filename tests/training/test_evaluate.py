@@ -88,10 +88,8 @@ def test_logits_of_the_mean_feature_are_the_mean_of_the_logits(finished_run):
     network = load(finished_run).model.motion
     rng = np.random.default_rng(0)
     width = network.backbone.config.num_features
-    features = rng.normal(size=(3, 4, width)).astype(np.float32)
-    expected = np.mean(
-        [network.backbone.classifier(features[:, view]) for view in range(4)], axis=0
-    )
+    features = rng.normal(size=(3, 2, 4, width)).astype(np.float32)
+    expected = network.backbone.classifier(features).mean(axis=(1, 2))
     np.testing.assert_allclose(motion_logits(network, features), expected, atol=1e-5)
 
 
@@ -100,11 +98,11 @@ def test_a_head_on_clip_alone_does_not_see_motion():
         FusionConfig(motion_features=0, appearance_features=4, hidden=8, num_classes=3),
         rngs=nnx.Rngs(0),
     )
-    appearance, label = np.ones((2, 4), np.float32), np.zeros(2, np.int32)
+    appearance, label = np.ones((2, 1, 4), np.float32), np.zeros(2, np.int32)
     keys = jax.random.split(jax.random.key(0), 2)
     one, other = (
         fused_logits(
-            head, Features(np.asarray(jax.random.normal(key, (2, 3, 5))), appearance, label)
+            head, Features(np.asarray(jax.random.normal(key, (2, 1, 3, 5))), appearance, label)
         )
         for key in keys
     )
