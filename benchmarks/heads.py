@@ -55,7 +55,7 @@ def head_training(folder: Path, peer: Peer, epochs: int, rounds: int) -> Compari
         assert placed is not None
         head = FusionHead(
             fusion_config(
-                fusion, motion_features=1280, appearance_features=512, num_classes=CLASSES
+                config, motion_features=1280, appearance_features=512, num_classes=CLASSES
             ),
             rngs=nnx.Rngs(0),
         )

@@ -116,6 +116,9 @@ def default_config() -> ConfigDict:
     config.motion.bound = 20.0
     # True: vectors accumulated back to the I-frame; False: each frame's own vectors.
     config.motion.accumulated = True
+    # What classifies the features of the segments: mean (logits averaged over them), or temporal
+    # (plus convolutions over the segments in order). See docs/method.md.
+    config.motion.head = "mean"
     # Frames of a video that one training step sees.
     config.motion.num_segments = 3
     # Videos in a training step, over all devices.
@@ -183,8 +186,12 @@ def default_config() -> ConfigDict:
     config.features.batch_size = 0
 
     config.fusion = ConfigDict()
-    # Width of the hidden layer (0 makes the head linear), and the share of it that is dropped in
-    # training.
+    # mean (features averaged over segments and frames), temporal (plus convolutions over the
+    # segments in order) or attention (a transformer over segments and frames). The head on CLIP
+    # alone is always mean. See docs/method.md.
+    config.fusion.head = "mean"
+    # Width of the hidden layer (0 makes the head linear; attention: of the tokens), and the share
+    # of it that is dropped in training.
     config.fusion.hidden = 512
     config.fusion.dropout = 0.5
     # True brings the features of each stream to unit length first.
@@ -276,15 +283,20 @@ def motion_network_config(
     backbone = EfficientNetConfig.named(
         motion.backbone, in_channels=2, num_classes=num_classes, dtype=jnp.dtype(motion.dtype)
     )
-    return MotionNetworkConfig(backbone=backbone)
+    return MotionNetworkConfig(backbone, motion.head, motion.num_segments)
 
 
 def fusion_config(
-    fusion: ConfigDict, *, motion_features: int, appearance_features: int, num_classes: int
+    config: ConfigDict, *, motion_features: int, appearance_features: int, num_classes: int
 ) -> "FusionConfig":
-    """Return the architecture of a head; `motion_features=0` is the one on CLIP alone."""
+    """Return the architecture of a head; `motion_features=0` is the one on CLIP alone.
+
+    That one is always `mean`, so that the rows of all variants compare with the same.
+    """
+    from moclip_jax.input_pipeline.views import num_images
     from moclip_jax.models.fusion import FusionConfig
 
+    fusion = config.fusion
     return FusionConfig(
         motion_features=motion_features,
         appearance_features=appearance_features,
@@ -292,4 +304,7 @@ def fusion_config(
         num_classes=num_classes,
         dropout=fusion.dropout,
         normalize=fusion.normalize,
+        head=fusion.head if motion_features else "mean",
+        num_segments=config.motion.num_segments,
+        num_frames=num_images(config.clip.frame),
     )

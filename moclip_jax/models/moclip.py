@@ -14,7 +14,8 @@ from moclip_jax.models.clip import CLIP, normalize_images
 from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.fisher_vectors import FisherConfig, FisherNetwork
-from moclip_jax.models.fusion import FusionConfig, FusionHead
+from moclip_jax.models.fusion import FusionConfig
+from moclip_jax.models.heads import Head, build_head
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 
 
@@ -62,14 +63,14 @@ class MoCLIP(nnx.Module):
       config: its `MoCLIPConfig`.
       motion: `MotionNetwork` or `FisherNetwork`.
       clip: `CLIP`; the text tower is not used here and may be deleted.
-      head: `FusionHead`.
+      head: `FusionHead`, or another of `moclip_jax.models.heads`.
     """
 
     def __init__(self, config: MoCLIPConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.motion = motion_network(config.motion, rngs=rngs)
         self.clip = CLIP(config.clip, rngs=rngs)
-        self.head = FusionHead(config.fusion, rngs=rngs)
+        self.head = build_head(config.fusion, rngs=rngs)
 
     def motion_features(self, fields: jax.Array) -> jax.Array:
         """Return `motion_features` of the motion network."""
@@ -121,7 +122,7 @@ def appearance_features(clip: CLIP, images: jax.Array) -> jax.Array:
     return clip.encode_image(pixels).reshape(batch, frames, -1)
 
 
-def fused_logits(head: FusionHead, motion: jax.Array, appearance: jax.Array) -> jax.Array:
+def fused_logits(head: Head, motion: jax.Array, appearance: jax.Array) -> jax.Array:
     """Return a head's logits float32 [B, classes].
 
     Args:

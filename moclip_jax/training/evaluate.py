@@ -15,7 +15,7 @@ from moclip_jax.input_pipeline.views import num_images
 from moclip_jax.models import moclip
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.flops import count_parameters, multiply_adds
-from moclip_jax.models.fusion import FusionHead
+from moclip_jax.models.heads import Head
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.runtime.files import write_json
 from moclip_jax.training.features import Features
@@ -25,12 +25,12 @@ from moclip_jax.training.metrics import topk_accuracy
 def motion_logits(network: MotionNetwork, features: np.ndarray) -> np.ndarray:
     """Return logits `[videos, classes]` of `features [videos, views, segments, D]`.
 
-    The classifier is linear, so the logits of the mean feature are the mean of the logits.
+    The head sees the features averaged over the views.
     """
-    return np.asarray(network.classifier(jnp.asarray(features.mean(axis=(1, 2)))))
+    return np.asarray(network.logits(jnp.asarray(features.mean(axis=1))))
 
 
-def fused_logits(head: FusionHead, features: Features) -> np.ndarray:
+def fused_logits(head: Head, features: Features) -> np.ndarray:
     """Return a head's logits `[videos, classes]` for motion features averaged over the views."""
     motion, appearance = jnp.asarray(features.motion), jnp.asarray(features.appearance)
     return np.asarray(moclip.fused_logits(head, motion, appearance))
@@ -40,14 +40,16 @@ def cost_of_one_view(config: ConfigDict, network: MotionNetwork, clip: CLIP) -> 
     """Return the multiply-adds of one motion field (`motion`) and one image (`appearance`)."""
     motion_graph, motion_state = nnx.split(network)
     clip_graph, clip_state = nnx.split(clip)
-    fields = network_views(config, num_segments=1).shape
-    field = jax.ShapeDtypeStruct(fields, jnp.uint8)
+
+    def one_field(state: nnx.State, field: jax.Array) -> jax.Array:
+        merged = nnx.merge(motion_graph, state)
+        return merged.classifier(merged.features(field))
+
+    field = jax.ShapeDtypeStruct(network_views(config, num_segments=1).shape, jnp.uint8)
     side = clip.config.vision.image_size
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     return {
-        "motion": multiply_adds(
-            lambda state, x: nnx.merge(motion_graph, state)(x), motion_state, field
-        ),
+        "motion": multiply_adds(one_field, motion_state, field),
         "appearance": multiply_adds(
             lambda state, x: nnx.merge(clip_graph, state).encode_image(x), clip_state, image
         ),
@@ -70,7 +72,7 @@ def evaluate(
     text: np.ndarray,
     network: MotionNetwork,
     clip: CLIP,
-    heads: dict[str, FusionHead],
+    heads: dict[str, Head],
     directory: Path,
 ) -> dict[str, dict[str, Any]]:
     """Score the test videos in every row, and write `scores.npz` and `rows.json`.
@@ -100,11 +102,12 @@ def evaluate(
     one_view = cost_of_one_view(config, network, clip)
     cost = cost_of_views(config, one_view)
     # Text features are computed once for all videos, so they do not count.
+    head_cost = {name: cost_of_head(head, features) for name, head in heads.items()}
     macs = {
         "zero_shot": cost["appearance"],
-        "clip_head": cost["appearance"] + count_weights(heads["clip_head"]),
-        "motion": cost["motion"],
-        "fusion": cost["motion"] + cost["appearance"] + count_weights(heads["fusion"]),
+        "clip_head": cost["appearance"] + head_cost["clip_head"],
+        "motion": cost["motion"] + cost_of_temporal(network, features),
+        "fusion": cost["motion"] + cost["appearance"] + head_cost["fusion"],
     }
     size = {name: count_parameters(head) for name, head in heads.items()}
     size |= {"motion": count_parameters(network), "tower": count_parameters(clip.vision)}
@@ -127,8 +130,8 @@ def evaluate(
     protocol = {
         "zero_shot": frames,
         "clip_head": frames,
-        "motion": views,
-        "fusion": f"{views} + {frames}",
+        "motion": views + _head_name(config.motion.head),
+        "fusion": f"{views} + {frames}" + _head_name(config.fusion.head),
     }
     rows = {
         name: {
@@ -149,7 +152,27 @@ def evaluate(
     return rows
 
 
-def count_weights(head: FusionHead) -> int:
-    """Return the multiply-adds of a head for one video: the size of its weight matrices."""
-    leaves = jax.tree.leaves(nnx.state(head, nnx.Param))
-    return sum(leaf.size for leaf in leaves if leaf.ndim == 2)
+def cost_of_head(head: Head, features: Features) -> int:
+    """Return the multiply-adds of a head for one video with as many segments and frames."""
+    motion, appearance = _of_one_video(features.motion[:, 0]), _of_one_video(features.appearance)
+    graph, state = nnx.split(head)
+    if not head.config.motion_features:
+        return multiply_adds(lambda s, x: nnx.merge(graph, s)(None, x), state, appearance)
+    return multiply_adds(lambda s, *x: nnx.merge(graph, s)(*x), state, motion, appearance)
+
+
+def cost_of_temporal(network: MotionNetwork, features: Features) -> int:
+    """Return the multiply-adds of the temporal residual of a motion network for one video."""
+    if not isinstance(network, MotionNetwork) or network.temporal is None:
+        return 0
+    graph, state = nnx.split(network.temporal)
+    motion = _of_one_video(features.motion[:, 0])
+    return multiply_adds(lambda s, x: nnx.merge(graph, s)(x), state, motion)
+
+
+def _of_one_video(features: np.ndarray) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *features.shape[1:]), jnp.float32)
+
+
+def _head_name(name: str) -> str:
+    return "" if name == "mean" else f", {name} head"

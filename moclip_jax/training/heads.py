@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moclip_jax.config import fusion_config
-from moclip_jax.models.fusion import FusionConfig, FusionHead
+from moclip_jax.models.fusion import FusionConfig
+from moclip_jax.models.heads import Head, build_head
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.progress import say
 from moclip_jax.runtime.tree_io import load_tree, save_tree
@@ -24,8 +25,8 @@ from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
 HEADS = {"clip_head": False, "fusion": True}
 
 
-def head_logits(head: FusionHead, batch: Batch, train: bool, key: jax.Array | None) -> jax.Array:
-    """Return logits `[B, classes]` of a batch with `motion [B, (S,) Dm]`, `appearance [B, (F,) Da]`."""
+def head_logits(head: Head, batch: Batch, train: bool, key: jax.Array | None) -> jax.Array:
+    """Return logits `[B, classes]` of a batch with `motion` and `appearance`, as a head takes."""
     rngs = nnx.Rngs(dropout=key) if key is not None else None
     motion = batch["motion"] if head.config.motion_features else None
     return head(motion, batch["appearance"], rngs=rngs)
@@ -121,9 +122,9 @@ def train_heads(
     for name, uses_motion in HEADS.items():
         if distributed.run_on_main((directory / name / "network").exists):
             continue
-        head = FusionHead(
+        head = build_head(
             fusion_config(
-                fusion,
+                config,
                 motion_features=train.motion.shape[-1] if uses_motion else 0,
                 appearance_features=train.appearance.shape[-1],
                 num_classes=num_classes,
@@ -173,8 +174,8 @@ def train_heads(
         save_tree(directory / name / "network", nnx.state(trained))
 
 
-def load_head(config: FusionConfig, directory: Path) -> FusionHead:
+def load_head(config: FusionConfig, directory: Path) -> Head:
     """Return the head that `train_heads` wrote to `directory/network`."""
-    head = nnx.eval_shape(lambda: FusionHead(config, rngs=nnx.Rngs(0)))
+    head = nnx.eval_shape(lambda: build_head(config, rngs=nnx.Rngs(0)))
     nnx.update(head, load_tree(directory / "network", nnx.state(head)))
     return head

@@ -25,6 +25,7 @@ _GROUPS: Mapping[tuple[str, ...], str] = MappingProxyType(
         ("backbone", "head"): "rest",
         ("backbone", "head_norm"): "rest",
         ("backbone", "classifier"): "classifier",
+        ("temporal",): "classifier",
     }
 )
 

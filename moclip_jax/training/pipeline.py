@@ -205,14 +205,14 @@ class Pipeline:
         phrases = class_phrases(self.dataset.class_names, self.config.zero_shot.phrases)
         return class_embeddings(clip, tokenizer, phrases, self.config.zero_shot.templates)
 
-    def features(self, split: str, *, each_segment: bool = True) -> Features:
-        """Return the stored features of a split; only training keeps each view."""
+    def features(self, split: str) -> Features:
+        """Return the stored features of a split, averaged where all that use them average."""
         return load_features(
             self.workdir / "features",
             split,
             len(self.splits[split]),
             each_view=split == "train",
-            each_segment=each_segment,
+            each_segment=split == "test" or self.config.fusion.head != "mean",
         )
 
     @property
@@ -227,7 +227,7 @@ class Pipeline:
         return {
             name: load_head(
                 fusion_config(
-                    self.config.fusion,
+                    self.config,
                     motion_features=self.network.config.num_features * uses_motion,
                     appearance_features=clip.config.projection_dim,
                     num_classes=len(self.dataset.class_names),
@@ -267,16 +267,16 @@ def _motion(run: Pipeline) -> None:
 def _features(run: Pipeline) -> None:
     run.check_weights(note=True)
     clip, _ = run.clip_and_tokenizer
-    directory = run.workdir / "features"
-    extract_features(run.config, run.dataset, run.splits, run.network, clip, run.mesh, directory)
+    arguments = run.config, run.dataset, run.splits, run.network, clip, run.mesh
+    extract_features(*arguments, run.workdir / "features")
 
 
 def _fusion(run: Pipeline) -> None:
     run.check_weights()
     train_heads(
         run.config,
-        run.features("train", each_segment=False),
-        run.features("validation", each_segment=False),
+        run.features("train"),
+        run.features("validation"),
         len(run.dataset.class_names),
         run.mesh,
         run.workdir / "fusion",
