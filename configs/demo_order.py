@@ -29,8 +29,8 @@ def get_config() -> ConfigDict:
     # One field from either half of each of the four groups of pictures.
     config.motion.num_segments = 8
     config.motion.batch_size = 24
-    config.motion.num_epochs = 20
-    config.motion.decay_epochs = (14, 18)
+    config.motion.num_epochs = 10
+    config.motion.decay_epochs = (7, 9)
     config.fusion.head = "temporal"
     config.features.batch_size = 24
     config.fusion.batch_size = 24
