@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 
 from moclip_jax.config import default_config, fusion_config, motion_network_config
+from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.flops import count_parameters
 from moclip_jax.models.heads import HEADS, build_head
 from moclip_jax.models.motion_network import MOTION_HEADS, MotionNetwork
@@ -20,12 +21,14 @@ def main() -> None:
     """Print a line for each head, of the fusion and of the motion network."""
     config = default_config()
     config.motion.num_segments = SEGMENTS
-    sizes = {"motion_features": 1280, "appearance_features": 512, "num_classes": CLASSES}
+    clip = CLIPConfig.named("vit_b32")
     motion = np.zeros((1, 1, SEGMENTS, 1280), np.float32)
-    video = Features(motion, np.zeros((1, 1, 512), np.float32), np.zeros(1, np.int32))
+    image, label = np.zeros((1, 1, 512), np.float32), np.zeros(1, np.int32)
+    tokens = np.zeros((1, 1, config.fusion.token_layers, 3, 50, 768), np.float16)
+    video = Features(motion, image, label, tokens)
     for name in HEADS:
         config.fusion.head = name
-        head_config = fusion_config(config, **sizes)
+        head_config = fusion_config(config, motion_features=1280, clip=clip, num_classes=CLASSES)
         head = nnx.eval_shape(lambda c=head_config: build_head(c, rngs=nnx.Rngs(0)))
         _print(f"fusion.head={name}", count_parameters(head), cost_of_head(head, video))
     for name in MOTION_HEADS[1:]:

@@ -64,7 +64,7 @@ def make_inputs(folder: Path) -> tuple[str, str]:
                 fusion_config(
                     config,
                     motion_features=network_config.num_features,
-                    appearance_features=dimension,
+                    clip=clip.config,
                     num_classes=len(names),
                 ),
                 rngs=nnx.Rngs(1),

@@ -16,6 +16,7 @@ from moclip_jax.input_pipeline.video.spec import VideoSpec
 
 if TYPE_CHECKING:
     from moclip_jax.input_pipeline.views import GridViews, MotionViews
+    from moclip_jax.models.clip_config import CLIPConfig
     from moclip_jax.models.fisher_vectors import FisherConfig
     from moclip_jax.models.fusion import FusionConfig
     from moclip_jax.models.motion_network import MotionNetworkConfig
@@ -187,9 +188,12 @@ def default_config() -> ConfigDict:
 
     config.fusion = ConfigDict()
     # mean (features averaged over segments and frames), temporal (plus convolutions over the
-    # segments in order) or attention (a transformer over segments and frames). The head on CLIP
-    # alone is always mean. See docs/method.md.
+    # segments in order), attention (a transformer over segments and frames) or evl (a decoder over
+    # the tokens of CLIP's image tower, of all frames). The head on CLIP alone is always mean. See
+    # docs/method.md.
     config.fusion.head = "mean"
+    # Last layers of CLIP's image tower whose tokens evl reads.
+    config.fusion.token_layers = 4
     # Width of the hidden layer (0 makes the head linear; attention: of the tokens), and the share
     # of it that is dropped in training.
     config.fusion.hidden = 512
@@ -287,24 +291,46 @@ def motion_network_config(
 
 
 def fusion_config(
-    config: ConfigDict, *, motion_features: int, appearance_features: int, num_classes: int
+    config: ConfigDict, *, motion_features: int, clip: "CLIPConfig", num_classes: int
 ) -> "FusionConfig":
     """Return the architecture of a head; `motion_features=0` is the one on CLIP alone.
 
     That one is always `mean`, so that the rows of all variants compare with the same.
+
+    Raises:
+      ValueError: CLIP's image tower has fewer layers than the head is to read.
     """
     from moclip_jax.input_pipeline.views import num_images
     from moclip_jax.models.fusion import FusionConfig
 
-    fusion = config.fusion
+    fusion, vision = config.fusion, clip.vision
+    name = fusion.head if motion_features else "mean"
+    layers = token_layers(config) if motion_features else 0
+    if layers > vision.num_layers:
+        raise ValueError(
+            f"config.fusion.token_layers={layers}: the image tower of "
+            f"config.clip.source='{config.clip.source}' has {vision.num_layers} layers"
+        )
+    tokens = {
+        "token_layers": layers,
+        "token_width": vision.hidden_size,
+        "token_grid": vision.image_size // vision.patch_size,
+        "token_heads": vision.num_heads,
+    }
     return FusionConfig(
         motion_features=motion_features,
-        appearance_features=appearance_features,
+        appearance_features=clip.projection_dim,
         hidden=fusion.hidden,
         num_classes=num_classes,
         dropout=fusion.dropout,
         normalize=fusion.normalize,
-        head=fusion.head if motion_features else "mean",
+        head=name,
         num_segments=config.motion.num_segments,
         num_frames=num_images(config.clip.frame),
+        **(tokens if layers else {}),
     )
+
+
+def token_layers(config: ConfigDict) -> int:
+    """Return of how many layers of CLIP's image tower the tokens are stored; 0 for most heads."""
+    return config.fusion.token_layers if config.fusion.head == "evl" else 0

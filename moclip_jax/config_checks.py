@@ -38,7 +38,7 @@ _POSITIVE = {
     "motion": "image_size num_segments batch_size num_epochs learning_rate bound "
     "eval_every_epochs checkpoint_every_steps shuffle_buffer",
     "features": "train_views",
-    "fusion": "batch_size num_epochs learning_rate eval_every_epochs",
+    "fusion": "token_layers batch_size num_epochs learning_rate eval_every_epochs",
     "evaluation": "num_segments",
     "predict": "num_segments",
 }

@@ -22,9 +22,14 @@ class FusionConfig:
       dropout: probability of dropping a hidden unit in training.
       normalize: brings each stream's features to unit length first; the published head does not.
       head: one of `moclip_jax.models.heads.HEADS`: `mean` averages features over segments and
-        frames; `temporal` adds a temporal residual; `attention` sees a token of each.
+        frames; `temporal` adds a temporal residual; `attention` sees a token of each; `evl` sees
+        the tokens of CLIP's image tower.
       num_segments: equal parts of the video that `temporal` and `attention` see.
-      num_frames: frames that `attention` sees.
+      num_frames: frames that `attention` and `evl` see.
+      token_layers: last layers of the tower whose tokens `evl` sees; 0 for the other heads.
+      token_width: channels of these tokens.
+      token_grid: patches along a side of an image.
+      token_heads: attention heads of the tower, and of `evl`.
     """
 
     motion_features: int = 1280
@@ -36,6 +41,10 @@ class FusionConfig:
     head: str = "mean"
     num_segments: int = 0
     num_frames: int = 0
+    token_layers: int = 0
+    token_width: int = 0
+    token_grid: int = 0
+    token_heads: int = 0
 
     def __post_init__(self):
         if self.head != "mean" and not self.motion_features:

@@ -146,6 +146,10 @@ class SeparateLayers(Encoder):
             x = block(x)
         return x
 
+    def block(self, layer: jax.Array | int) -> Block:
+        """One of the blocks."""
+        return self.blocks[layer]
+
     def first_token(self, x: jax.Array) -> jax.Array:
         """[N, T, width] -> [N, width]: the first token of the output."""
         blocks = list(self.blocks)

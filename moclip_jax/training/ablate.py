@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "temporal fusion head": {"fusion.head": "temporal"},
     "attention head": {"fusion.head": "attention"},
     "attention head, 8 frames": {"fusion.head": "attention", "clip.frame": "uniform_8"},
+    "EVL head, 8 frames": {"fusion.head": "evl", "clip.frame": "uniform_8"},
     "4 frames": {"clip.frame": "uniform_4"},
     "8 frames": {"clip.frame": "uniform_8"},
     "random frame": {"clip.frame": "random"},

@@ -9,13 +9,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from moclip_jax.config import network_views
+from moclip_jax.config import network_views, token_layers
 from moclip_jax.inference.zero_shot import zero_shot_logits
 from moclip_jax.input_pipeline.views import num_images
 from moclip_jax.models import moclip
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.flops import count_parameters, multiply_adds
-from moclip_jax.models.heads import Head
+from moclip_jax.models.heads import Head, apply_head
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.runtime.files import write_json
 from moclip_jax.training.features import Features
@@ -32,12 +32,15 @@ def motion_logits(network: MotionNetwork, features: np.ndarray) -> np.ndarray:
 
 def fused_logits(head: Head, features: Features) -> np.ndarray:
     """Return a head's logits `[videos, classes]` for motion features averaged over the views."""
-    motion, appearance = jnp.asarray(features.motion), jnp.asarray(features.appearance)
-    return np.asarray(moclip.fused_logits(head, motion, appearance))
+    arrays = {name: jnp.asarray(v) for name, v in features.arrays().items() if name != "label"}
+    return np.asarray(moclip.fused_logits(head, **arrays))
 
 
 def cost_of_one_view(config: ConfigDict, network: MotionNetwork, clip: CLIP) -> dict[str, int]:
-    """Return the multiply-adds of one motion field (`motion`) and one image (`appearance`)."""
+    """Return the multiply-adds of one motion field (`motion`) and one image (`appearance`).
+
+    With the head `evl` also of an image of which all tokens are wanted (`tokens`).
+    """
     motion_graph, motion_state = nnx.split(network)
     clip_graph, clip_state = nnx.split(clip)
 
@@ -48,7 +51,13 @@ def cost_of_one_view(config: ConfigDict, network: MotionNetwork, clip: CLIP) -> 
     field = jax.ShapeDtypeStruct(network_views(config, num_segments=1).shape, jnp.uint8)
     side = clip.config.vision.image_size
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    return {
+    layers = token_layers(config)
+
+    def one_image(state: nnx.State, image: jax.Array) -> Any:
+        return nnx.merge(clip_graph, state).encode_image_with_tokens(image, layers)
+
+    tokens = {"tokens": multiply_adds(one_image, clip_state, image)} if layers else {}
+    return tokens | {
         "motion": multiply_adds(one_field, motion_state, field),
         "appearance": multiply_adds(
             lambda state, x: nnx.merge(clip_graph, state).encode_image(x), clip_state, image
@@ -59,10 +68,9 @@ def cost_of_one_view(config: ConfigDict, network: MotionNetwork, clip: CLIP) -> 
 def cost_of_views(config: ConfigDict, one_view: dict[str, int]) -> dict[str, int]:
     """Return the multiply-adds per video of `motion` and `appearance` under the test protocol."""
     evaluation = config.evaluation
-    return {
-        "motion": one_view["motion"] * evaluation.num_segments * evaluation.crops,
-        "appearance": one_view["appearance"] * num_images(config.clip.frame),
-    }
+    frames = num_images(config.clip.frame)
+    cost = {name: macs * frames for name, macs in one_view.items()}
+    return cost | {"motion": one_view["motion"] * evaluation.num_segments * evaluation.crops}
 
 
 def evaluate(
@@ -107,7 +115,7 @@ def evaluate(
         "zero_shot": cost["appearance"],
         "clip_head": cost["appearance"] + head_cost["clip_head"],
         "motion": cost["motion"] + cost_of_temporal(network, features),
-        "fusion": cost["motion"] + cost["appearance"] + head_cost["fusion"],
+        "fusion": cost["motion"] + cost.get("tokens", cost["appearance"]) + head_cost["fusion"],
     }
     size = {name: count_parameters(head) for name, head in heads.items()}
     size |= {"motion": count_parameters(network), "tower": count_parameters(clip.vision)}
@@ -154,11 +162,12 @@ def evaluate(
 
 def cost_of_head(head: Head, features: Features) -> int:
     """Return the multiply-adds of a head for one video with as many segments and frames."""
-    motion, appearance = _of_one_video(features.motion[:, 0]), _of_one_video(features.appearance)
+    inputs = [features.motion[:, 0], features.appearance]
+    inputs += [] if features.tokens is None else [features.tokens]
     graph, state = nnx.split(head)
-    if not head.config.motion_features:
-        return multiply_adds(lambda s, x: nnx.merge(graph, s)(None, x), state, appearance)
-    return multiply_adds(lambda s, *x: nnx.merge(graph, s)(*x), state, motion, appearance)
+    return multiply_adds(
+        lambda s, *x: apply_head(nnx.merge(graph, s), *x), state, *map(_of_one_video, inputs)
+    )
 
 
 def cost_of_temporal(network: MotionNetwork, features: Features) -> int:

@@ -19,9 +19,9 @@ from moclip_jax.config import STAGES, fusion_config, stages_of
 from moclip_jax.config_checks import check_config
 from moclip_jax.export.exporter import export_model
 from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
-from moclip_jax.input_pipeline.datasets.definition import LIMITS_IN_DIGEST
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset
 from moclip_jax.models.clip import CLIP
+from moclip_jax.models.fusion import FusionConfig
 from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, check_frame_size
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import load_clip
@@ -40,7 +40,6 @@ from moclip_jax.training.metrics import format_table
 from moclip_jax.training.motion import (
     initial_motion_network,
     load_motion_network,
-    result_settings,
     train_motion,
 )
 from moclip_jax.training.prepare import (
@@ -49,6 +48,12 @@ from moclip_jax.training.prepare import (
     open_dataset,
     trained_in_batches,
     video_splits,
+)
+from moclip_jax.training.stage_settings import (
+    config_section,
+    dataset_settings,
+    features_settings,
+    motion_settings,
 )
 from moclip_jax.training.stages import StageRecord, check_weights
 
@@ -220,22 +225,25 @@ class Pipeline:
         """The results of each row, as the stage `evaluate` wrote them."""
         return json.loads((self.workdir / "evaluate" / "rows.json").read_text())
 
-    @functools.cached_property
-    def heads(self) -> dict[str, Any]:
-        """The trained heads, by row of the results."""
+    @property
+    def head_configs(self) -> dict[str, FusionConfig]:
+        """The architecture of the heads, by row of the results."""
         clip, _ = self.clip_and_tokenizer
         return {
-            name: load_head(
-                fusion_config(
-                    self.config,
-                    motion_features=self.network.config.num_features * uses_motion,
-                    appearance_features=clip.config.projection_dim,
-                    num_classes=len(self.dataset.class_names),
-                ),
-                self.workdir / "fusion" / name,
+            name: fusion_config(
+                self.config,
+                motion_features=self.network.config.num_features * uses_motion,
+                clip=clip.config,
+                num_classes=len(self.dataset.class_names),
             )
             for name, uses_motion in HEADS.items()
         }
+
+    @functools.cached_property
+    def heads(self) -> dict[str, Any]:
+        """The trained heads, by row of the results."""
+        folder = self.workdir / "fusion"
+        return {name: load_head(c, folder / name) for name, c in self.head_configs.items()}
 
     @functools.cached_property
     def weights(self) -> dict[str, dict[str, str]]:
@@ -277,7 +285,7 @@ def _fusion(run: Pipeline) -> None:
         run.config,
         run.features("train"),
         run.features("validation"),
-        len(run.dataset.class_names),
+        run.head_configs,
         run.mesh,
         run.workdir / "fusion",
         about={
@@ -345,48 +353,15 @@ class Stage:
     run: Callable[[Pipeline], None]
 
 
-def _dataset_settings(config: ConfigDict) -> dict[str, Any]:
-    dataset = config.dataset.to_dict()
-    return {
-        "dataset": {name: dataset[name] for name in ("name", "videos", "lists", "options")},
-        # Limits decide which videos are rejected, but do not change those that are prepared.
-        "video": config.video.to_dict() | LIMITS_IN_DIGEST,
-        "source": config.motion.source,
-    }
-
-
-def _motion_settings(config: ConfigDict) -> dict[str, Any]:
-    return {
-        "seed": config.seed,
-        "split": config.dataset.split,
-        "video": config.video.to_dict(),
-        "selection": config.selection.to_dict(),
-        "motion": result_settings(config.motion),
-    }
-
-
-def _features_settings(config: ConfigDict) -> dict[str, Any]:
-    features = config.features.to_dict()
-    del features["batch_size"]
-    # Earlier versions stored averages over segments and frames, which is found out by this.
-    features["stored"] = "each segment and frame"
-    sections = {name: config[name].to_dict() for name in ("clip", "evaluation")}
-    return {**sections, "features": features}
-
-
-def _section(name: str) -> Callable[[ConfigDict], dict[str, Any]]:
-    return lambda config: {name: config[name].to_dict()}
-
-
 # Each stage of `config.STAGES`. Settings that only change how the work is done (folders, workers,
 # checkpoint intervals) are left out.
 STAGE_TABLE: dict[str, Stage] = {
-    "prepare": Stage(_dataset_settings, _prepare),
-    "motion": Stage(_motion_settings, _motion),
-    "features": Stage(_features_settings, _features),
-    "fusion": Stage(_section("fusion"), _fusion),
-    "evaluate": Stage(_section("zero_shot"), _evaluate),
-    "export": Stage(_section("predict"), _export),
+    "prepare": Stage(dataset_settings, _prepare),
+    "motion": Stage(motion_settings, _motion),
+    "features": Stage(features_settings, _features),
+    "fusion": Stage(config_section("fusion"), _fusion),
+    "evaluate": Stage(config_section("zero_shot"), _evaluate),
+    "export": Stage(config_section("predict"), _export),
 }
 
 

@@ -81,7 +81,7 @@ def expected_logits(recognizer: Recognizer, inputs: dict[str, np.ndarray]) -> np
     def run(models, motion, images):
         network, clip, head = models
         features = motion_features(network, motion).mean(axis=1)
-        return head(features, appearance_features(clip, images))
+        return head(features, appearance_features(clip, images)[0])
 
     models = recognizer.model.motion, recognizer.model.clip, recognizer.model.head
     return np.asarray(run(models, inputs["motion"], inputs["images"]))

@@ -10,10 +10,27 @@ import moclip_jax
 from moclip_jax.configs import demo_order, testing
 from moclip_jax.input_pipeline.datasets.shapes import render_clip
 from moclip_jax.input_pipeline.video.clip import clip_from_frames
+from moclip_jax.models.evl import EVLHead
 from moclip_jax.models.temporal import AttentionHead
 from moclip_jax.training import pipeline
 from moclip_jax.training.evaluate import fused_logits, motion_logits
 from moclip_jax.training.features import load_features
+
+
+def check_predict(recognizer):
+    """Predictions are those of the model's parts; returns the view of a clip."""
+    frames = render_clip(
+        "star", "rising", group_seed=1, clip_seed=1, num_frames=8, height=128, width=128
+    )
+    clip = clip_from_frames(frames, recognizer.video, 25.0)
+    view = recognizer.view(clip)
+    logits = np.asarray(
+        recognizer.model(jnp.asarray(view["motion"]), jnp.asarray(view["images"]))[0]
+    )
+    expected = np.exp(logits - logits.max())
+    expected /= expected.sum()
+    np.testing.assert_allclose(recognizer.probabilities(view), expected, atol=1e-5)
+    return view
 
 
 def test_heads_that_see_the_order_predict_as_they_were_evaluated(tmp_path):
@@ -42,16 +59,31 @@ def test_heads_that_see_the_order_predict_as_they_were_evaluated(tmp_path):
         motion_logits(model.motion, features.motion), scores["motion"], atol=1e-5
     )
 
-    frames = render_clip(
-        "star", "rising", group_seed=1, clip_seed=1, num_frames=8, height=128, width=128
-    )
-    clip = clip_from_frames(frames, recognizer.video, 25.0)
-    view = recognizer.view(clip)
+    view = check_predict(recognizer)
     assert view["motion"].shape[2] == 5 and view["images"].shape[1] == 2
-    logits = np.asarray(model(jnp.asarray(view["motion"]), jnp.asarray(view["images"]))[0])
-    expected = np.exp(logits - logits.max())
-    expected /= expected.sum()
-    np.testing.assert_allclose(recognizer.probabilities(view), expected, atol=1e-5)
+
+
+def test_evl_reads_stored_tokens_as_predict_computes_them(finished_run, tmp_path):
+    config = testing.get_config()
+    config.fusion.head, config.fusion.hidden, config.fusion.token_layers = "evl", 32, 2
+    for stage in ("prepare", "motion", "data"):
+        (tmp_path / stage).symlink_to(finished_run / stage)
+    results = pipeline.run(config, tmp_path)
+    assert results is not None
+    rows = results["rows"]
+    assert rows["fusion"]["protocol"].endswith("evl head")
+    assert rows["fusion"]["gflops"] > rows["motion"]["gflops"] + rows["clip_head"]["gflops"]
+    recognizer = moclip_jax.load(tmp_path)
+    model = recognizer.model
+    assert isinstance(model.head, EVLHead)
+    features = load_features(tmp_path / "features", "test", 36, each_view=False)
+    assert features.tokens is not None and features.tokens.dtype == np.float16
+    vision = model.clip.config.vision
+    tokens = 1 + (vision.image_size // vision.patch_size) ** 2
+    assert features.tokens.shape == (36, 1, 2, 3, tokens, vision.hidden_size)
+    scores = np.load(tmp_path / "evaluate" / "scores.npz")
+    np.testing.assert_allclose(fused_logits(model.head, features), scores["fusion"], atol=1e-5)
+    check_predict(recognizer)
 
 
 @pytest.mark.slow

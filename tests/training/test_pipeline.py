@@ -128,6 +128,7 @@ def test_every_config_has_exactly_the_fields_of_the_common_one(module):
             ("fisher", "x"),
             "takes no config.motion.pretrained",
         ),
+        (("motion.backbone", "fusion.head"), ("fisher", "temporal"), "without their order"),
         (("motion.backbone", "predict.crops"), ("fisher", 10), "config.predict.crops must be 1"),
         ("video.max_seconds", 0.0, "config.video.max_seconds=0.0"),
         ("motion.resize_size", 8, "config.motion.resize_size=8"),
@@ -179,6 +180,8 @@ def test_a_stage_depends_on_its_own_settings_and_those_before_it():
     assert changed_stages("fusion.hidden", 8) == stages[3:]
     assert changed_stages("motion.head", "temporal") == stages[1:]
     assert changed_stages("fusion.head", "temporal") == stages[3:]
+    # Its tokens are stored with the features.
+    assert changed_stages("fusion.head", "evl") == stages[2:]
     assert changed_stages("predict.num_segments", 8) == stages[5:]
     assert changed_stages("dataset.num_workers", 7) == []
     assert changed_stages("motion.checkpoint_every_steps", 7) == []
