@@ -14,17 +14,17 @@ from moclip_jax.models.motion_network import MOTION_HEADS, MotionNetwork
 from moclip_jax.training.evaluate import cost_of_head, cost_of_temporal
 from moclip_jax.training.features import Features
 
-CLASSES, SEGMENTS = 101, 8
+CLASSES, SEGMENTS, FRAMES = 101, 8, 8
 
 
 def main() -> None:
     """Print a line for each head, of the fusion and of the motion network."""
     config = default_config()
-    config.motion.num_segments = SEGMENTS
+    config.motion.num_segments, config.clip.frame = SEGMENTS, f"uniform_{FRAMES}"
     clip = CLIPConfig.named("vit_b32")
     motion = np.zeros((1, 1, SEGMENTS, 1280), np.float32)
-    image, label = np.zeros((1, 1, 512), np.float32), np.zeros(1, np.int32)
-    tokens = np.zeros((1, 1, config.fusion.token_layers, 3, 50, 768), np.float16)
+    image, label = np.zeros((1, FRAMES, 512), np.float32), np.zeros(1, np.int32)
+    tokens = np.zeros((1, FRAMES, config.fusion.token_layers, 3, 50, 768), np.float16)
     video = Features(motion, image, label, tokens)
     for name in HEADS:
         config.fusion.head = name
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _print(name: str, parameters: int, multiply_adds: int) -> None:
-    print(f"{name:<21}  {parameters:>9,} parameters  {multiply_adds:>10,} multiply-adds")
+    print(f"{name:<21}  {parameters:>10,} parameters  {multiply_adds:>13,} multiply-adds")
 
 
 if __name__ == "__main__":
