@@ -10,7 +10,7 @@ from flax import nnx
 
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.fusion import FusionConfig
-from moclip_jax.models.heads import HEADS, build_head
+from moclip_jax.models.heads import build_head
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 from moclip_jax.models.temporal import TemporalConfig, TemporalResidual, equal_parts
 
@@ -129,8 +129,8 @@ def test_equal_parts_average_what_lies_in_each_part(segments):
     np.testing.assert_array_equal(equal_parts(jnp.asarray(x), segments), x)
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_every_head_takes_any_number_of_segments(name, features):
+@pytest.mark.parametrize("name", ["mean", "temporal", "attention"])
+def test_heads_on_features_take_any_number_of_segments(name, features):
     motion = jax.random.normal(jax.random.key(0), (5, 25, 6))
     assert head(name)(motion, features[1]).shape == (5, 3)
 
