@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from moclip_jax.config import default_config, fusion_config
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.clip_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from moclip_jax.models.evl import EVLHead
@@ -102,3 +103,10 @@ def test_tokens_are_those_of_the_last_layers_and_the_embedding_is_the_same():
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     _, frozen = clip_for_inference(clip, jnp.float32).encode_image_with_tokens(images, 2)
     np.testing.assert_allclose(frozen, tokens, rtol=1e-4, atol=1e-5)
+
+
+def test_more_layers_than_the_tower_has_are_named():
+    config = default_config()
+    config.fusion.head, config.fusion.token_layers = "evl", 13
+    with pytest.raises(ValueError, match=r"fusion.token_layers=13: the image tower of config.clip"):
+        fusion_config(config, motion_features=8, clip=CLIPConfig.named("vit_b32"), num_classes=3)
