@@ -11,6 +11,7 @@ from benchmarks.networks import CLASSES
 from benchmarks.peer import Peer
 from benchmarks.timing import Comparison, in_turns, timed
 from moclip_jax.config import default_config, fusion_config
+from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.fusion import FusionHead
 from moclip_jax.runtime.sharding import make_mesh
 from moclip_jax.training.heads import chosen_features, feature_choices, head_logits
@@ -55,7 +56,10 @@ def head_training(folder: Path, peer: Peer, epochs: int, rounds: int) -> Compari
         assert placed is not None
         head = FusionHead(
             fusion_config(
-                fusion, motion_features=1280, appearance_features=512, num_classes=CLASSES
+                config,
+                motion_features=1280,
+                clip=CLIPConfig.named("vit_b32"),
+                num_classes=CLASSES,
             ),
             rngs=nnx.Rngs(0),
         )

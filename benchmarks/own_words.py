@@ -45,7 +45,9 @@ def _measure(workdir: Path) -> None:
         words = full + [f"a {shape}" for shape in shapes[named:]]
         label_set = recognizer.label_set(words)
         right = {False: 0, True: 0}
-        for name, scores, appearance in zip(names, logits, features.appearance, strict=True):
+        for name, scores, appearance in zip(
+            names, logits, features.appearance.mean(axis=1), strict=True
+        ):
             truth = name if name in full else f"a {name.split()[0]}"
             for with_head in right:
                 got = label_set.probabilities(scores, appearance, use_head=with_head)

@@ -62,9 +62,9 @@ def make_inputs(folder: Path) -> tuple[str, str]:
             MotionNetwork(network_config, rngs=nnx.Rngs(0)),
             FusionHead(
                 fusion_config(
-                    config.fusion,
+                    config,
                     motion_features=network_config.num_features,
-                    appearance_features=dimension,
+                    clip=clip.config,
                     num_classes=len(names),
                 ),
                 rngs=nnx.Rngs(1),

@@ -16,6 +16,7 @@ from moclip_jax.input_pipeline.video.spec import VideoSpec
 
 if TYPE_CHECKING:
     from moclip_jax.input_pipeline.views import GridViews, MotionViews
+    from moclip_jax.models.clip_config import CLIPConfig
     from moclip_jax.models.fisher_vectors import FisherConfig
     from moclip_jax.models.fusion import FusionConfig
     from moclip_jax.models.motion_network import MotionNetworkConfig
@@ -116,6 +117,9 @@ def default_config() -> ConfigDict:
     config.motion.bound = 20.0
     # True: vectors accumulated back to the I-frame; False: each frame's own vectors.
     config.motion.accumulated = True
+    # What classifies the features of the segments: mean (logits averaged over them), or temporal
+    # (plus convolutions over the segments in order). See docs/method.md.
+    config.motion.head = "mean"
     # Frames of a video that one training step sees.
     config.motion.num_segments = 3
     # Videos in a training step, over all devices.
@@ -183,8 +187,15 @@ def default_config() -> ConfigDict:
     config.features.batch_size = 0
 
     config.fusion = ConfigDict()
-    # Width of the hidden layer (0 makes the head linear), and the share of it that is dropped in
-    # training.
+    # mean (features averaged over segments and frames), temporal (plus convolutions over the
+    # segments in order), attention (a transformer over segments and frames) or evl (a decoder over
+    # the tokens of CLIP's image tower, of all frames). The head on CLIP alone is always mean. See
+    # docs/method.md.
+    config.fusion.head = "mean"
+    # Last layers of CLIP's image tower whose tokens evl reads.
+    config.fusion.token_layers = 4
+    # Width of the hidden layer (0 makes the head linear; attention: of the tokens), and the share
+    # of it that is dropped in training.
     config.fusion.hidden = 512
     config.fusion.dropout = 0.5
     # True brings the features of each stream to unit length first.
@@ -276,20 +287,50 @@ def motion_network_config(
     backbone = EfficientNetConfig.named(
         motion.backbone, in_channels=2, num_classes=num_classes, dtype=jnp.dtype(motion.dtype)
     )
-    return MotionNetworkConfig(backbone=backbone)
+    return MotionNetworkConfig(backbone, motion.head, motion.num_segments)
 
 
 def fusion_config(
-    fusion: ConfigDict, *, motion_features: int, appearance_features: int, num_classes: int
+    config: ConfigDict, *, motion_features: int, clip: "CLIPConfig", num_classes: int
 ) -> "FusionConfig":
-    """Return the architecture of a head; `motion_features=0` is the one on CLIP alone."""
+    """Return the architecture of a head; `motion_features=0` is the one on CLIP alone.
+
+    That one is always `mean`, so that the rows of all variants compare with the same.
+
+    Raises:
+      ValueError: CLIP's image tower has fewer layers than the head is to read.
+    """
+    from moclip_jax.input_pipeline.views import num_images
     from moclip_jax.models.fusion import FusionConfig
 
+    fusion, vision = config.fusion, clip.vision
+    name = fusion.head if motion_features else "mean"
+    layers = token_layers(config) if motion_features else 0
+    if layers > vision.num_layers:
+        raise ValueError(
+            f"config.fusion.token_layers={layers}: the image tower of "
+            f"config.clip.source='{config.clip.source}' has {vision.num_layers} layers"
+        )
+    tokens = {
+        "token_layers": layers,
+        "token_width": vision.hidden_size,
+        "token_grid": vision.image_size // vision.patch_size,
+        "token_heads": vision.num_heads,
+    }
     return FusionConfig(
         motion_features=motion_features,
-        appearance_features=appearance_features,
+        appearance_features=clip.projection_dim,
         hidden=fusion.hidden,
         num_classes=num_classes,
         dropout=fusion.dropout,
         normalize=fusion.normalize,
+        head=name,
+        num_segments=config.motion.num_segments,
+        num_frames=num_images(config.clip.frame),
+        **(tokens if layers else {}),
     )
+
+
+def token_layers(config: ConfigDict) -> int:
+    """Return of how many layers of CLIP's image tower the tokens are stored; 0 for most heads."""
+    return config.fusion.token_layers if config.fusion.head == "evl" else 0

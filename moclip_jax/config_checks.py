@@ -38,7 +38,7 @@ _POSITIVE = {
     "motion": "image_size num_segments batch_size num_epochs learning_rate bound "
     "eval_every_epochs checkpoint_every_steps shuffle_buffer",
     "features": "train_views",
-    "fusion": "batch_size num_epochs learning_rate eval_every_epochs",
+    "fusion": "token_layers batch_size num_epochs learning_rate eval_every_epochs",
     "evaluation": "num_segments",
     "predict": "num_segments",
 }
@@ -47,6 +47,9 @@ _POSITIVE = {
 def _problems(config: ConfigDict) -> Iterator[str]:
     from moclip_jax.input_pipeline.views import num_images
     from moclip_jax.models.efficientnet_config import EfficientNetConfig
+    from moclip_jax.models.heads import HEADS
+    from moclip_jax.models.motion_network import MOTION_HEADS
+    from moclip_jax.models.temporal import ATTENTION_HEADS
 
     def setting(name: str) -> tuple[Any, str]:
         """Return the value of SECTION.FIELD, and both as they are written on the command line."""
@@ -57,7 +60,8 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     for stage in config.stages.split(","):
         if stage.strip() not in STAGES:
             yield f"config.stages: unknown stage '{stage.strip()}'; there are {', '.join(STAGES)}"
-    for name, known in _CHOICES.items():
+    heads = {"motion.head": MOTION_HEADS, "fusion.head": tuple(HEADS)}
+    for name, known in (_CHOICES | heads).items():
         value, written = setting(name)
         if value not in known:
             *others, last = (str(choice) or "empty" for choice in known)
@@ -103,6 +107,19 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             f"config.motion.decay_epochs={motion.decay_epochs} reaches past "
             f"config.motion.num_epochs={motion.num_epochs}; shorten it too"
         )
+    if (motion.head, config.fusion.head) != ("mean", "mean") and motion.num_segments < 2:
+        yield (
+            f"config.motion.num_segments={motion.num_segments} has no order; the heads other than "
+            "mean need at least 2"
+        )
+    if config.fusion.head == "attention":
+        if config.fusion.hidden % ATTENTION_HEADS or config.fusion.hidden == 0:
+            yield (
+                f"config.fusion.hidden={config.fusion.hidden} must be a multiple of "
+                f"{ATTENTION_HEADS} where config.fusion.head is attention"
+            )
+        if config.fusion.normalize:
+            yield "config.fusion.normalize is of the heads mean and temporal; attention has its own"
     if not 0 <= motion.flip_probability <= 1:
         yield f"config.motion.flip_probability={motion.flip_probability} is not a probability"
     if config.fusion.hidden < 0:
@@ -131,6 +148,11 @@ def _fisher_problems(config: ConfigDict) -> Iterator[str]:
         yield (
             f"config.motion.backbone='{FISHER}' needs config.motion.source='reencode', whose "
             f"motion has one size and frame distance; it is '{motion.source}'"
+        )
+    if motion.head != "mean" or config.fusion.head == "temporal":
+        yield (
+            f"config.motion.backbone='{FISHER}' has one feature vector for all segments, without "
+            "their order; set config.motion.head and config.fusion.head to 'mean'"
         )
     if motion.pretrained:
         yield f"config.motion.backbone='{FISHER}' takes no config.motion.pretrained; set it to ''"

@@ -7,9 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from moclip_jax.runtime.compilation_cache import processor_kind
+from tests.xla_flags import xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = xla_flags(devices=4)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 # All tests, their workers and the programs they start share one folder of compiled programs. JAX

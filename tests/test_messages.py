@@ -387,7 +387,11 @@ def test_a_clip_of_another_kind(tmp_path):
 
 def test_features_that_were_lost(tmp_path):
     (tmp_path / "train").mkdir()
-    one = {"motion": np.zeros((2, 1, 3)), "appearance": np.zeros((2, 3)), "label": np.zeros(2)}
+    one = {
+        "motion": np.zeros((2, 1, 4, 3)),
+        "appearance": np.zeros((2, 1, 3)),
+        "label": np.zeros(2),
+    }
     np.savez(tmp_path / "train" / "0.npz", index=np.array([0, 2]), **one)
     with pytest.raises(ValueError, match=r"holds features of 2 of 3 videos; delete .* to extract"):
         load_features(tmp_path, "train", 3)

@@ -134,7 +134,7 @@ def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, 
     images = views.images(clip, model.frame, size)[None]
     logits = model.model.head(
         motion_features(model.model.motion, fields).mean(axis=1),
-        appearance_features(model.model.clip, images),
+        appearance_features(model.model.clip, images)[0],
     )
     expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
     scores = {s.label: s.probability for s in model.predict(path, top_k=36).scores}

@@ -11,7 +11,12 @@ from moclip_jax.input_pipeline.datasets.definition import (
     VideoEntry,
     read_options,
 )
-from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip
+from moclip_jax.input_pipeline.datasets.shapes import (
+    MOTIONS,
+    REVERSIBLE_MOTIONS,
+    SHAPES,
+    render_clip,
+)
 from moclip_jax.input_pipeline.video.clip import Clip, VideoSpec, clip_from_frames
 
 FPS = 12.0
@@ -32,6 +37,9 @@ class MovingShapesOptions:
       height: Height of the frames in pixels; must be the spec's.
       width: Width of the frames in pixels; must be the spec's.
       seed: Another seed gives other groups.
+      shapes: Which shapes there are.
+      turning: Classes that differ only in what comes first, such as "star rising first" and "star
+        falling first", see `shapes.py`.
     """
 
     num_train_groups: int = 12
@@ -41,8 +49,14 @@ class MovingShapesOptions:
     height: int = 128
     width: int = 128
     seed: int = 0
+    shapes: Sequence[str] = SHAPES
+    turning: bool = False
 
     def __post_init__(self):
+        if not self.shapes or not set(self.shapes) <= set(SHAPES):
+            raise ValueError(
+                f"moving_shapes: shapes are {list(self.shapes)}; choose from {', '.join(SHAPES)}"
+            )
         for name, low in (
             ("num_train_groups", 1),
             ("num_test_groups", 1),
@@ -64,7 +78,10 @@ class MovingShapes(VideoDataset):
     def sources(
         self, download: Callable[[str], str | os.PathLike]
     ) -> tuple[Sequence[str], Sequence[Source]]:
-        """Return the class names '<shape> <motion>' and every clip, still to be rendered."""
+        """Return the class names '<shape> <motion>' and every clip, still to be rendered.
+
+        Turning motions are called '<shape> <motion> first'.
+        """
         del download  # Nothing to download.
         options = read_options(MovingShapesOptions, self.name, self.config.options)
         spec = self.config.spec
@@ -73,7 +90,8 @@ class MovingShapes(VideoDataset):
                 f"moving_shapes: renders {options.width}x{options.height} but VideoSpec is "
                 f"{spec.width}x{spec.height}; make them equal, scaling would blur the motion"
             )
-        classes = [(shape, motion) for shape in SHAPES for motion in MOTIONS]
+        motions = REVERSIBLE_MOTIONS if options.turning else MOTIONS
+        classes = [(shape, motion) for shape in options.shapes for motion in motions]
         sources = []
         for group in range(options.num_train_groups + options.num_test_groups):
             subset = "train" if group < options.num_train_groups else "test"
@@ -95,7 +113,8 @@ class MovingShapes(VideoDataset):
                         spec,
                     )
                     sources.append(Source(entry, prepare))
-        return [f"{shape} {motion}" for shape, motion in classes], sources
+        first = " first" if options.turning else ""
+        return [f"{shape} {motion}{first}" for shape, motion in classes], sources
 
 
 def _render_and_prepare(
@@ -114,5 +133,6 @@ def _render_and_prepare(
         num_frames=options.num_frames,
         height=options.height,
         width=options.width,
+        turning=options.turning,
     )
     return clip_from_frames(frames, spec, FPS)

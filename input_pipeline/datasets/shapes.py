@@ -10,6 +10,10 @@ Three properties make the data set a test of fusion:
   the shape on it.
 * Every motion is its own mirror image, so a horizontal flip keeps the label true.
 
+With `turning` motions the order alone tells the class: a clip of the class "rising first" rises for
+a quarter, falls for half and rises for the last quarter, which reversed in time is "falling first".
+Both visit the same places with the same motion, and their middle frame is the same image.
+
 Groups are (background, palette) pairs, so a group never shares either with another group.
 """
 
@@ -20,6 +24,8 @@ import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 MOTIONS = ("rising", "falling", "sliding", "spinning", "growing", "shrinking")
+# Those that turn into one another where time runs backwards.
+REVERSIBLE_MOTIONS = ("rising", "falling", "growing", "shrinking")
 
 COLORS = {
     "red": (215, 45, 45),
@@ -91,6 +97,7 @@ def render_clip(
     num_frames: int,
     height: int,
     width: int,
+    turning: bool = False,
 ) -> np.ndarray:
     """Draw one clip.
 
@@ -104,6 +111,7 @@ def render_clip(
       num_frames: Length of the clip; the middle frame is `num_frames // 2`.
       height: Of the frame, in pixels, at least 32.
       width: Of the frame, in pixels, at least 32.
+      turning: The motion is reversed after a quarter of the clip and again after three quarters.
 
     Returns:
       uint8 [num_frames, height, width, 3], RGB.
@@ -143,20 +151,21 @@ def render_clip(
     frames = np.empty((num_frames, height, width, 3), np.uint8)
     for t in range(num_frames):
         progress = (t - middle) / num_frames  # within -0.5 .. 0.5
+        path = _turning(progress) if turning else progress
         x, y = center
         radius, angle = state.radius * unit, state.angle
         if motion == "rising":
-            y -= state.travel * unit * progress
+            y -= state.travel * unit * path
         elif motion == "falling":
-            y += state.travel * unit * progress
+            y += state.travel * unit * path
         elif motion == "sliding":
-            x += direction * state.travel * unit * progress
+            x += direction * state.travel * unit * path
         elif motion == "spinning":
-            angle += direction * turn * progress
+            angle += direction * turn * path
         elif motion == "growing":
-            radius *= state.zoom ** (2 * progress)
+            radius *= state.zoom ** (2 * path)
         else:
-            radius *= state.zoom ** (-2 * progress)
+            radius *= state.zoom ** (-2 * path)
         frame = _film(background, state.drift * unit * progress, height, width)
         _paint(frame, sprite, x, y, radius, angle)
         frame += np.roll(noise, noise_shifts[t], axis=(0, 1))
@@ -181,6 +190,11 @@ def render_still(
         width=width,
     )
     return clip[0]
+
+
+def _turning(progress: float) -> float:
+    """From -0.5..0.5 to a path of the same speed that turns at -0.25 and at 0.25."""
+    return 0.25 - abs(progress + 0.25) if progress < 0 else abs(progress - 0.25) - 0.25
 
 
 def _rng(stream: str, *seeds: int) -> np.random.Generator:

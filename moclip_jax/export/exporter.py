@@ -17,7 +17,7 @@ from moclip_jax.export.model_card import write_model_card
 from moclip_jax.inference.exported import FORMAT, METADATA, PARAMETERS, SAFETENSORS, TOKENIZER
 from moclip_jax.inference.parameters import parameter_arrays
 from moclip_jax.models.clip import CLIP
-from moclip_jax.models.fusion import FusionHead
+from moclip_jax.models.heads import Head
 from moclip_jax.models.moclip import MotionModel
 from moclip_jax.runtime.files import atomic_write, write_json
 from moclip_jax.runtime.tree_io import save_tree
@@ -30,7 +30,7 @@ def export_model(
     network: MotionModel,
     clip: CLIP,
     tokenizer: Any,
-    head: FusionHead,
+    head: Head,
     text: np.ndarray,
     rows: dict[str, Any],
     num_videos: Mapping[str, int],

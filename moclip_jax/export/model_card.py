@@ -17,11 +17,13 @@ TASK = "video-classification"
 # Settings that the card lists; all of them stand in the export's metadata.json.
 SETTINGS = {
     "motion": (
-        "backbone", "pretrained", "batch_size", "num_epochs", "num_segments", "learning_rate",
-        "decay_epochs", "decay_factor", "weight_decay", "flip_probability",
+        "backbone", "head", "pretrained", "batch_size", "num_epochs", "num_segments",
+        "learning_rate", "decay_epochs", "decay_factor", "weight_decay", "flip_probability",
     ),
     "features": ("train_views",),
-    "fusion": ("hidden", "dropout", "batch_size", "num_epochs", "learning_rate", "weight_decay"),
+    "fusion": (
+        "head", "hidden", "dropout", "batch_size", "num_epochs", "learning_rate", "weight_decay",
+    ),
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ def load_model(folder: Path) -> Recognizer:
     config = ConfigDict(metadata["config"])
     # Exports of before there was a choice.
     config.motion.source = config.motion.get("source", "reencode")
+    config.motion.head = config.motion.get("head", "mean")
     program = None
     if "parameters_sha256" in metadata:
         used = ("config", "clip", "head", "class_names", "parameters_sha256", "preprocessor")

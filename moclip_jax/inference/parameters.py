@@ -63,7 +63,7 @@ def _read_safetensors(model: MoCLIP, path: Path, digest: str, other: Path) -> No
     arrays = safetensors.numpy.load(content)
     state = nnx.state(model)
     for name, leaf in nnx.to_flat_state(state):
-        leaf.set_value(jnp.asarray(arrays[".".join(map(str, name))]))
+        leaf.set_value(jax.device_put(arrays[".".join(map(str, name))]))
     nnx.update(model, state)
 
 

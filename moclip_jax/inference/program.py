@@ -95,9 +95,9 @@ def compile_program(
 
     def program(arrays: list[Any], motion: Any, images: Any) -> tuple[Any, Any]:
         merged = nnx.merge(graph, jax.tree.unflatten(structure, arrays))
-        appearance = merged.appearance_features(images)
-        logits = fused_logits(merged.head, merged.motion_features(motion), appearance)
-        return logits.astype(jnp.float32), appearance.astype(jnp.float32)
+        appearance, tokens = merged.appearance_features(images)
+        logits = fused_logits(merged.head, merged.motion_features(motion), appearance, tokens)
+        return logits.astype(jnp.float32), appearance.mean(axis=1).astype(jnp.float32)
 
     # XLA's CPU backend cannot serialize what itself came out of JAX's cache of compiled programs.
     # That finds programs by their names too, so a new name makes it compile.

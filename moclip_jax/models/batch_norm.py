@@ -1,7 +1,6 @@
 """Batch normalization with torch's semantics, and the activation that follows it."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -34,12 +33,12 @@ class BatchNorm(nnx.Module):
         self.momentum = momentum
         self.eps = eps
         self.batch_axes: tuple[str, ...] = ()
-        # Through numpy, so that no shape needs a compilation.
+        # Put, not `jnp.array`, so that no shape needs a compilation.
         zeros, ones = np.zeros(num_channels, np.float32), np.ones(num_channels, np.float32)
-        self.scale = nnx.Param(jnp.array(ones))
-        self.bias = nnx.Param(jnp.array(zeros))
-        self.mean = nnx.BatchStat(jnp.array(zeros))
-        self.var = nnx.BatchStat(jnp.array(ones))
+        self.scale = nnx.Param(jax.device_put(ones))
+        self.bias = nnx.Param(jax.device_put(zeros))
+        self.mean = nnx.BatchStat(jax.device_put(zeros))
+        self.var = nnx.BatchStat(jax.device_put(ones))
 
     def __call__(
         self, x: jax.Array, *, train: bool, activation: Activation | None = None

@@ -91,6 +91,12 @@ class Block(nnx.Module):
         mixed = attention(query[:, :1], key, value, causal=self.causal)
         return self._after_attention(x[:, :1], mixed)[:, 0]
 
+    def with_heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[N, T, width] -> the block's output, its query and its key, each [N, T, width]."""
+        query, key, value = self._heads(x)
+        mixed = attention(query, key, value, causal=self.causal)
+        return self._after_attention(x, mixed), query.reshape(x.shape), key.reshape(x.shape)
+
     def _heads(self, x: jax.Array) -> list[jax.Array]:
         """Query, key and value, each [N, T, heads, head size]."""
         batch, length, _ = x.shape
@@ -131,15 +137,15 @@ class Encoder(nnx.Module):
 
         The last block, of a ViT-B/32 a sixteenth of the work, is computed for that token alone.
         """
-        graph, layers = nnx.split(self.layers)
-
-        def block(layer: jax.Array | int) -> Block:
-            return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[layer], layers))
-
         last = self._num_layers - 1
         # Not scanned over all layers but the last: those would be copied out of the stack first.
-        x = jax.lax.fori_loop(0, last, lambda layer, x: block(layer)(x), x)
-        return block(last).first_token(x)
+        x = jax.lax.fori_loop(0, last, lambda layer, x: self.block(layer)(x), x)
+        return self.block(last).first_token(x)
+
+    def block(self, layer: jax.Array | int) -> Block:
+        """One of the blocks, with arrays taken out of the stack."""
+        graph, layers = nnx.split(self.layers)
+        return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[layer], layers))
 
 
 class VisionTower(nnx.Module):
@@ -181,7 +187,19 @@ class VisionTower(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Float [N, H, W, 3], normalised -> float32 [N, projection_dim]."""
-        first = self.encoder.first_token(self.embed(images))
+        return self._project(self.encoder.first_token(self.embed(images)))
+
+    def with_tokens(self, images: jax.Array, num_layers: int) -> tuple[jax.Array, jax.Array]:
+        """As `CLIP.encode_image_with_tokens`."""
+        x = self.embed(images)
+        kept = []
+        for layer in range(self.config.num_layers):
+            x, query, key = self.encoder.block(layer).with_heads(x)
+            if layer >= self.config.num_layers - num_layers:
+                kept.append(jnp.stack([x, query, key], axis=1))
+        return self._project(x[:, 0]), jnp.stack(kept, axis=1)
+
+    def _project(self, first: jax.Array) -> jax.Array:
         return self.projection(self.post_norm(first)).astype(jnp.float32)
 
 
@@ -241,6 +259,21 @@ class CLIP(nnx.Module):
           ValueError: if the images have another size.
         """
         return self.vision(images)
+
+    def encode_image_with_tokens(
+        self, images: jax.Array, num_layers: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Embed images, and return what the last layers make of their tokens.
+
+        Args:
+          images: as `encode_image`.
+          num_layers: Of the image tower, counted from its end.
+
+        Returns:
+          The embeddings, as `encode_image`, and [N, num_layers, 3, 1 + patches, width]: of each
+          layer the output, query and key.
+        """
+        return self.vision.with_tokens(images, num_layers)
 
     def encode_text(self, tokens: jax.Array) -> jax.Array:
         """Embed texts: int32 [N, L] from `moclip_jax.pretrained.tokenize`, L <= max_length.

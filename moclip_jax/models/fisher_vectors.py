@@ -247,7 +247,11 @@ class FisherNetwork(nnx.Module):
 
     def __call__(self, fields: jax.Array) -> jax.Array:
         """Return logits, float32 `[B, num_classes]`."""
-        return self.classifier(self.features(fields)[:, 0])
+        return self.logits(self.features(fields))
+
+    def logits(self, features: jax.Array) -> jax.Array:
+        """Features float32 `[B, 1, num_features]` -> logits float32 `[B, num_classes]`."""
+        return self.classifier(features[:, 0])
 
 
 def motion_maps(motion: jax.Array) -> dict[str, jax.Array]:

@@ -1,4 +1,4 @@
-"""The fusion head: the only part that is trained once both backbones are frozen."""
+"""The published fusion head, on averaged features, and what all heads are made of."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,20 @@ class FusionConfig:
     Attributes:
       motion_features: length of the motion feature vector; 0 makes a head on CLIP alone.
       appearance_features: length of the CLIP image embedding.
-      hidden: width of the hidden layer; 0 makes the head linear.
+      hidden: width of the hidden layer; 0 makes the head linear. Of the attention head: width of
+        its tokens.
       num_classes: number of action classes.
       dropout: probability of dropping a hidden unit in training.
       normalize: brings each stream's features to unit length first; the published head does not.
+      head: one of `moclip_jax.models.heads.HEADS`: `mean` averages features over segments and
+        frames; `temporal` adds a temporal residual; `attention` sees a token of each; `evl` sees
+        the tokens of CLIP's image tower.
+      num_segments: equal parts of the video that `temporal` and `attention` see.
+      num_frames: frames that `attention` and `evl` see.
+      token_layers: last layers of the tower whose tokens `evl` sees; 0 for the other heads.
+      token_width: channels of these tokens.
+      token_grid: patches along a side of an image.
+      token_heads: attention heads of the tower, and of `evl`.
     """
 
     motion_features: int = 1280
@@ -28,8 +38,17 @@ class FusionConfig:
     num_classes: int = 101
     dropout: float = 0.5
     normalize: bool = False
+    head: str = "mean"
+    num_segments: int = 0
+    num_frames: int = 0
+    token_layers: int = 0
+    token_width: int = 0
+    token_grid: int = 0
+    token_heads: int = 0
 
     def __post_init__(self):
+        if self.head != "mean" and not self.motion_features:
+            raise ValueError(f"FusionConfig.head='{self.head}' needs motion features")
         for field in ("appearance_features", "num_classes"):
             if getattr(self, field) <= 0:
                 raise ValueError(
@@ -68,9 +87,10 @@ class FusionHead(nnx.Module):
         """Classify videos from their features.
 
         Args:
-          motion: float [B, motion_features], averaged over the segments; None for a head on CLIP
-            alone.
-          appearance: float [B, appearance_features], the CLIP image embedding, not normalised.
+          motion: float [B, motion_features], or [B, segments, motion_features] to average over the
+            segments; None for a head on CLIP alone.
+          appearance: float [B, appearance_features], the CLIP image embedding, not normalised; or
+            [B, frames, appearance_features] to average over the frames.
           rngs: with a stream `dropout`, for training; None switches dropout off.
 
         Returns:
@@ -90,6 +110,8 @@ class FusionHead(nnx.Module):
             raise ValueError(
                 f"FusionHead with motion_features={config.motion_features} {state} motion features"
             )
+        appearance = _averaged(appearance)
+        motion = None if motion is None else _averaged(motion)
         if config.normalize:
             appearance = _unit_length(appearance)
             motion = None if motion is None else _unit_length(motion)
@@ -103,21 +125,41 @@ class FusionHead(nnx.Module):
         if self.hidden is None:
             return self.classifier(features)
         hidden = nnx.relu(self.hidden(features))
-        if rngs is not None and config.dropout > 0:
-            keep = 1.0 - config.dropout
-            kept = self._draw(rngs.dropout(), keep, hidden.shape)
-            hidden = jnp.where(kept, hidden / keep, 0.0)
-        return self.classifier(hidden)
+        return self.classifier(drop_units(hidden, config.dropout, rngs, self.batch_axes))
 
-    def _draw(self, key: jax.Array, keep: float, shape: tuple[int, ...]) -> jax.Array:
-        if not self.batch_axes:
-            return jax.random.bernoulli(key, keep, shape)
-        # Every device draws for the whole batch and takes its own rows: what is dropped must not
-        # depend on how many devices there are.
-        devices = jax.lax.axis_size(self.batch_axes)
-        whole = jax.random.bernoulli(key, keep, (devices * shape[0], *shape[1:]))
-        first = jax.lax.axis_index(self.batch_axes) * shape[0]
-        return jax.lax.dynamic_slice_in_dim(whole, first, shape[0])
+
+def drop_units(
+    x: jax.Array, rate: float, rngs: nnx.Rngs | None, batch_axes: tuple[str, ...]
+) -> jax.Array:
+    """Drop units of `x [B, ...]` with a probability, and scale the others up; dropout.
+
+    Args:
+      x: this device's rows of the batch.
+      rate: the probability.
+      rngs: with a stream `dropout`; None drops nothing.
+      batch_axes: mesh axes that the batch is split over, see `FusionHead`.
+    """
+    if rngs is None or rate == 0:
+        return x
+    keep = 1.0 - rate
+    return jnp.where(_draw(rngs.dropout(), keep, x.shape, batch_axes), x / keep, 0.0)
+
+
+def _draw(
+    key: jax.Array, keep: float, shape: tuple[int, ...], batch_axes: tuple[str, ...]
+) -> jax.Array:
+    if not batch_axes:
+        return jax.random.bernoulli(key, keep, shape)
+    # Every device draws for the whole batch and takes its own rows: what is dropped must not
+    # depend on how many devices there are.
+    devices = jax.lax.axis_size(batch_axes)
+    whole = jax.random.bernoulli(key, keep, (devices * shape[0], *shape[1:]))
+    first = jax.lax.axis_index(batch_axes) * shape[0]
+    return jax.lax.dynamic_slice_in_dim(whole, first, shape[0])
+
+
+def _averaged(features: jax.Array) -> jax.Array:
+    return features.mean(axis=1) if features.ndim == 3 else features
 
 
 def _unit_length(features: jax.Array) -> jax.Array:

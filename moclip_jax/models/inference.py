@@ -23,7 +23,7 @@ class FoldedNorm(nnx.Module):
     """The bias of a BatchNorm whose scale is folded into the convolution before it."""
 
     def __init__(self, bias: np.ndarray):
-        self.bias = nnx.Param(jnp.asarray(bias))
+        self.bias = nnx.Param(jax.device_put(bias))
 
     def __call__(
         self, x: jax.Array, *, train: bool, activation: Activation | None = None
@@ -84,7 +84,7 @@ def _fold(conv: Conv | PointwiseConv | DepthwiseConv, norm: BatchNorm) -> Folded
         for variable in (norm.scale, norm.bias, norm.mean, norm.var, conv.kernel)
     )
     factor = scale / np.sqrt(var + np.float32(norm.eps))
-    conv.kernel[...] = jnp.asarray(kernel * factor)
+    conv.kernel[...] = jax.device_put(kernel * factor)
     return FoldedNorm(bias - mean * factor)
 
 
@@ -144,6 +144,10 @@ class SeparateLayers(Encoder):
         for block in self.blocks:
             x = block(x)
         return x
+
+    def block(self, layer: jax.Array | int) -> Block:
+        """One of the blocks."""
+        return self.blocks[layer]
 
     def first_token(self, x: jax.Array) -> jax.Array:
         """[N, T, width] -> [N, width]: the first token of the output."""

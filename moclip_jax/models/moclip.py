@@ -14,7 +14,8 @@ from moclip_jax.models.clip import CLIP, normalize_images
 from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.fisher_vectors import FisherConfig, FisherNetwork
-from moclip_jax.models.fusion import FusionConfig, FusionHead
+from moclip_jax.models.fusion import FusionConfig
+from moclip_jax.models.heads import Head, apply_head, build_head
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
 
 MotionModel = MotionNetwork | FisherNetwork
@@ -64,22 +65,22 @@ class MoCLIP(nnx.Module):
       config: its `MoCLIPConfig`.
       motion: `MotionNetwork` or `FisherNetwork`.
       clip: `CLIP`; the text tower is not used here and may be deleted.
-      head: `FusionHead`.
+      head: `FusionHead`, or another of `moclip_jax.models.heads`.
     """
 
     def __init__(self, config: MoCLIPConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.motion = motion_network(config.motion, rngs=rngs)
         self.clip = CLIP(config.clip, rngs=rngs)
-        self.head = FusionHead(config.fusion, rngs=rngs)
+        self.head = build_head(config.fusion, rngs=rngs)
 
     def motion_features(self, fields: jax.Array) -> jax.Array:
         """Return `motion_features` of the motion network."""
         return motion_features(self.motion, fields)
 
-    def appearance_features(self, images: jax.Array) -> jax.Array:
-        """Return `appearance_features` of CLIP."""
-        return appearance_features(self.clip, images)
+    def appearance_features(self, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Return `appearance_features` of CLIP, with the tokens that the head sees."""
+        return appearance_features(self.clip, images, self.head.config.token_layers)
 
     def __call__(self, motion: jax.Array, images: jax.Array) -> jax.Array:
         """Return the logits, float32 [B, num_classes].
@@ -89,7 +90,7 @@ class MoCLIP(nnx.Module):
           images: uint8 [B, frames, H, W, 3], RGB of the size that CLIP takes.
         """
         return fused_logits(
-            self.head, self.motion_features(motion), self.appearance_features(images)
+            self.head, self.motion_features(motion), *self.appearance_features(images)
         )
 
 
@@ -101,36 +102,46 @@ def motion_network(config: MotionNetworkConfig | FisherConfig, *, rngs: nnx.Rngs
 
 
 def motion_features(network: MotionModel, fields: jax.Array) -> jax.Array:
-    """Return features float32 [B, views, D] of uint8 fields [B, views, S, H, W, 2].
+    """Return features float32 [B, views, S, D] of uint8 fields [B, views, S, H, W, 2].
 
-    They are averaged over the S segments. One view at a time, so that memory does not grow with the
-    number of views.
+    One view at a time, so that memory does not grow with the number of views.
     """
     if fields.shape[1] == 1:
-        return network.features(fields[:, 0]).mean(axis=1)[:, None]
+        return network.features(fields[:, 0])[:, None]
     graphdef, state = nnx.split(network)
 
     def one_view(view: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, state).features(view).mean(axis=1)
+        return nnx.merge(graphdef, state).features(view)
 
     return jnp.moveaxis(jax.lax.map(one_view, jnp.moveaxis(fields, 1, 0)), 0, 1)
 
 
-def appearance_features(clip: CLIP, images: jax.Array) -> jax.Array:
-    """Return float32 [B, D] of uint8 images [B, frames, H, W, 3], averaged over the frames."""
+def appearance_features(
+    clip: CLIP, images: jax.Array, token_layers: int = 0
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return features float32 [B, frames, D] of uint8 images [B, frames, H, W, 3], and tokens.
+
+    The tokens are float16, of the image tower's last `token_layers` layers; None if that is 0. See
+    `CLIP.encode_image_with_tokens`.
+    """
     batch, frames = images.shape[:2]
     pixels = normalize_images(images.reshape(-1, *images.shape[2:]), clip.config.preprocessing)
-    embeds = clip.encode_image(pixels)
-    return embeds.reshape(batch, frames, -1).mean(axis=1)
+    if not token_layers:
+        return clip.encode_image(pixels).reshape(batch, frames, -1), None
+    embeds, tokens = clip.encode_image_with_tokens(pixels, token_layers)
+    tokens = tokens.astype(jnp.float16).reshape(batch, frames, *tokens.shape[1:])
+    return embeds.reshape(batch, frames, -1), tokens
 
 
-def fused_logits(head: FusionHead, motion: jax.Array, appearance: jax.Array) -> jax.Array:
+def fused_logits(
+    head: Head, motion: jax.Array, appearance: jax.Array, tokens: jax.Array | None = None
+) -> jax.Array:
     """Return a head's logits float32 [B, classes].
 
     Args:
       head: also one on CLIP alone, which leaves the motion out.
-      motion: float32 [B, views, D], from `motion_features`; averaged over the views.
-      appearance: float32 [B, D], from `appearance_features`.
+      motion: float32 [B, views, S, D], from `motion_features`; averaged over the views.
+      appearance: float32 [B, frames, D], from `appearance_features`.
+      tokens: from the same, if the head sees them.
     """
-    averaged = motion.mean(axis=1) if head.config.motion_features else None
-    return head(averaged, appearance)
+    return apply_head(head, motion.mean(axis=1), appearance, tokens)

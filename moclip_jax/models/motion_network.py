@@ -13,9 +13,11 @@ from flax import nnx
 from moclip_jax.models.batch_norm import BatchNorm
 from moclip_jax.models.depthwise import map_in_chunks
 from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
+from moclip_jax.models.temporal import TemporalConfig, TemporalResidual
 
 # Fields of a block in inference: memory does not grow with more of them, and products do not gain.
 _FIELDS_PER_CHUNK = 32
+MOTION_HEADS = ("mean", "temporal")
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,21 @@ class MotionNetworkConfig:
 
     Attributes:
       backbone: its EfficientNet, with `in_channels=2` and one output per action class.
+      head: one of `MOTION_HEADS`: logits averaged over the segments, or these plus a temporal
+        residual.
+      num_segments: equal parts of the video that `temporal` sees.
     """
 
     backbone: EfficientNetConfig
+    head: str = "mean"
+    num_segments: int = 0
 
     def __post_init__(self):
+        if self.head not in MOTION_HEADS:
+            raise ValueError(
+                f"MotionNetworkConfig.head='{self.head}' is unknown; there are "
+                f"{', '.join(MOTION_HEADS)}"
+            )
         if self.backbone.in_channels != 2:
             raise ValueError(
                 "MotionNetworkConfig.backbone.in_channels must be 2 (x and y of the motion), got "
@@ -53,12 +65,19 @@ class MotionNetwork(nnx.Module):
       config: its `MotionNetworkConfig`.
       input_norm: `BatchNorm` of the two channels of the input.
       backbone: `EfficientNet`.
+      temporal: `TemporalResidual` on the features of the segments; None without.
     """
 
     def __init__(self, config: MotionNetworkConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.input_norm = BatchNorm(2)
         self.backbone = EfficientNet(config.backbone, rngs=rngs)
+        sizes = config.num_features, config.num_segments, config.num_classes
+        self.temporal = (
+            TemporalResidual(TemporalConfig(*sizes), rngs=rngs)
+            if config.head == "temporal"
+            else None
+        )
 
     @property
     def classifier(self) -> nnx.Module:
@@ -99,5 +118,10 @@ class MotionNetwork(nnx.Module):
         return self.backbone.features(self.input_norm(fields, train=train), train=train)
 
     def __call__(self, fields: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits averaged over the segments, float32 [B, num_classes]; the rest as `features`."""
-        return jnp.mean(self.backbone.classifier(self.features(fields, train=train)), axis=1)
+        """Return logits, float32 [B, num_classes]; the rest as `features`."""
+        return self.logits(self.features(fields, train=train))
+
+    def logits(self, features: jax.Array) -> jax.Array:
+        """Features of the segments in order, [B, S, num_features] -> float32 [B, num_classes]."""
+        logits = jnp.mean(self.backbone.classifier(features), axis=1)
+        return logits if self.temporal is None else logits + self.temporal(features)

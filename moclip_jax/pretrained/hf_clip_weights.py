@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 
@@ -44,8 +44,9 @@ def clip_from_hf(config: CLIPConfig, weights: Mapping[str, Any]) -> CLIP:
     if problems:
         raise ValueError(f"the weights do not match the configuration: {'; '.join(problems)}")
 
+    # `jnp.asarray` would compile a program for each shape.
     for path, leaf in leaves.items():
-        leaf.set_value(jnp.asarray(rules[path].pack(weights), jnp.float32))
+        leaf.set_value(jax.device_put(np.asarray(rules[path].pack(weights), np.float32)))
     return nnx.merge(graph, state)
 
 

@@ -63,6 +63,7 @@ def import_published(
             "the CLIP that it was trained with"
         )
     config.fusion.hidden = head.config.hidden
+    config.motion.head = config.fusion.head = "mean"
     # The files do not say which weights training started from.
     config.motion.pretrained = ""
     phrases = class_phrases(class_names, config.zero_shot.phrases)

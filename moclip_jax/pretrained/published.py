@@ -8,7 +8,7 @@ classifier, beside `fusion_classifier.0.*` and `fusion_classifier.3.*`.
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import safetensors.numpy
 from flax import nnx
@@ -57,7 +57,8 @@ def load_published_motion(source: Source, *, variant: str = "b0") -> MotionNetwo
             raise ValueError(
                 f"{_name(source)}: {_INPUT_NORM}{theirs} is missing or not of length 2"
             )
-        getattr(network.input_norm, ours).set_value(jnp.asarray(norm[theirs], jnp.float32))
+        variable = getattr(network.input_norm, ours)
+        variable.set_value(jax.device_put(np.asarray(norm[theirs], np.float32)))
     return network
 
 
@@ -120,7 +121,7 @@ def load_published_fusion(
                     f"{_name(fusion)}: {prefix}* has {array.shape[::-1]}, must be "
                     f"{leaf.shape[::-1]}"
                 )
-            leaf.set_value(jnp.asarray(array, jnp.float32))
+            leaf.set_value(jax.device_put(np.asarray(array, np.float32)))
     return network, head
 
 

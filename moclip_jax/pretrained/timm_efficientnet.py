@@ -109,8 +109,8 @@ def load_efficientnet(
     _check_bijection(arrays, leaves, entries)
     filled: dict[Any, Any] = {}
     for entry in entries:
-        value = entry.layout.from_torch(arrays[entry.name])
-        filled[entry.path] = leaves[entry.path].replace(jnp.asarray(value, jnp.float32))
+        value = np.asarray(entry.layout.from_torch(arrays[entry.name]), np.float32)
+        filled[entry.path] = leaves[entry.path].replace(jax.device_put(value))
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 

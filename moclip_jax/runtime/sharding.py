@@ -135,8 +135,10 @@ def partition_spec(path: tuple[Any, ...], leaf: Any, mesh: Mesh) -> PartitionSpe
 
 def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if jax.process_count() == 1:
-        # A copy, because training donates its state, which would delete the caller's array.
-        return jax.device_put(jnp.copy(leaf), sharding)
+        # A copy, because training donates its state, which would delete the caller's array. On the
+        # leaf's own device first: sent to several devices, one of them may share its memory.
+        own = jax.device_put(leaf, getattr(leaf, "sharding", None), may_alias=False)
+        return jax.device_put(own, sharding)
     # Every process has the same values and takes the part of its own devices; `device_put` would
     # compare the values over the network.
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

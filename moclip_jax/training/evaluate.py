@@ -9,13 +9,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from moclip_jax.config import network_views
+from moclip_jax.config import network_views, token_layers
 from moclip_jax.inference.zero_shot import zero_shot_logits
 from moclip_jax.input_pipeline.views import num_images
 from moclip_jax.models import moclip
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.flops import count_parameters, multiply_adds
-from moclip_jax.models.fusion import FusionHead
+from moclip_jax.models.heads import Head, apply_head
 from moclip_jax.models.moclip import MotionModel
 from moclip_jax.runtime.files import write_json
 from moclip_jax.training.features import Features
@@ -23,31 +23,42 @@ from moclip_jax.training.metrics import topk_accuracy
 
 
 def motion_logits(network: MotionModel, features: np.ndarray) -> np.ndarray:
-    """Return logits `[videos, classes]`, averaged over the views of `features [videos, views, D]`.
+    """Return logits `[videos, classes]` of `features [videos, views, segments, D]`.
 
-    The classifier is linear, so the logits of the mean feature are the mean of the logits.
+    The head sees the features averaged over the views.
     """
-    return np.asarray(network.classifier(jnp.asarray(features.mean(axis=1))))
+    return np.asarray(network.logits(jnp.asarray(features.mean(axis=1))))
 
 
-def fused_logits(head: FusionHead, features: Features) -> np.ndarray:
+def fused_logits(head: Head, features: Features) -> np.ndarray:
     """Return a head's logits `[videos, classes]` for motion features averaged over the views."""
-    motion, appearance = jnp.asarray(features.motion), jnp.asarray(features.appearance)
-    return np.asarray(moclip.fused_logits(head, motion, appearance))
+    arrays = {name: jnp.asarray(v) for name, v in features.arrays().items() if name != "label"}
+    return np.asarray(moclip.fused_logits(head, **arrays))
 
 
 def cost_of_one_view(config: ConfigDict, network: MotionModel, clip: CLIP) -> dict[str, int]:
-    """Return the multiply-adds of one motion field (`motion`) and one image (`appearance`)."""
+    """Return the multiply-adds of one motion field (`motion`) and one image (`appearance`).
+
+    With the head `evl` also of an image of which all tokens are wanted (`tokens`).
+    """
     motion_graph, motion_state = nnx.split(network)
     clip_graph, clip_state = nnx.split(clip)
-    fields = network_views(config, num_segments=1).shape
-    field = jax.ShapeDtypeStruct(fields, jnp.uint8)
+
+    def one_field(state: nnx.State, field: jax.Array) -> jax.Array:
+        merged = nnx.merge(motion_graph, state)
+        return merged.classifier(merged.features(field))
+
+    field = jax.ShapeDtypeStruct(network_views(config, num_segments=1).shape, jnp.uint8)
     side = clip.config.vision.image_size
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    return {
-        "motion": multiply_adds(
-            lambda state, x: nnx.merge(motion_graph, state)(x), motion_state, field
-        ),
+    layers = token_layers(config)
+
+    def one_image(state: nnx.State, image: jax.Array) -> Any:
+        return nnx.merge(clip_graph, state).encode_image_with_tokens(image, layers)
+
+    tokens = {"tokens": multiply_adds(one_image, clip_state, image)} if layers else {}
+    return tokens | {
+        "motion": multiply_adds(one_field, motion_state, field),
         "appearance": multiply_adds(
             lambda state, x: nnx.merge(clip_graph, state).encode_image(x), clip_state, image
         ),
@@ -57,10 +68,9 @@ def cost_of_one_view(config: ConfigDict, network: MotionModel, clip: CLIP) -> di
 def cost_of_views(config: ConfigDict, one_view: dict[str, int]) -> dict[str, int]:
     """Return the multiply-adds per video of `motion` and `appearance` under the test protocol."""
     evaluation = config.evaluation
-    return {
-        "motion": one_view["motion"] * evaluation.num_segments * evaluation.crops,
-        "appearance": one_view["appearance"] * num_images(config.clip.frame),
-    }
+    frames = num_images(config.clip.frame)
+    cost = {name: macs * frames for name, macs in one_view.items()}
+    return cost | {"motion": one_view["motion"] * evaluation.num_segments * evaluation.crops}
 
 
 def evaluate(
@@ -70,7 +80,7 @@ def evaluate(
     text: np.ndarray,
     network: MotionModel,
     clip: CLIP,
-    heads: dict[str, FusionHead],
+    heads: dict[str, Head],
     directory: Path,
 ) -> dict[str, dict[str, Any]]:
     """Score the test videos in every row, and write `scores.npz` and `rows.json`.
@@ -92,7 +102,7 @@ def evaluate(
       all networks that a video goes through) and `trainable_params` (trained for this row).
     """
     scores = {
-        "zero_shot": zero_shot_logits(features.appearance, text),
+        "zero_shot": zero_shot_logits(features.appearance.mean(axis=1), text),
         "clip_head": fused_logits(heads["clip_head"], features),
         "motion": motion_logits(network, features.motion),
         "fusion": fused_logits(heads["fusion"], features),
@@ -100,11 +110,12 @@ def evaluate(
     one_view = cost_of_one_view(config, network, clip)
     cost = cost_of_views(config, one_view)
     # Text features are computed once for all videos, so they do not count.
+    head_cost = {name: cost_of_head(head, features) for name, head in heads.items()}
     macs = {
         "zero_shot": cost["appearance"],
-        "clip_head": cost["appearance"] + count_weights(heads["clip_head"]),
-        "motion": cost["motion"],
-        "fusion": cost["motion"] + cost["appearance"] + count_weights(heads["fusion"]),
+        "clip_head": cost["appearance"] + head_cost["clip_head"],
+        "motion": cost["motion"] + cost_of_temporal(network, features),
+        "fusion": cost["motion"] + cost.get("tokens", cost["appearance"]) + head_cost["fusion"],
     }
     size = {name: count_parameters(head) for name, head in heads.items()}
     size |= {"motion": count_parameters(network), "tower": count_parameters(clip.vision)}
@@ -127,8 +138,8 @@ def evaluate(
     protocol = {
         "zero_shot": frames,
         "clip_head": frames,
-        "motion": views,
-        "fusion": f"{views} + {frames}",
+        "motion": views + _head_name(config.motion.head),
+        "fusion": f"{views} + {frames}" + _head_name(config.fusion.head),
     }
     rows = {
         name: {
@@ -149,7 +160,28 @@ def evaluate(
     return rows
 
 
-def count_weights(head: FusionHead) -> int:
-    """Return the multiply-adds of a head for one video: the size of its weight matrices."""
-    leaves = jax.tree.leaves(nnx.state(head, nnx.Param))
-    return sum(leaf.size for leaf in leaves if leaf.ndim == 2)
+def cost_of_head(head: Head, features: Features) -> int:
+    """Return the multiply-adds of a head for one video with as many segments and frames."""
+    inputs = [features.motion[:, 0], features.appearance]
+    inputs += [] if features.tokens is None else [features.tokens]
+    graph, state = nnx.split(head)
+    return multiply_adds(
+        lambda s, *x: apply_head(nnx.merge(graph, s), *x), state, *map(_of_one_video, inputs)
+    )
+
+
+def cost_of_temporal(network: MotionModel, features: Features) -> int:
+    """Return the multiply-adds of the temporal residual of a motion network for one video."""
+    if not isinstance(network, MotionNetwork) or network.temporal is None:
+        return 0
+    graph, state = nnx.split(network.temporal)
+    motion = _of_one_video(features.motion[:, 0])
+    return multiply_adds(lambda s, x: nnx.merge(graph, s)(x), state, motion)
+
+
+def _of_one_video(features: np.ndarray) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *features.shape[1:]), jnp.float32)
+
+
+def _head_name(name: str) -> str:
+    return "" if name == "mean" else f", {name} head"

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from moclip_jax.config import network_views
+from moclip_jax.config import network_views, token_layers
 from moclip_jax.input_pipeline.batches import PreparedDataset, view_batches
 from moclip_jax.input_pipeline.views import GridViews, MotionViews, num_images
 from moclip_jax.models.clip import CLIP
@@ -44,14 +44,21 @@ class Features(NamedTuple):
     """Features of the videos of one split, in the order of its names.
 
     Attributes:
-      motion: Float32 `[videos, views, motion_features]`, averaged over segments.
-      appearance: Float32 `[videos, projection_dim]`, averaged over frames, not normalised.
+      motion: Float32 `[videos, views, segments, motion_features]`.
+      appearance: Float32 `[videos, frames, projection_dim]`, not normalised.
       label: Int32 `[videos]`.
+      tokens: Float16 `[videos, frames, layers, 3, 1 + patches, width]` of CLIP's image tower, see
+        `CLIP.encode_image_with_tokens`; None if no head sees them.
     """
 
     motion: np.ndarray
     appearance: np.ndarray
     label: np.ndarray
+    tokens: np.ndarray | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fields by name, without tokens if there are none."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 def make_extract_step(
@@ -60,6 +67,7 @@ def make_extract_step(
     mesh: Mesh,
     products: jax.typing.DTypeLike = jnp.float32,
     motion_products: jax.typing.DTypeLike | None = None,
+    num_token_layers: int = 0,
 ) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """Return a function from this process's rows of a batch to the features of all rows.
 
@@ -72,6 +80,7 @@ def make_extract_step(
       mesh: All devices.
       products: Matmul dtype of CLIP on one CPU, see `device.matmul_dtype`.
       motion_products: Matmul dtype of the motion network on a CPU; None uses the network's own.
+      num_token_layers: Last layers of the image tower whose tokens are returned too.
     """
     motion_graph, motion_state = nnx.split(motion_network_for_inference(network, motion_products))
     clip_graph, clip_state = nnx.split(clip_for_inference(clip, products, devices=mesh.size))
@@ -80,14 +89,15 @@ def make_extract_step(
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
     def step(motion_state, clip_state, fields, images):
-        return {
-            "motion": motion_features(nnx.merge(motion_graph, motion_state), fields).astype(
-                jnp.float32
-            ),
-            "appearance": appearance_features(nnx.merge(clip_graph, clip_state), images).astype(
-                jnp.float32
-            ),
+        appearance, tokens = appearance_features(
+            nnx.merge(clip_graph, clip_state), images, num_token_layers
+        )
+        motion = motion_features(nnx.merge(motion_graph, motion_state), fields)
+        outputs = {
+            "motion": motion.astype(jnp.float32),
+            "appearance": appearance.astype(jnp.float32),
         }
+        return outputs if tokens is None else outputs | {"tokens": tokens}
 
     def extract(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         fields = shard_batch({"motion": batch["motion"]}, mesh)["motion"]
@@ -122,6 +132,7 @@ def extract_features(
         mesh,
         matmul_dtype(config.clip.dtype),
         matmul_dtype(config.features.motion_dtype),
+        token_layers(config),
     )
     protocols = {
         "train": (network_views(config, num_segments=config.motion.num_segments), True),
@@ -235,16 +246,35 @@ def _first_missing(files: list[Path]) -> int:
     return next((i for i, path in enumerate(files) if not path.exists()), len(files))
 
 
-def load_features(directory: Path, split: str, num_videos: int) -> Features:
+def load_features(
+    directory: Path,
+    split: str,
+    num_videos: int,
+    *,
+    each_view: bool = True,
+    each_segment: bool = True,
+) -> Features:
     """Read the features that `extract_features` wrote for one split.
+
+    Averages are taken file by file, so that a protocol of many views fits into memory.
+
+    Args:
+      directory: The stage's folder.
+      split: `train`, `validation` or `test`.
+      num_videos: Videos of the split.
+      each_view: False averages over the views, and leaves an axis of one view.
+      each_segment: False averages over the segments and over the frames, whose axes are dropped.
 
     Raises:
       ValueError: Some of its `num_videos` videos are missing or present twice.
     """
     if num_videos == 0:
-        empty = np.zeros((0, 0), np.float32)
-        return Features(empty[:, None], empty, np.zeros((0,), np.int32))
-    parts = [dict(np.load(path)) for path in sorted((directory / split).glob("[0-9]*.npz"))]
+        empty = np.zeros((0, 1, 1, 0), np.float32)
+        return Features(empty, empty[:, 0], np.zeros((0,), np.int32))
+    parts = [
+        _averaged(dict(np.load(path)), each_view, each_segment)
+        for path in sorted((directory / split).glob("[0-9]*.npz"))
+    ]
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not np.array_equal(np.sort(whole["index"]), np.arange(num_videos)):
         raise ValueError(
@@ -252,7 +282,18 @@ def load_features(directory: Path, split: str, num_videos: int) -> Features:
             f"{num_videos} videos; delete {directory} to extract them again"
         )
     order = np.argsort(whole["index"])
-    return Features(*(whole[name][order] for name in Features._fields))
+    return Features(**{name: whole[name][order] for name in Features._fields if name in whole})
+
+
+def _averaged(
+    part: dict[str, np.ndarray], each_view: bool, each_segment: bool
+) -> dict[str, np.ndarray]:
+    if not each_segment:
+        part["motion"] = part["motion"].mean(axis=2)
+        part["appearance"] = part["appearance"].mean(axis=1)
+    if not each_view:
+        part["motion"] = part["motion"].mean(axis=1, keepdims=True)
+    return part
 
 
 def _write(path: Path, parts: list[dict[str, np.ndarray]]) -> None:

@@ -10,8 +10,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from moclip_jax.config import fusion_config
-from moclip_jax.models.fusion import FusionConfig, FusionHead
+from moclip_jax.models.fusion import FusionConfig
+from moclip_jax.models.heads import Head, apply_head, build_head
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.progress import say
 from moclip_jax.runtime.tree_io import load_tree, save_tree
@@ -24,11 +24,10 @@ from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
 HEADS = {"clip_head": False, "fusion": True}
 
 
-def head_logits(head: FusionHead, batch: Batch, train: bool, key: jax.Array | None) -> jax.Array:
-    """Return logits `[B, classes]` of a batch with `motion [B, Dm]` and `appearance [B, Da]`."""
+def head_logits(head: Head, batch: Batch, train: bool, key: jax.Array | None) -> jax.Array:
+    """Return logits `[B, classes]` of a batch with `motion` and `appearance`, as a head takes."""
     rngs = nnx.Rngs(dropout=key) if key is not None else None
-    motion = batch["motion"] if head.config.motion_features else None
-    return head(motion, batch["appearance"], rngs=rngs)
+    return apply_head(head, batch["motion"], batch["appearance"], batch.get("tokens"), rngs=rngs)
 
 
 def feature_choices(
@@ -60,17 +59,14 @@ def feature_choices(
 
 
 def chosen_features(data: dict[str, Any], chosen: dict[str, Any]) -> Batch:
-    """Return the batch of one step: `motion [B, Dm]`, `appearance [B, Da]`, `label [B]`.
+    """Return the batch of one step: `motion`, `appearance` and `label`, each `[B, ...]`.
 
     Args:
       data: The fields of `Features` by name, as NumPy or JAX arrays.
       chosen: `video` and `view`, int `[B]`.
     """
-    return {
-        "motion": data["motion"][chosen["video"], chosen["view"]],
-        "appearance": data["appearance"][chosen["video"]],
-        "label": data["label"][chosen["video"]],
-    }
+    batch = {name: values[chosen["video"]] for name, values in data.items() if name != "motion"}
+    return batch | {"motion": data["motion"][chosen["video"], chosen["view"]]}
 
 
 def padded_batches(
@@ -83,19 +79,15 @@ def padded_batches(
         videos = np.arange(begin, begin + rows)
         mask = videos < len(features.label)
         videos = np.where(mask, videos, 0)
-        yield {
-            "motion": features.motion[videos].mean(axis=1),
-            "appearance": features.appearance[videos],
-            "label": features.label[videos],
-            "mask": mask,
-        }
+        batch = {name: values[videos] for name, values in features.arrays().items()}
+        yield batch | {"motion": batch["motion"].mean(axis=1), "mask": mask}
 
 
 def train_heads(
     config: ConfigDict,
     train: Features,
     validation: Features,
-    num_classes: int,
+    head_configs: Mapping[str, FusionConfig],
     mesh: Mesh,
     directory: Path,
     about: Mapping[str, Any] | None = None,
@@ -106,7 +98,7 @@ def train_heads(
       config: The whole configuration.
       train: Features of the training videos.
       validation: Features of the validation videos.
-      num_classes: Number of classes.
+      head_configs: Architecture of each head.
       mesh: The devices.
       directory: The stage's folder; training resumes from its newest checkpoint.
       about: What else the heads are made from, see `Task.about`.
@@ -115,21 +107,13 @@ def train_heads(
     steps_per_epoch = len(train.label) // fusion.batch_size
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     # Both heads use the same copy.
-    data = place_data(train._asdict(), mesh)
+    data = place_data(train.arrays(), mesh)
     if data is None:
         say("fusion: the features do not fit on a device, so batches are sent one by one")
-    for name, uses_motion in HEADS.items():
+    for name, head_config in head_configs.items():
         if distributed.run_on_main((directory / name / "network").exists):
             continue
-        head = FusionHead(
-            fusion_config(
-                fusion,
-                motion_features=train.motion.shape[-1] if uses_motion else 0,
-                appearance_features=train.appearance.shape[-1],
-                num_classes=num_classes,
-            ),
-            rngs=nnx.Rngs(config.seed),
-        )
+        head = build_head(head_config, rngs=nnx.Rngs(config.seed))
 
         def choices(epoch: int, first_step: int) -> dict[str, np.ndarray]:
             return feature_choices(
@@ -144,7 +128,7 @@ def train_heads(
         def batches(epoch: int, first_step: int) -> Iterator[Batch]:
             chosen = choices(epoch, first_step)
             for video, view in zip(chosen["video"], chosen["view"], strict=True):
-                yield chosen_features(train._asdict(), {"video": video, "view": view})
+                yield chosen_features(train.arrays(), {"video": video, "view": view})
 
         def validation_batches() -> Iterator[Batch]:
             return padded_batches(validation, batch_size=fusion.batch_size, **processes)
@@ -173,8 +157,8 @@ def train_heads(
         save_tree(directory / name / "network", nnx.state(trained))
 
 
-def load_head(config: FusionConfig, directory: Path) -> FusionHead:
+def load_head(config: FusionConfig, directory: Path) -> Head:
     """Return the head that `train_heads` wrote to `directory/network`."""
-    head = nnx.eval_shape(lambda: FusionHead(config, rngs=nnx.Rngs(0)))
+    head = nnx.eval_shape(lambda: build_head(config, rngs=nnx.Rngs(0)))
     nnx.update(head, load_tree(directory / "network", nnx.state(head)))
     return head

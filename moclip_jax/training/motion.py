@@ -28,6 +28,9 @@ def result_settings(motion: ConfigDict) -> dict[str, Any]:
     """Return the settings of the section `config.motion` that change the result."""
     settings = motion.to_dict()
     settings.pop("checkpoint_every_steps")
+    # Said only if it is not the published one, so that the networks of earlier versions are kept.
+    if settings["head"] == "mean":
+        del settings["head"]
     return settings
 
 

@@ -25,6 +25,7 @@ _GROUPS: Mapping[tuple[str, ...], str] = MappingProxyType(
         ("backbone", "head"): "rest",
         ("backbone", "head_norm"): "rest",
         ("backbone", "classifier"): "classifier",
+        ("temporal",): "classifier",
     }
 )
 
@@ -76,8 +77,8 @@ def motion_optimizer(
             lambda path, update: update * multipliers[parameter_group(path)], updates
         )
 
-    # Called once to raise now, not in the first step, for a parameter without a group.
-    scale_by_group(params)
+    # Traced once to raise now, not in the first step, for a parameter without a group.
+    jax.eval_shape(scale_by_group, params)
     schedule = optax.piecewise_constant_schedule(
         learning_rate, dict.fromkeys(boundaries, decay_factor)
     )

@@ -19,9 +19,9 @@ from moclip_jax.config import STAGES, fusion_config, stages_of
 from moclip_jax.config_checks import check_config
 from moclip_jax.export.exporter import export_model
 from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
-from moclip_jax.input_pipeline.datasets.definition import LIMITS_IN_DIGEST
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset
 from moclip_jax.models.clip import CLIP
+from moclip_jax.models.fusion import FusionConfig
 from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, check_frame_size
 from moclip_jax.models.moclip import MotionModel
 from moclip_jax.pretrained import load_clip
@@ -33,14 +33,13 @@ from moclip_jax.runtime.progress import say
 from moclip_jax.runtime.sharding import check_batch_size, connect, make_mesh
 from moclip_jax.runtime.tree_io import check_writable_path
 from moclip_jax.training.evaluate import evaluate
-from moclip_jax.training.features import extract_features, load_features
+from moclip_jax.training.features import Features, extract_features, load_features
 from moclip_jax.training.fingerprint import weights_fingerprint
 from moclip_jax.training.heads import HEADS, load_head, train_heads
 from moclip_jax.training.metrics import format_table
 from moclip_jax.training.motion import (
     initial_motion_network,
     load_motion_network,
-    result_settings,
     train_motion,
 )
 from moclip_jax.training.prepare import (
@@ -49,6 +48,12 @@ from moclip_jax.training.prepare import (
     open_dataset,
     trained_in_batches,
     video_splits,
+)
+from moclip_jax.training.stage_settings import (
+    config_section,
+    dataset_settings,
+    features_settings,
+    motion_settings,
 )
 from moclip_jax.training.stages import StageRecord, check_weights
 
@@ -205,27 +210,40 @@ class Pipeline:
         phrases = class_phrases(self.dataset.class_names, self.config.zero_shot.phrases)
         return class_embeddings(clip, tokenizer, phrases, self.config.zero_shot.templates)
 
+    def features(self, split: str) -> Features:
+        """Return the stored features of a split, averaged where all that use them average."""
+        return load_features(
+            self.workdir / "features",
+            split,
+            len(self.splits[split]),
+            each_view=split == "train",
+            each_segment=split == "test" or self.config.fusion.head != "mean",
+        )
+
     @property
     def rows(self) -> dict[str, Any]:
         """The results of each row, as the stage `evaluate` wrote them."""
         return json.loads((self.workdir / "evaluate" / "rows.json").read_text())
 
-    @functools.cached_property
-    def heads(self) -> dict[str, Any]:
-        """The trained heads, by row of the results."""
+    @property
+    def head_configs(self) -> dict[str, FusionConfig]:
+        """The architecture of the heads, by row of the results."""
         clip, _ = self.clip_and_tokenizer
         return {
-            name: load_head(
-                fusion_config(
-                    self.config.fusion,
-                    motion_features=self.network.config.num_features * uses_motion,
-                    appearance_features=clip.config.projection_dim,
-                    num_classes=len(self.dataset.class_names),
-                ),
-                self.workdir / "fusion" / name,
+            name: fusion_config(
+                self.config,
+                motion_features=self.network.config.num_features * uses_motion,
+                clip=clip.config,
+                num_classes=len(self.dataset.class_names),
             )
             for name, uses_motion in HEADS.items()
         }
+
+    @functools.cached_property
+    def heads(self) -> dict[str, Any]:
+        """The trained heads, by row of the results."""
+        folder = self.workdir / "fusion"
+        return {name: load_head(c, folder / name) for name, c in self.head_configs.items()}
 
     @functools.cached_property
     def weights(self) -> dict[str, dict[str, str]]:
@@ -257,21 +275,17 @@ def _motion(run: Pipeline) -> None:
 def _features(run: Pipeline) -> None:
     run.check_weights(note=True)
     clip, _ = run.clip_and_tokenizer
-    directory = run.workdir / "features"
-    extract_features(run.config, run.dataset, run.splits, run.network, clip, run.mesh, directory)
+    arguments = run.config, run.dataset, run.splits, run.network, clip, run.mesh
+    extract_features(*arguments, run.workdir / "features")
 
 
 def _fusion(run: Pipeline) -> None:
     run.check_weights()
-    train, validation = (
-        load_features(run.workdir / "features", split, len(run.splits[split]))
-        for split in ("train", "validation")
-    )
     train_heads(
         run.config,
-        train,
-        validation,
-        len(run.dataset.class_names),
+        run.features("train"),
+        run.features("validation"),
+        run.head_configs,
         run.mesh,
         run.workdir / "fusion",
         about={
@@ -291,7 +305,7 @@ def _evaluate(run: Pipeline) -> None:
         clip, _ = run.clip_and_tokenizer
         evaluate(
             run.config,
-            load_features(run.workdir / "features", "test", len(splits["test"])),
+            run.features("test"),
             len(splits["rejected_test"]),
             run.text,
             run.network,
@@ -339,46 +353,15 @@ class Stage:
     run: Callable[[Pipeline], None]
 
 
-def _dataset_settings(config: ConfigDict) -> dict[str, Any]:
-    dataset = config.dataset.to_dict()
-    return {
-        "dataset": {name: dataset[name] for name in ("name", "videos", "lists", "options")},
-        # Limits decide which videos are rejected, but do not change those that are prepared.
-        "video": config.video.to_dict() | LIMITS_IN_DIGEST,
-        "source": config.motion.source,
-    }
-
-
-def _motion_settings(config: ConfigDict) -> dict[str, Any]:
-    return {
-        "seed": config.seed,
-        "split": config.dataset.split,
-        "video": config.video.to_dict(),
-        "selection": config.selection.to_dict(),
-        "motion": result_settings(config.motion),
-    }
-
-
-def _features_settings(config: ConfigDict) -> dict[str, Any]:
-    features = config.features.to_dict()
-    del features["batch_size"]
-    sections = {name: config[name].to_dict() for name in ("clip", "evaluation")}
-    return {**sections, "features": features}
-
-
-def _section(name: str) -> Callable[[ConfigDict], dict[str, Any]]:
-    return lambda config: {name: config[name].to_dict()}
-
-
 # Each stage of `config.STAGES`. Settings that only change how the work is done (folders, workers,
 # checkpoint intervals) are left out.
 STAGE_TABLE: dict[str, Stage] = {
-    "prepare": Stage(_dataset_settings, _prepare),
-    "motion": Stage(_motion_settings, _motion),
-    "features": Stage(_features_settings, _features),
-    "fusion": Stage(_section("fusion"), _fusion),
-    "evaluate": Stage(_section("zero_shot"), _evaluate),
-    "export": Stage(_section("predict"), _export),
+    "prepare": Stage(dataset_settings, _prepare),
+    "motion": Stage(motion_settings, _motion),
+    "features": Stage(features_settings, _features),
+    "fusion": Stage(config_section("fusion"), _fusion),
+    "evaluate": Stage(config_section("zero_shot"), _evaluate),
+    "export": Stage(config_section("predict"), _export),
 }
 
 

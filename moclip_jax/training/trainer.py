@@ -198,7 +198,8 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
     directory.mkdir(parents=True, exist_ok=True)
     graphdef, params, stats = nnx.split(task.model, nnx.Param, ...)  # type: ignore[misc]
     optimizer = task.optimizer(params)
-    state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+    # Jitted, because each shape of zeros would be a compilation of its own.
+    state = TrainState(jnp.zeros((), jnp.int32), params, stats, jax.jit(optimizer.init)(params))
     train_step = make_train_step(graphdef, task.logits, optimizer, mesh)
     epoch_items, advance = _stepper(task, train_step, mesh)
     eval_step = make_eval_step(graphdef, task.logits)
@@ -272,7 +273,7 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
         raise RuntimeError(f"{task.name}: no checkpoint in {directory}; delete it and start again")
     best_step, best_state, _ = best
     say(f"{task.name}: best weights are those of step {best_step}")
-    best_state = jax.tree.map(jnp.asarray, best_state)
+    best_state = jax.device_put(best_state)
     return nnx.merge(graphdef, best_state.params, best_state.stats)
 
 

@@ -1,5 +1,7 @@
 """Exports are loaded in fresh processes that know nothing of this package, and give its logits."""
 
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from moclip_jax.export.saved_model import export_saved_model, export_stablehlo, main
+from moclip_jax.export.saved_model import main
 from moclip_jax.inference.recognizer import Recognizer, load
 
 STABLEHLO = """
@@ -36,6 +38,17 @@ assert not {"moclip_jax", "input_pipeline", "flax"} & set(sys.modules)
 @pytest.fixture(scope="module")
 def recognizer(finished_run: Path) -> Recognizer:
     return load(finished_run)
+
+
+@pytest.fixture(scope="module")
+def serving(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command writes."""
+    folder = tmp_path_factory.mktemp("serving")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["--workdir", str(finished_run), "--out", str(folder)]) == 0
+    assert "written" in printed.getvalue()
+    return folder
 
 
 def run_elsewhere(program: str, folder: Path, given: dict, tmp_path: Path) -> dict:
@@ -68,7 +81,7 @@ def expected_logits(recognizer: Recognizer, inputs: dict[str, np.ndarray]) -> np
     def run(models, motion, images):
         network, clip, head = models
         features = motion_features(network, motion).mean(axis=1)
-        return head(features, appearance_features(clip, images))
+        return head(features, appearance_features(clip, images)[0])
 
     models = recognizer.model.motion, recognizer.model.clip, recognizer.model.head
     return np.asarray(run(models, inputs["motion"], inputs["images"]))
@@ -80,26 +93,21 @@ def check(outputs: dict[str, np.ndarray], expected: np.ndarray) -> None:
     np.testing.assert_array_equal(outputs["probabilities"].argmax(1), expected.argmax(1))
 
 
-def test_stablehlo_gives_the_same_logits_for_any_number_of_videos(recognizer, tmp_path):
-    export_stablehlo(recognizer, tmp_path / "stablehlo")
+def test_stablehlo_gives_the_same_logits_for_any_number_of_videos(recognizer, serving, tmp_path):
     for batch in (1, 3):
         inputs = some_inputs(recognizer, batch)
-        outputs = run_elsewhere(STABLEHLO, tmp_path / "stablehlo", inputs, tmp_path)
+        outputs = run_elsewhere(STABLEHLO, serving / "stablehlo", inputs, tmp_path)
         check(outputs, expected_logits(recognizer, inputs))
 
 
-def test_saved_model_gives_the_same_logits(recognizer, tmp_path):
-    folder = tmp_path / "saved_model"
-    export_saved_model(recognizer, folder)
+def test_saved_model_gives_the_same_logits(recognizer, serving, tmp_path):
     inputs = some_inputs(recognizer, 2)
-    outputs = run_elsewhere(SAVED_MODEL, folder, inputs, tmp_path)
+    outputs = run_elsewhere(SAVED_MODEL, serving / "saved_model", inputs, tmp_path)
     check(outputs, expected_logits(recognizer, inputs))
 
 
-def test_the_command_writes_both(finished_run, tmp_path, capsys):
-    assert main(["--workdir", str(finished_run), "--out", str(tmp_path / "serving")]) == 0
-    assert (tmp_path / "serving" / "stablehlo" / "model.stablehlo").is_file()
-    assert (tmp_path / "serving" / "saved_model" / "saved_model.pb").is_file()
-    assert "written" in capsys.readouterr().out
+def test_the_command_writes_both(serving, tmp_path, capsys):
+    assert (serving / "stablehlo" / "model.stablehlo").is_file()
+    assert (serving / "saved_model" / "saved_model.pb").is_file()
     assert main(["--workdir", str(tmp_path), "--out", str(tmp_path / "other")]) == 1
     assert "no exported model" in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_a_vit_l14_split_over_devices_gives_the_features_of_the_whole_one():
     whole = make_extract_step(network, clip, make_mesh(jax.devices()[:1]))(batch)
     for model in (2, 4):
         split = make_extract_step(network, clip, make_mesh(model=model))(batch)
-        assert split["appearance"].shape == (4, 768)
+        assert split["appearance"].shape == (4, 1, 768)
         np.testing.assert_allclose(split["appearance"], whole["appearance"], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(split["motion"], whole["motion"], rtol=1e-4, atol=1e-5)
     narrow = make_extract_step(network, clip, make_mesh(), motion_products=jnp.bfloat16)(batch)

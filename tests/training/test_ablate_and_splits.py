@@ -1,6 +1,7 @@
 """The two commands that run the recipe several times: what they share and what they report."""
 
 import json
+import shutil
 import statistics
 
 import pytest
@@ -13,6 +14,7 @@ def test_every_variant_is_a_valid_configuration_that_differs_from_the_base(tmp_p
     from moclip_jax.config_checks import check_config
 
     base = ablate.variant_config(testing.get_config(), {}, tmp_path)
+    assert base.video.clip_frames == ablate.FRAMES_KEPT
     for name, changes in ablate.VARIANTS.items():
         config = ablate.variant_config(testing.get_config(), changes, tmp_path)
         check_config(config)
@@ -20,9 +22,16 @@ def test_every_variant_is_a_valid_configuration_that_differs_from_the_base(tmp_p
         assert same == (not changes or changes == {"evaluation.num_segments": 3}), name
 
 
-def test_a_variant_repeats_only_the_stages_that_it_changes(tmp_path, capsys):
+def test_a_variant_repeats_only_the_stages_that_it_changes(
+    finished_run, tmp_path, capsys, monkeypatch
+):
     variants = {name: ablate.VARIANTS[name] for name in ("linear heads", "8 segments")}
-    table = ablate.run_ablations(testing.get_config(), tmp_path, variants)
+    # With as many frames as the finished run, which then is the base, done before.
+    monkeypatch.setattr(ablate, "FRAMES_KEPT", 1)
+    shutil.copytree(finished_run, tmp_path / "base")
+    config = testing.get_config()
+    config.dataset.data_dir = str(tmp_path / "base" / "data")
+    table = ablate.run_ablations(config, tmp_path, variants)
     assert list(table) == ["base", *variants]
     assert json.loads((tmp_path / "ablations.json").read_text()) == table
     linear, segments = tmp_path / "linear_heads", tmp_path / "8_segments"

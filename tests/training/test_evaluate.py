@@ -12,9 +12,9 @@ from moclip_jax.models.flops import count_parameters
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.training.evaluate import (
+    cost_of_head,
     cost_of_one_view,
     cost_of_views,
-    count_weights,
     fused_logits,
     motion_logits,
 )
@@ -30,6 +30,11 @@ def full_size() -> tuple[MotionNetwork, CLIP]:
             CLIP(CLIPConfig.named("vit_b32"), rngs=nnx.Rngs(0)),
         )
     )
+
+
+def one_video(segments: int = 25, frames: int = 1) -> Features:
+    motion = np.zeros((1, 1, segments, 1280), np.float32)
+    return Features(motion, np.zeros((1, frames, 512), np.float32), np.zeros(1, np.int32))
 
 
 TOKENS, WIDTH, LAYERS = 49 + 1, 768, 12
@@ -62,7 +67,7 @@ def test_a_video_costs_what_the_paper_says_for_the_views_it_is_measured_with(
     config.evaluation.num_segments, config.evaluation.crops = segments, crops
     cost = cost_of_views(config, cost_of_one_view(config, *full_size))
     head = nnx.eval_shape(lambda: FusionHead(FusionConfig(), rngs=nnx.Rngs(0)))
-    total = cost["motion"] + cost["appearance"] + count_weights(head)
+    total = cost["motion"] + cost["appearance"] + cost_of_head(head, one_video())
     # The paper counts CLIP's last block whole.
     total += _left_out_of_the_last_block()
     # It rounds B0 to 0.39 G, which 32 or 250 views add up.
@@ -79,7 +84,7 @@ def test_more_frames_cost_more(full_size):
 def test_the_published_head_has_969829_parameters():
     head = nnx.eval_shape(lambda: FusionHead(FusionConfig(), rngs=nnx.Rngs(0)))
     assert count_parameters(head) == 969_829
-    assert count_weights(head) == (1280 + 512) * 512 + 512 * 101
+    assert cost_of_head(head, one_video()) == (1280 + 512) * 512 + 512 * 101
 
 
 def test_logits_of_the_mean_feature_are_the_mean_of_the_logits(finished_run):
@@ -88,10 +93,8 @@ def test_logits_of_the_mean_feature_are_the_mean_of_the_logits(finished_run):
     network = load(finished_run).model.motion
     rng = np.random.default_rng(0)
     width = network.backbone.config.num_features
-    features = rng.normal(size=(3, 4, width)).astype(np.float32)
-    expected = np.mean(
-        [network.backbone.classifier(features[:, view]) for view in range(4)], axis=0
-    )
+    features = rng.normal(size=(3, 2, 4, width)).astype(np.float32)
+    expected = network.backbone.classifier(features).mean(axis=(1, 2))
     np.testing.assert_allclose(motion_logits(network, features), expected, atol=1e-5)
 
 
@@ -100,11 +103,11 @@ def test_a_head_on_clip_alone_does_not_see_motion():
         FusionConfig(motion_features=0, appearance_features=4, hidden=8, num_classes=3),
         rngs=nnx.Rngs(0),
     )
-    appearance, label = np.ones((2, 4), np.float32), np.zeros(2, np.int32)
+    appearance, label = np.ones((2, 1, 4), np.float32), np.zeros(2, np.int32)
     keys = jax.random.split(jax.random.key(0), 2)
     one, other = (
         fused_logits(
-            head, Features(np.asarray(jax.random.normal(key, (2, 3, 5))), appearance, label)
+            head, Features(np.asarray(jax.random.normal(key, (2, 1, 3, 5))), appearance, label)
         )
         for key in keys
     )

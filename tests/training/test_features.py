@@ -8,7 +8,8 @@ import pytest
 from moclip_jax.configs import testing
 from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING
 from moclip_jax.runtime.sharding import make_mesh
-from moclip_jax.training import features
+from moclip_jax.training import features, pipeline
+from moclip_jax.training.stages import StageRecord
 
 FEATURES = 4
 
@@ -54,8 +55,8 @@ def extract(monkeypatch, directory, num_videos, batch_size):
             rows = len(batch["label"])
             local = {name: batch[name] for name in ("label", "index", "mask")}
             return local | {
-                "motion": made((rows, 1, FEATURES), np.float32),
-                "appearance": made((rows, FEATURES), np.float32),
+                "motion": made((rows, 1, 3, FEATURES), np.float32),
+                "appearance": made((rows, 1, FEATURES), np.float32),
             }
 
         return step
@@ -102,3 +103,35 @@ def test_features_of_missing_videos_are_an_error(monkeypatch, tmp_path):
     (tmp_path / "train" / "000256.npz").unlink()
     with pytest.raises(ValueError, match="444 of 700"):
         features.load_features(tmp_path, "train", 700)
+
+
+def test_averages_are_those_of_the_stored_views_segments_and_frames(tmp_path):
+    rng = np.random.default_rng(0)
+    motion = rng.normal(size=(5, 3, 8, FEATURES)).astype(np.float32)
+    appearance = rng.normal(size=(5, 2, FEATURES)).astype(np.float32)
+    (tmp_path / "test").mkdir()
+    for rows in (slice(0, 3), slice(3, 5)):
+        np.savez(
+            tmp_path / "test" / f"{rows.start:06d}.npz",
+            motion=motion[rows],
+            appearance=appearance[rows],
+            label=np.arange(5)[rows],
+            index=np.arange(5)[rows],
+        )
+    whole = features.load_features(tmp_path, "test", 5)
+    np.testing.assert_array_equal(whole.motion, motion)
+    np.testing.assert_array_equal(whole.appearance, appearance)
+    averaged = features.load_features(tmp_path, "test", 5, each_view=False, each_segment=False)
+    expected = motion.astype(np.float64).mean(axis=(1, 2))
+    np.testing.assert_allclose(averaged.motion[:, 0], expected, atol=1e-6)
+    expected = appearance.astype(np.float64).mean(axis=1)
+    np.testing.assert_allclose(averaged.appearance, expected, atol=1e-6)
+
+
+def test_features_of_earlier_versions_which_were_averages_are_refused(tmp_path):
+    settings = pipeline.stage_settings(testing.get_config())["features"]
+    old = settings | {"features": {"train_views": 2, "motion_dtype": "float32"}}
+    record = StageRecord(tmp_path, "features", old)
+    record.begin()
+    with pytest.raises(ValueError, match=r"features.stored: was '\(not set\)', is 'each segment"):
+        StageRecord(tmp_path, "features", settings).is_done()

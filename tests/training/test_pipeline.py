@@ -8,7 +8,7 @@ import pytest
 
 from moclip_jax.config import STAGES, default_config
 from moclip_jax.config_checks import check_config
-from moclip_jax.configs import demo, hmdb51, testing, ucf101, video_folder
+from moclip_jax.configs import demo, demo_order, hmdb51, testing, ucf101, video_folder
 from moclip_jax.runtime.tree_io import load_tree
 from moclip_jax.training import pipeline
 from moclip_jax.training.pipeline import stage_settings
@@ -98,12 +98,12 @@ def test_the_frozen_networks_are_bit_identical_after_the_head_was_trained(finish
             np.testing.assert_array_equal(a[...], b[...], err_msg=str(path))
 
 
-@pytest.mark.parametrize("module", [demo, testing])
+@pytest.mark.parametrize("module", [demo, demo_order, testing])
 def test_the_configs_that_need_nothing_are_valid(module):
     check_config(module.get_config())
 
 
-@pytest.mark.parametrize("module", [demo, testing, ucf101, hmdb51, video_folder])
+@pytest.mark.parametrize("module", [demo, demo_order, testing, ucf101, hmdb51, video_folder])
 def test_every_config_has_exactly_the_fields_of_the_common_one(module):
     assert set(config_fields(module.get_config())) == set(config_fields(default_config()))
 
@@ -128,6 +128,7 @@ def test_every_config_has_exactly_the_fields_of_the_common_one(module):
             ("fisher", "x"),
             "takes no config.motion.pretrained",
         ),
+        (("motion.backbone", "fusion.head"), ("fisher", "temporal"), "without their order"),
         (("motion.backbone", "predict.crops"), ("fisher", 10), "config.predict.crops must be 1"),
         ("video.max_seconds", 0.0, "config.video.max_seconds=0.0"),
         ("motion.resize_size", 8, "config.motion.resize_size=8"),
@@ -138,6 +139,11 @@ def test_every_config_has_exactly_the_fields_of_the_common_one(module):
         ("evaluation.crops", 3, "config.evaluation.crops=3"),
         ("clip.frame", "last", "config.clip.frame='last'"),
         ("fusion.dropout", 1.5, "config.fusion.dropout"),
+        ("motion.head", "attention", "config.motion.head='attention' must be mean or"),
+        ("fusion.head", "last", "config.fusion.head='last' must be mean, temporal"),
+        (("motion.head", "motion.num_segments"), ("temporal", 1), "num_segments=1 has no order"),
+        (("fusion.head", "fusion.hidden"), ("attention", 0), "config.fusion.hidden=0 must be a"),
+        (("fusion.head", "fusion.normalize"), ("attention", True), "attention has its own"),
         ("zero_shot.templates", ("a photo",), "a photo"),
     ],
 )
@@ -172,6 +178,10 @@ def test_a_stage_depends_on_its_own_settings_and_those_before_it():
     assert changed_stages("clip.frame", "random") == stages[2:]
     assert changed_stages("features.motion_dtype", "bfloat16") == stages[2:]
     assert changed_stages("fusion.hidden", 8) == stages[3:]
+    assert changed_stages("motion.head", "temporal") == stages[1:]
+    assert changed_stages("fusion.head", "temporal") == stages[3:]
+    # Its tokens are stored with the features.
+    assert changed_stages("fusion.head", "evl") == stages[2:]
     assert changed_stages("predict.num_segments", 8) == stages[5:]
     assert changed_stages("dataset.num_workers", 7) == []
     assert changed_stages("motion.checkpoint_every_steps", 7) == []

@@ -12,7 +12,7 @@ from moclip_jax import config
 from moclip_jax.input_pipeline.batches import PreparedDataset, prepare_dataset
 from moclip_jax.input_pipeline.datasets.definition import DatasetConfig
 from moclip_jax.input_pipeline.datasets.registry import DATASETS
-from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES
+from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, REVERSIBLE_MOTIONS, SHAPES
 from moclip_jax.input_pipeline.datasets.split_lists import read_split_lists
 from moclip_jax.input_pipeline.datasets.ucf101 import LISTS_URL, VIDEOS_URL, Ucf101
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
@@ -359,6 +359,11 @@ def test_moving_shapes_has_every_class_in_every_group(tmp_path):
     assert np.mean(moving) > 0.9
 
 
+def test_turning_shapes_are_classes_that_differ_in_what_comes_first(tmp_path):
+    dataset = shapes(tmp_path, turning=True, shapes=["star"])
+    assert dataset.class_names == tuple(f"star {m} first" for m in REVERSIBLE_MOTIONS)
+
+
 def test_moving_shapes_depends_on_its_seed_alone(tmp_path):
     one, two = (examples(shapes(tmp_path / name)) for name in "ab")
     other = examples(shapes(tmp_path / "c", seed=1))
@@ -375,6 +380,7 @@ def test_moving_shapes_depends_on_its_seed_alone(tmp_path):
         ({"height": 48}, "renders 64x48 but VideoSpec is 64x64"),
         ({"num_test_groups": 0}, "moving_shapes: num_test_groups is 0, least is 1"),
         ({"colour": "red"}, r"unknown options \['colour'\]"),
+        ({"shapes": ["blob"]}, r"shapes are \['blob'\]; choose from circle, "),
     ],
 )
 def test_wrong_options_of_moving_shapes_are_named(tmp_path, options, message):

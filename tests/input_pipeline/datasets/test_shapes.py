@@ -18,7 +18,7 @@ def _clip(shape="star", motion="rising", group_seed=3, clip_seed=5, num_frames=2
         group_seed=group_seed,
         clip_seed=clip_seed,
         num_frames=num_frames,
-        **(size or SIZE),
+        **(SIZE | size),
     )
 
 
@@ -38,6 +38,30 @@ def test_middle_frame_is_the_same_image_for_every_motion_source(num_frames):
         np.testing.assert_array_equal(clip[num_frames // 2], still)
         if num_frames > 1:
             assert np.any(clip[0] != clip[-1])
+
+
+def test_a_turning_motion_is_the_opposite_one_reversed_in_time():
+    """But for the camera's drift and the noise; the middle frame is that of every motion."""
+    quiet = {"_DRIFT": 0.0, "_NOISE": 0.0}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in quiet.items():
+            patch.setattr(shapes, name, value)
+        for motion, opposite in (("rising", "falling"), ("growing", "shrinking")):
+            forth = _clip(motion=motion, turning=True, num_frames=24).astype(int)
+            back = _clip(motion=opposite, turning=True, num_frames=24).astype(int)
+            assert np.abs(forth - back).max(axis=(1, 2, 3)).argmin() in (0, 12)
+            np.testing.assert_array_equal(forth[12], back[12])
+            # Frame 12 + t of one is frame 12 - t of the other; frame 24 would be frame 0.
+            np.testing.assert_allclose(forth[1:], back[:0:-1], atol=1)
+            assert np.abs(forth[6] - back[6]).max() > 50
+    still = shapes.render_still("star", group_seed=3, clip_seed=5, **SIZE)
+    np.testing.assert_array_equal(_clip(turning=True)[12], still)
+    # What comes first is what the class says: two shapes differ where the tile is.
+    circle, cross = (_clip(shape, turning=True).astype(int) for shape in ("circle", "cross"))
+    row = [
+        np.argwhere(np.abs(a - b).sum(-1))[:, 0].mean() for a, b in zip(circle, cross, strict=True)
+    ]
+    assert row[6] < row[0] - 8 and row[18] > row[12] + 8
 
 
 def test_shapes_differ_only_on_the_tile_and_the_tile_stays_inside():

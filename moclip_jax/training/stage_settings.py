@@ -1,0 +1,49 @@
+"""The settings that the result of each stage depends on, which `stages.py` compares."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moclip_jax.config import token_layers
+from moclip_jax.input_pipeline.datasets.definition import LIMITS_IN_DIGEST
+from moclip_jax.training.motion import result_settings
+
+
+def dataset_settings(config: ConfigDict) -> dict[str, Any]:
+    """Return what the prepared data depends on."""
+    dataset = config.dataset.to_dict()
+    return {
+        "dataset": {name: dataset[name] for name in ("name", "videos", "lists", "options")},
+        # Limits decide which videos are rejected, but do not change those that are prepared.
+        "video": config.video.to_dict() | LIMITS_IN_DIGEST,
+        "source": config.motion.source,
+    }
+
+
+def motion_settings(config: ConfigDict) -> dict[str, Any]:
+    """Return what the motion network depends on."""
+    return {
+        "seed": config.seed,
+        "split": config.dataset.split,
+        "video": config.video.to_dict(),
+        "selection": config.selection.to_dict(),
+        "motion": result_settings(config.motion),
+    }
+
+
+def features_settings(config: ConfigDict) -> dict[str, Any]:
+    """Return what the stored features depend on."""
+    features = config.features.to_dict()
+    del features["batch_size"]
+    # Earlier versions stored averages over segments and frames, which is found out by this.
+    features["stored"] = "each segment and frame"
+    if token_layers(config):
+        features["token_layers"] = token_layers(config)
+    sections = {name: config[name].to_dict() for name in ("clip", "evaluation")}
+    return {**sections, "features": features}
+
+
+def config_section(name: str) -> Callable[[ConfigDict], dict[str, Any]]:
+    """Return a function that returns a section of the configuration under its name."""
+    return lambda config: {name: config[name].to_dict()}

@@ -1,0 +1,13 @@
+"""XLA's flags in tests and in the programs that they start."""
+
+
+def xla_flags(devices: int) -> str:
+    """Return flags for this many simulated devices and for a fast compiler.
+
+    Almost every program of a test runs once or twice on little data, so that LLVM would take
+    longer to optimize it than the optimization saves.
+    """
+    return (
+        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true"
+    )
