@@ -160,8 +160,8 @@ class EVLHead(nnx.Module):
         self.config = config
         self.decoder = EVLDecoder(config, rngs=rngs)
         self.norm = layer_norm(config.token_width, rngs)
-        sizes = {"appearance_features": config.token_width, "head": "mean"}
-        self.fusion = FusionHead(dataclasses.replace(config, **sizes), rngs=rngs)
+        mean = dataclasses.replace(config, appearance_features=config.token_width, head="mean")
+        self.fusion = FusionHead(mean, rngs=rngs)
 
     def __call__(
         self, motion: jax.Array, tokens: jax.Array, *, rngs: nnx.Rngs | None = None

@@ -17,6 +17,7 @@ from moclip_jax.models.clip import CLIP
 from moclip_jax.models.flops import count_parameters, multiply_adds
 from moclip_jax.models.heads import Head, apply_head
 from moclip_jax.models.moclip import MotionModel
+from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.runtime.files import write_json
 from moclip_jax.training.features import Features
 from moclip_jax.training.metrics import topk_accuracy
