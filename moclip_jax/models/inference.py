@@ -147,7 +147,7 @@ class SeparateLayers(Encoder):
 
     def block(self, layer: jax.Array | int) -> Block:
         """One of the blocks."""
-        return self.blocks[layer]
+        return self.blocks[int(layer)]
 
     def first_token(self, x: jax.Array) -> jax.Array:
         """[N, T, width] -> [N, width]: the first token of the output."""
