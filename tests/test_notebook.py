@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.xla_flags import xla_flags
+
 REPOSITORY = Path(__file__).parents[1]
 NOTEBOOK = REPOSITORY / "notebooks" / "first_steps.ipynb"
 
@@ -25,7 +27,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
             "--timeout=600",
         ],
         # The simulated devices of the other tests would only make the notebook slower.
-        env=os.environ | {"TMPDIR": str(tmp_path), "XLA_FLAGS": ""},
+        env=os.environ | {"TMPDIR": str(tmp_path), "XLA_FLAGS": xla_flags(devices=1)},
         capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from moclip_jax import predict
 from moclip_jax.inference import label_sets, recognizer
@@ -132,10 +133,13 @@ def test_predict_on_a_test_clip_equals_the_evaluation_of_its_file(finished_run, 
     fields = views.test_view(clip, model.views, model.video)[None]
     size = model.model.config.clip.vision.image_size
     images = views.images(clip, model.frame, size)[None]
-    logits = model.model.head(
-        motion_features(model.model.motion, fields).mean(axis=1),
-        appearance_features(model.model.clip, images)[0],
-    )
+
+    @nnx.jit
+    def run(model, fields, images):
+        motion = motion_features(model.motion, fields).mean(axis=1)
+        return model.head(motion, appearance_features(model.clip, images)[0])
+
+    logits = np.asarray(run(model.model, fields, images))
     expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
     scores = {s.label: s.probability for s in model.predict(path, top_k=36).scores}
     got = [scores[name] for name in model.class_names]

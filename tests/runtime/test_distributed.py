@@ -13,6 +13,7 @@ import pytest
 from moclip_jax.runtime import distributed, peers, signals, versions
 from moclip_jax.runtime.launch import Launch, join
 from moclip_jax.runtime.signals import StoppedError
+from tests.xla_flags import xla_flags
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -29,7 +30,7 @@ def start(code: str, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", f"{imports}\n{code}", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        env=os.environ | {"XLA_FLAGS": xla_flags(devices=2)},
     )  # fmt: skip
 
 

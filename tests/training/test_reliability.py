@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from moclip_jax.config import STAGES
+from tests.xla_flags import xla_flags
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +61,7 @@ class Runs:
             start_new_session=True,
             env=os.environ | {
                 "PYTHONUNBUFFERED": "1",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "XLA_FLAGS": xla_flags(devices),
                 "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
             },

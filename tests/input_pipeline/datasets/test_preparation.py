@@ -183,12 +183,13 @@ def with_bug(name: str):
     return sources
 
 
+# The child processes import the main program too, but not what stands below the guard.
 _RUN = """
-import sys, pathlib
-from moclip_jax.input_pipeline.datasets import prepared
-from moclip_jax.input_pipeline.datasets import shards
-from tests.input_pipeline.datasets import test_preparation as t
 if __name__ == "__main__":
+    import sys, pathlib
+    from moclip_jax.input_pipeline.datasets import prepared
+    from moclip_jax.input_pipeline.datasets import shards
+    from tests.input_pipeline.datasets import test_preparation as t
     prepared.DATASETS = {**prepared.DATASETS, "generated": t.Generated}
     shards.VIDEOS_PER_SHARD = 3
     t.prepare(pathlib.Path(sys.argv[1]), number=12, **{f"v{i}": "slow" for i in range(12)})
