@@ -303,7 +303,10 @@ def test_the_answer_for_the_whole_video_is_that_of_predict(reader, recognizer, c
     assert timeline_image(answer, "seconds").size == (800, 280)
 
 
-def test_the_page_tells_of_damaged_frames(recognizer, reader, tmp_path, monkeypatch):
+# Gradio leaves event loops open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_the_page_warns_of_damaged_frames(recognizer, reader, tmp_path, monkeypatch):
     gradio = pytest.importorskip("gradio")
     told = []
     monkeypatch.setattr(gradio, "Warning", lambda message, **_: told.append(message))

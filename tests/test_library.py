@@ -252,4 +252,4 @@ def test_damaged_frames_are_a_warning(model, tmp_path, finished_run, capsys):
     assert (model.predict(whole).warning, model.predict(path).warning) == ("", warning)
     assert [p.warning for p in model.predict_batch([path, whole], window_s=1)] == [warning, ""]
     assert predict.main(["--workdir", str(finished_run), path]) == 0
-    assert f"warning: {path}: {warning}" in capsys.readouterr().err
+    assert f"{path}\n  warning: {warning}\n" in capsys.readouterr().out

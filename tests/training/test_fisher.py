@@ -84,7 +84,7 @@ def test_a_run_with_fisher_vectors_learns_motion_and_its_export_gives_the_same_l
     model = moclip_jax.load(tmp_path)
     features = np.load(next((tmp_path / "features" / "test").glob("*.npz")))
     motion = model.model.motion
-    logits = motion.classifier(jnp.asarray(features["motion"][:, 0]))
+    logits = motion.classifier(jnp.asarray(features["motion"][:, 0, 0]))
     np.testing.assert_allclose(logits, scores["motion"][features["index"]], atol=1e-4)
     assert model.input_shapes["motion"] == (1, 4, 16, 8, 8, 2)
 
