@@ -15,7 +15,7 @@ from moclip_jax.runtime.sharding import make_mesh
 from moclip_jax.training.heads import head_logits
 from moclip_jax.training.optimizers import head_optimizer
 from moclip_jax.training.trainer import TrainState, make_train_step
-from tests.parity.noise import tell
+from tests.parity.noise import report
 from tests.reference.evl_names import set_weights
 from tests.reference.evl_torch import EVLHeadTorch
 
@@ -73,7 +73,7 @@ def test_logits_and_twenty_steps_follow_torch():
     exact = double(*inputs).detach().numpy()
     ours = np.asarray(head(jnp.asarray(first["motion"]), jnp.asarray(first["tokens"])))
     error = np.abs(ours - exact).max() / np.abs(exact).max()
-    tell("EVL, logits, from torch in float64", error=error)
+    report("EVL, logits, from torch in float64", error=error)
     assert error < 1e-5
 
     key = jax.random.key(7)
@@ -97,5 +97,5 @@ def test_logits_and_twenty_steps_follow_torch():
         "losses_ours": np.abs(np.subtract(losses, losses64)).max(),
         "losses_torch": np.abs(np.subtract(losses32, losses64)).max(),
     }
-    tell("EVL, 20 steps, from torch in float64", **noise)
+    report("EVL, 20 steps, from torch in float64", **noise)
     assert noise["losses_ours"] < max(1e-5, 3 * noise["losses_torch"])
