@@ -92,7 +92,10 @@ def test_an_option_that_does_not_exist_ends_with_status_2(module, capsys):
         (["--confi.motion.dtype=x"], "did you mean --config.motion.dtype?"),
         (["--workdir=x"], "--config is missing; for example --config=configs/demo.py"),
         (["--config=configs/demo.py"], "--workdir is missing"),
-        (["--config=configs/dem.py"], "no such file; there are configs/demo.py, configs/hmdb51.py"),
+        (
+            ["--config=configs/dem.py"],
+            "no such file; there are configs/demo.py, configs/demo_order.py",
+        ),
         (["--config=README.md", "--workdir=x"], "cannot be run as a file of settings: SyntaxError"),
         (["--config=configs/demo.py", "--workdir=x", "more"], "unknown argument 'more'"),
         (["--config=configs/demo.py", "--config.motion.num_epochs=a"], "invalid literal for int"),

@@ -181,7 +181,7 @@ def test_a_full_disk_is_an_error_of_the_system_and_destroys_nothing(tmp_path):
     rng = np.random.default_rng(0)
     large = {"w": rng.normal(size=(400, 500)), "step": np.int32(3)}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         checkpoints = TrainingCheckpoints(tmp_path / "checkpoints")
@@ -193,7 +193,7 @@ def test_a_full_disk_is_an_error_of_the_system_and_destroys_nothing(tmp_path):
             save_tree(tmp_path / "tree", large)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, before)
+        signal.signal(signal.SIGXFSZ, handler)
     assert newest(tmp_path / "checkpoints")[0] == 2
     np.testing.assert_array_equal(load_tree(tmp_path / "tree", state(0))["w"], state(1)["w"])
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 from moclip_jax import config
 from moclip_jax.input_pipeline.batches import PreparedDataset, prepare_dataset
 from moclip_jax.input_pipeline.datasets.definition import DatasetConfig
+from moclip_jax.input_pipeline.datasets.records import clip_from_record
 from moclip_jax.input_pipeline.datasets.registry import DATASETS
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, REVERSIBLE_MOTIONS, SHAPES
 from moclip_jax.input_pipeline.datasets.split_lists import read_split_lists
@@ -25,11 +26,14 @@ SHAPES_SPEC = VideoSpec(width=64, height=64, clip_frames=2)
 
 
 def examples(dataset: PreparedDataset) -> dict[str, dict[str, np.ndarray]]:
-    """Read everything that is stored, by name."""
+    """Read everything that is stored, by name, with the displacements of all frames."""
     features = list(dataset.builder.info.features)
-    records = tf.data.TFRecordDataset(dataset.records())
-    parsed = [dataset.parse(record, features) for record in records]
-    return {e["name"].numpy().decode(): {k: v.numpy() for k, v in e.items()} for e in parsed}
+    stored = {}
+    for record in tf.data.TFRecordDataset(dataset.records()):
+        example = {k: v.numpy() for k, v in dataset.parse(record, features).items()}
+        clip = clip_from_record(example, dataset.spec, range(example["num_frames"]))
+        stored[example["name"].decode()] = example | {"displacements": clip.displacements}
+    return stored
 
 
 def test_the_checks_of_the_configuration_know_the_same_data_sets():
