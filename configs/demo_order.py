@@ -4,9 +4,9 @@
 
 Four classes: a star that rises first or falls first, grows first or shrinks first. Each clip holds
 both motions of its pair, at the same places and for the same time, and its middle frame tells
-nothing. Averages over segments therefore tell the pair and guess the order: at most 50 % (train
+nothing. Averages over segments therefore tell the pair and guess the order, with chance 50 % (train
 with --config.motion.head=mean --config.fusion.head=mean to see it). Expected: above 0.95 top-1 in
-the rows motion and fusion. A minute or two on two CPU cores.
+the rows motion and fusion.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ Lists in UCF101's format (classInd.txt, trainlist01.txt, testlist01.txt) are use
 in the folder or in `--config.dataset.lists`; otherwise one video in four is kept for testing.
 
 The motion model is made for small sets: Fisher vectors of motion histograms and a ridge classifier,
-fitted in about a minute on a CPU without a choice of epochs. Chosen on held-out groups of three
+fitted on a CPU without a choice of epochs. Chosen on held-out groups of three
 real sets, see docs/results.md. For thousands of videos and a GPU, train the published network from
 ImageNet weights: --config.motion.backbone=b0 --config.motion.num_segments=3
 --config.motion.pretrained=timm/efficientnet_b0.ra_in1k --config.selection.mode=heldout

@@ -292,7 +292,7 @@ def _motion_views(
         stored = dict(zip(example, arrays, strict=False))
         count = int(stored["num_frames"])
         if draws is None:
-            clip = clip_from_record(stored, spec, views.test_frames(count).reshape(-1))
+            clip = clip_from_record(stored, spec, views.needed_frames(count))
             return test_view(clip, views, spec)
         each = [Draws(*parts) for parts in zip(*arrays[len(example) :], strict=True)]
         frames = [views.training_frames(count, one).reshape(-1) for one in each]

@@ -50,10 +50,7 @@ def run_splits(
     top1 = {row: [r["rows"][row]["top1"] for r in results] for row in results[0]["rows"]}
     summary = {
         "mean": {row: statistics.mean(values) for row, values in top1.items()},
-        "stdev": {
-            row: statistics.pstdev(v) if len(v) == 1 else statistics.stdev(v)
-            for row, v in top1.items()
-        },
+        "stdev": {row: statistics.stdev(v) if len(v) > 1 else 0.0 for row, v in top1.items()},
         "splits": results,
     }
     repeat.write_summary(workdir / "splits.json", summary)

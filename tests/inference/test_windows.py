@@ -97,6 +97,13 @@ def test_parts_that_are_read_one_by_one_are_parts_of_the_whole_clip(
     groups = group_windows(whole, 4)
     assert groups[0].begin == 0 and groups[-1].end == 83
     assert all(one.end == two.begin for one, two in itertools.pairwise(groups))
+    moved = whole.motion.accumulate()
+    for group, part in zip(
+        groups, read_parts(path, spec, whole.outline, groups, range), strict=True
+    ):
+        np.testing.assert_array_equal(
+            part.motion.accumulate(range(part.num_frames)), moved[group.begin : group.end]
+        )
 
 
 def test_a_window_without_an_rgb_frame_of_its_own_keeps_its_middle():

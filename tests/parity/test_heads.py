@@ -3,16 +3,13 @@
 import copy
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
 
 from moclip_jax.models.fusion import FusionConfig, FusionHead
-from moclip_jax.runtime.sharding import make_mesh
-from moclip_jax.training.heads import head_logits
 from moclip_jax.training.optimizers import head_optimizer
-from moclip_jax.training.trainer import TrainState, make_train_step
+from tests.parity.head_training import train_ours
 from tests.parity.noise import report
 from tests.reference.training_torch import FusionHeadTorch, train_head
 
@@ -60,15 +57,7 @@ def test_twenty_steps_of_the_published_head_follow_torch():
     losses64 = train_head(double, rows, keep=0.5)
     assert double.relu_margin > ROUNDING, "choose another SEED"
 
-    graph, params, stats = nnx.split(head, nnx.Param, ...)
-    optimizer = head_optimizer()
-    state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
-    train_step = make_train_step(graph, head_logits, optimizer, make_mesh(jax.devices()[:1]))
-    losses = []
-    for batch in batches:
-        state, sums = train_step(state, batch, key)
-        losses.append(float(sums["loss"] / sums["count"]))
-    trained = nnx.merge(graph, state.params, state.stats)
+    losses, trained = train_ours(head, head_optimizer(), batches, key)
 
     def distance(weights) -> float:
         exact = [double.hidden.weight, double.hidden.bias]
