@@ -34,6 +34,7 @@ MESSAGES = {  # Types that commands print as one sentence; others are programmin
 }  # fmt: skip
 # Mistakes of a programmer who calls our functions, not of a user of the commands.
 FOR_PROGRAMMERS = (
+    "moclip_jax/codec/",
     "moclip_jax/models/",
     "moclip_jax/models/flops.py",
     "moclip_jax/training/metrics.py",

@@ -56,18 +56,8 @@ def rasterize_vectors(
     joined = np.frombuffer(b"".join(vectors), VECTOR_DTYPE)
     counts = [len(one) // VECTOR_DTYPE.itemsize for one in vectors]
     frame = np.repeat(np.arange(len(vectors)), counts)
-    w, h = joined["w"].astype(np.intp), joined["h"].astype(np.intp)
-    left, top = joined["dst_x"] - (w >> 1), joined["dst_y"] - (h >> 1)
-    # An or has the low bits of any, and the sign of any.
-    together = int(np.bitwise_or.reduce(left | top | w | h))
-    if together < 0 or together % BLOCK:
-        raise ValueError("a motion vector's block does not lie on the frame's 8-pixel grid")
-    # Blocks may reach over the frame's edge: grids that hold them whole need no look at each.
-    rows = max(int((top + h).max(initial=0)) // BLOCK, grid_h)
-    columns = max(int((left + w).max(initial=0)) // BLOCK, grid_w)
-    shape = (len(vectors), rows, columns)
-    first = (frame * rows + top // BLOCK) * columns + left // BLOCK
-    blocks = _Blocks(first, h // BLOCK, w // BLOCK, columns)
+    blocks, grid = _placed(joined, frame, grid_h, grid_w)
+    shape = (len(vectors), *grid)
     shift = np.empty((len(joined), 2), np.int16)
     np.subtract(joined["src_x"], joined["dst_x"], out=shift[:, 0])
     np.subtract(joined["src_y"], joined["dst_y"], out=shift[:, 1])
@@ -93,6 +83,51 @@ def rasterize_vectors(
         inside.view(np.int16).reshape(len(vectors), grid_h, grid_w, 2),
         np.ascontiguousarray(future[:, :grid_h, :grid_w]),
     )
+
+
+def covered_cells(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the cells of a frame's 8-pixel grid that have a vector, zero or not.
+
+    Args:
+      vectors: Of one frame, an array of `VECTOR_DTYPE`.
+
+    Returns:
+      bool `[ceil(height / 8), ceil(width / 8)]`; in P- and B-frames the others are coded intra.
+
+    Raises:
+      ValueError: A block does not lie on the 8-pixel grid.
+    """
+    grid_h, grid_w = -(-height // BLOCK), -(-width // BLOCK)
+    blocks, grid = _placed(vectors, np.zeros(len(vectors), np.intp), grid_h, grid_w)
+    covered, every = np.zeros(grid, bool), np.ones(len(vectors), bool)
+    blocks.fill(covered, every, every)
+    return np.ascontiguousarray(covered[:grid_h, :grid_w])
+
+
+def _placed(
+    vectors: np.ndarray, frame: np.ndarray, grid_h: int, grid_w: int
+) -> tuple["_Blocks", tuple[int, int]]:
+    """Return where blocks lie in a row of grids, and the rows and columns of such a grid.
+
+    The grids are at least as large as the frame's, and hold blocks that reach over its edge whole.
+
+    Args:
+      vectors: An array of `VECTOR_DTYPE`.
+      frame: Of each vector, the position of its frame.
+
+    Raises:
+      ValueError: A block does not lie on the 8-pixel grid.
+    """
+    w, h = vectors["w"].astype(np.intp), vectors["h"].astype(np.intp)
+    left, top = vectors["dst_x"] - (w >> 1), vectors["dst_y"] - (h >> 1)
+    # An or has the low bits of any, and the sign of any.
+    together = int(np.bitwise_or.reduce(left | top | w | h))
+    if together < 0 or together % BLOCK:
+        raise ValueError("a motion vector's block does not lie on the frame's 8-pixel grid")
+    rows = max(int((top + h).max(initial=0)) // BLOCK, grid_h)
+    columns = max(int((left + w).max(initial=0)) // BLOCK, grid_w)
+    first = (frame * rows + top // BLOCK) * columns + left // BLOCK
+    return _Blocks(first, h // BLOCK, w // BLOCK, columns), (rows, columns)
 
 
 class _Blocks:

@@ -27,11 +27,13 @@ class CodedFrame:
       frame: As it was decoded.
       picture: The same, upright.
       blocks: Its motion.
+      coded: The frame whose vectors these are: `frame`, or that of the canonical form.
     """
 
     frame: av.VideoFrame
     picture: av.VideoFrame
     blocks: FrameBlocks
+    coded: av.VideoFrame
 
 
 class FrameCoder:
@@ -57,7 +59,7 @@ class FrameCoder:
         """
         picture = self._upright(frame)
         if self._canonical is None:
-            yield CodedFrame(frame, picture, frame_blocks(frame))
+            yield CodedFrame(frame, picture, frame_blocks(frame), frame)
             return
         self._waiting.append((frame, picture))
         yield from self._paired(self._canonical.add(picture))
@@ -69,7 +71,7 @@ class FrameCoder:
 
     def _paired(self, encoded: list[av.VideoFrame]) -> Iterator[CodedFrame]:
         for frame in encoded:
-            yield CodedFrame(*self._waiting.popleft(), frame_blocks(frame))
+            yield CodedFrame(*self._waiting.popleft(), frame_blocks(frame), frame)
 
 
 def coded_frames(path: str | os.PathLike, spec: VideoSpec, source: str) -> Iterator[CodedFrame]:

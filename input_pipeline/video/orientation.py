@@ -60,6 +60,15 @@ def orient_field(fields: np.ndarray, orientation: int) -> np.ndarray:
     return fields if orientation == UPRIGHT else fields * signs
 
 
+def orient_map(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn a map `[h, w]` of values without a direction; returns a view."""
+    if orientation & TRANSPOSED:
+        values = values.T
+    if orientation & FLIPPED_X:
+        values = values[:, ::-1]
+    return values[::-1] if orientation & FLIPPED_Y else values
+
+
 def oriented_size(height: int, width: int, orientation: int) -> tuple[int, int]:
     """Return height and width of the frame as it is shown."""
     return (width, height) if orientation & TRANSPOSED else (height, width)

@@ -72,11 +72,17 @@ class CanonicalEncoder:
             interpolation=Interpolation.BICUBIC,  # The default of `ffmpeg -vf scale`.
             threads=1,
         )
+        # A picture of the canonical size and format is not copied, and is given back as it came.
+        kept, time_base = (picture.pict_type, picture.pts), picture.time_base
         # The encoder decides: it would repeat the source's frame types if they were left in.
         frame.pict_type = PictureType.NONE
         frame.pts, frame.time_base = self._count, _ENCODER_TIME_BASE
         self._count += 1
-        return self._encoder.encode(frame)
+        packets = self._encoder.encode(frame)
+        picture.pict_type, picture.pts = kept
+        if time_base is not None:  # PyAV cannot set it to unknown again.
+            picture.time_base = time_base
+        return packets
 
     def end(self) -> list[av.Packet]:
         """Return the last packets."""

@@ -11,7 +11,7 @@ import bisect
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import av
 import numpy as np
@@ -72,7 +72,7 @@ class _Plan:
 
 def decode_needed(
     path: str | os.PathLike,
-    frame_indices: Sequence[int],
+    frame_indices: Sequence[int] | Callable[[np.ndarray], Sequence[int]],
     options: dict[str, str] | None = None,
     limits: Limits = NO_LIMITS,
     *,
@@ -85,7 +85,8 @@ def decode_needed(
 
     Args:
       path: A local video file.
-      frame_indices: Frames wanted, in display order from 0.
+      frame_indices: Frames wanted, in display order from 0; or a function that chooses them by
+        the times of all frames, float64 `[n]` seconds since the first.
       options: Options for FFmpeg's decoder.
       limits: What the file may cost.
       most: Share of the frames that it is worth to decode.
@@ -124,6 +125,9 @@ def decode_needed(
         num_packets = len(times)
         check_count(path, num_packets, limits)
         stamps = np.frombuffer(times, np.int64)
+        if callable(frame_indices):
+            since_first = np.sort(stamps) - stamps.min()
+            frame_indices = frame_indices(since_first * float(stream.time_base or 0))
         runs = _needed_runs(stamps, keys, frame_indices, context.has_b_frames)
         if sum(map(len, runs)) > most * num_packets:
             raise UncertainOrderError

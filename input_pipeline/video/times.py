@@ -15,8 +15,8 @@ _DECLARING_FORMATS = ("mov", "matroska", "flv")
 # Codecs whose frames are reordered and whose parser does not say how: in AVI, which stores no
 # presentation times, FFmpeg then gives every packet a time that belongs to another frame.
 _WITHOUT_TIMES_IN_AVI = frozenset({"h264", "hevc"})
-# FFmpeg assumes this frame rate where a stream declares none.
-_DEFAULT_RATE = 25.0
+DEFAULT_RATE = 25.0
+"""Frames a second that FFmpeg assumes where a stream declares none."""
 
 
 def frame_times(
@@ -38,7 +38,7 @@ def frame_times(
     times = np.array(stamps, np.float64)
     times -= times[0]
     if time_base is None or not (np.diff(times) >= 0).all() or np.isnan(times).any():
-        return np.arange(len(times)) / (declared_rate or _DEFAULT_RATE), declared_rate
+        return np.arange(len(times)) / (declared_rate or DEFAULT_RATE), declared_rate
     if times[-1] > 0:
         declared_rate = float((len(times) - 1) / (int(times[-1]) * time_base))
     return times * float(time_base), declared_rate

@@ -135,6 +135,14 @@ def test_no_module_of_inference_imports_training(module):
             assert not name.startswith("moclip_jax.input_pipeline.datasets.") or name in allowed
 
 
+@pytest.mark.parametrize("module", ["frame", "reading", "selection", "patches", "camera"])
+def test_the_codec_library_reaches_neither_jax_nor_anything_heavy(module):
+    reached = _reachable(f"moclip_jax.codec.{module}")
+    assert {"av", "numpy"} <= reached or module == "camera"
+    for name in reached:
+        assert not _is_under(name, (*HEAVY, *FORBIDDEN, "jax", "flax", "absl", "ml_collections"))
+
+
 def test_the_graph_of_imports_sees_what_training_reaches():
     """The test above would see TensorFlow if it were there."""
     reached = _reachable("moclip_jax.training.pipeline")

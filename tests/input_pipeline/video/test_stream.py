@@ -221,7 +221,9 @@ def test_memory_does_not_grow_with_the_stream(monkeypatch, length_s, hop_s, gop)
     most, windows = 0, 0
     for index in range(1500):
         kind = "I" if index % gop == 0 else "P"
-        windows += len(list(cutter.add(CodedFrame(shown, shown, blocks(kind)), index / RATE)))
+        windows += len(
+            list(cutter.add(CodedFrame(shown, shown, blocks(kind), shown), index / RATE))
+        )
         most = max(most, len(cutter._times), len(cutter._blocks))
     assert windows == pytest.approx((1500 / RATE - length_s) / hop_s, abs=2)
     assert most <= RATE * (length_s + hop_s) + 30 + 12
