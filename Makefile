@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PARITY := .venv-parity
 BEAM := .venv-beam
+ONNX := .venv-onnx
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 # No command here looks for a screen or reaches for the hub.
@@ -14,7 +15,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 SHARED_PYTEST := $(PYTEST) -n $(WORKERS) --dist worksteal
 
-.PHONY: venv demo test test-fast slow reliability parity beam lint format bench browser docs clean
+.PHONY: venv demo test test-fast slow reliability parity beam onnx lint format bench browser docs clean
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -57,11 +58,21 @@ endef
 
 $(BEAM)/.installed: $(VENV)/.installed-dev requirements-beam.txt
 	$(call SHARE_PACKAGES,$(BEAM))
-	$(BEAM)/bin/pip install --quiet --disable-pip-version-check -r requirements-beam.txt
+	$(BEAM)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-beam.txt
 	touch $@
 
 beam: $(BEAM)/.installed
 	$(BEAM)/bin/python -m pytest -k beam tests/input_pipeline/datasets
+
+# The converter asks for an older orbax-checkpoint, which it does not use.
+$(ONNX)/.installed: $(VENV)/.installed-dev requirements-onnx.txt
+	$(call SHARE_PACKAGES,$(ONNX))
+	$(ONNX)/bin/pip install --quiet --disable-pip-version-check -r requirements-onnx.txt
+	$(ONNX)/bin/pip install --quiet --disable-pip-version-check --no-deps jax2onnx==0.17.1
+	touch $@
+
+onnx: $(ONNX)/.installed
+	$(ONNX)/bin/python -m pytest -m 'slow or not slow' tests/export/test_onnx.py
 
 $(PARITY)/.installed: $(VENV)/.installed-dev requirements-parity.txt
 	$(call SHARE_PACKAGES,$(PARITY))
@@ -81,6 +92,7 @@ parity: $(PARITY)/.installed
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 	rm -rf build/types
 	mkdir -p build/types/moclip_jax
 	ln -s $(CURDIR)/moclip_jax/* $(CURDIR)/configs $(CURDIR)/input_pipeline build/types/moclip_jax

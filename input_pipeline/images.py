@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-_RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def clip_image(
@@ -27,6 +27,6 @@ def clip_image(
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
     shorter = min(image.size)
     width, height = ((resize_size or size) * side // shorter for side in image.size)
-    resized = image.resize((width, height), _RESAMPLE[resample])
+    resized = image.resize((width, height), RESAMPLE[resample])
     left, top = (width - size) // 2, (height - size) // 2
     return np.asarray(resized.crop((left, top, left + size, top + size)))

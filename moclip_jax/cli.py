@@ -15,7 +15,7 @@ COMMANDS = {
     "predict": ("moclip_jax.predict", "label videos or a stream with a trained model"),
     "visualize": ("moclip_jax.visualize", "draw what a model sees of a video, or a run's figures"),
     "app": ("moclip_jax.app", "serve a web page that labels videos"),
-    "export": ("moclip_jax.export.saved_model", "write a model as a TensorFlow SavedModel"),
+    "export": ("moclip_jax.export", "write a model as StableHLO, SavedModel or ONNX"),
     "ablate": ("moclip_jax.training.ablate", "train the variants of an ablation study"),
     "splits": ("moclip_jax.training.splits", "train on each split of a data set and average"),
     "report": ("moclip_jax.reporting.report", "write the report of a finished run again"),

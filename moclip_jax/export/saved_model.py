@@ -2,8 +2,7 @@
 
 import json
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,9 +12,8 @@ import safetensors.numpy
 from flax import nnx
 from jax import export as jax_export
 
-from moclip_jax.inference.recognizer import Recognizer, load
-from moclip_jax.models.depthwise import depthwise_implementation
-from moclip_jax.runtime.cli import CommandParser, run
+from moclip_jax.inference.recognizer import Recognizer
+from moclip_jax.models.depthwise import Implementation, depthwise_implementation
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -43,7 +41,7 @@ x width x 2. `images` are frames x height x width x 3.
 
 def export_stablehlo(recognizer: Recognizer, directory: Path) -> None:
     """Write one program for CPU, CUDA and TPU, and its weights; replace `directory`."""
-    parameters, recognize = _function(recognizer)
+    parameters, recognize = model_function(recognizer)
     (batch,) = jax_export.symbolic_shape("b")
     inputs = {
         name: jax.ShapeDtypeStruct((batch, *shape), jnp.uint8)
@@ -52,7 +50,7 @@ def export_stablehlo(recognizer: Recognizer, directory: Path) -> None:
     exported = jax_export.export(jax.jit(recognize), platforms=PLATFORMS)(
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parameters), inputs
     )
-    _make_anew(directory)
+    empty_folder(directory)
     (directory / "model.stablehlo").write_bytes(exported.serialize())
     arrays = {name: np.array(value, order="C") for name, value in parameters.items()}
     safetensors.numpy.save_file(arrays, directory / "parameters.safetensors")
@@ -73,7 +71,7 @@ def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
     import tensorflow as tf
     from orbax.export import ExportManager, JaxModule, ServingConfig
 
-    parameters, recognize = _function(recognizer)
+    parameters, recognize = model_function(recognizer)
     shapes = recognizer.input_shapes
     module = JaxModule(
         parameters,
@@ -82,7 +80,7 @@ def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
         jax2tf_kwargs={"native_serialization_platforms": PLATFORMS},
     )
 
-    _make_anew(directory)
+    empty_folder(directory)
     ExportManager(
         module,
         [
@@ -99,8 +97,15 @@ def export_saved_model(recognizer: Recognizer, directory: Path) -> None:
     ).save(str(directory))
 
 
-def _function(recognizer: Recognizer) -> tuple[Parameters, Recognize]:
-    """Return all weights by name, and a pure function of them and of what the networks see."""
+def model_function(
+    recognizer: Recognizer, depthwise: Implementation = "by_platform"
+) -> tuple[Parameters, Recognize]:
+    """Return all weights by name, and a pure function of them and of what the networks see.
+
+    Args:
+      recognizer: the model.
+      depthwise: as `depthwise_implementation`; by default each platform gets its own.
+    """
     model = nnx.merge(*nnx.split(recognizer.model))
     model.clip = nnx.merge(*nnx.split(recognizer.model.clip))
     del model.clip.text  # The head was trained; texts are not looked at any more.
@@ -111,8 +116,7 @@ def _function(recognizer: Recognizer) -> tuple[Parameters, Recognize]:
 
     def recognize(parameters: Parameters, inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
         state = jax.tree.unflatten(structure, [parameters[name] for name in leaves])
-        # The program is for all platforms, so each gets its own spelling of the convolution.
-        with depthwise_implementation("by_platform"):
+        with depthwise_implementation(depthwise):
             logits = nnx.merge(graphdef, state)(inputs["motion"], inputs["images"])
         logits = logits.astype(jnp.float32)
         return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
@@ -120,35 +124,8 @@ def _function(recognizer: Recognizer) -> tuple[Parameters, Recognize]:
     return parameters, recognize
 
 
-def _make_anew(directory: Path) -> None:
+def empty_folder(directory: Path) -> None:
+    """Make a folder anew."""
     if directory.exists():
         shutil.rmtree(directory)
     directory.mkdir(parents=True)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write both forms of a finished run's model; returns the exit status."""
-    parser = CommandParser(
-        "moclip_jax.export.saved_model",
-        "Write a finished run's model for programs without this package: DIR/stablehlo (one "
-        "program for CPU, CUDA and TPU) and DIR/saved_model (TensorFlow).",
-        ("--workdir=runs/demo --out=runs/demo/serving",),
-        usage="--workdir=DIR --out=DIR",
-    )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a finished run")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
-    arguments = parser.parse(argv)
-
-    def work() -> None:
-        recognizer = load(arguments.workdir)
-        out = Path(arguments.out).expanduser()
-        export_stablehlo(recognizer, out / "stablehlo")
-        export_saved_model(recognizer, out / "saved_model")
-        print(f"written: {out / 'stablehlo'}, {out / 'saved_model'}")
-
-    return run(work, traceback=arguments.traceback)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from moclip_jax.export.saved_model import main
+from moclip_jax.export.__main__ import main
 from moclip_jax.inference.recognizer import Recognizer, load
 
 STABLEHLO = """

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ OTHER_COMMANDS = (
     "moclip_jax.visualize",
     "moclip_jax.reporting.report",
     "moclip_jax.app",
-    "moclip_jax.export.saved_model",
+    "moclip_jax.export",
     "benchmarks.draw_videos",
     "benchmarks.growth",
     "benchmarks.memory",
@@ -52,6 +53,12 @@ def command(module: str, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+def main_of(module: str) -> Callable[[list[str]], int]:
+    """The function that a command's module, or package, runs."""
+    found = importlib.import_module(module)
+    return (found if hasattr(found, "main") else importlib.import_module(f"{module}.__main__")).main
+
+
 def check_help(module: str, text: str) -> None:
     lines = text.splitlines()
     assert lines[0].startswith(f"usage: python -m {module} ")
@@ -72,7 +79,7 @@ def test_help_of_the_recipes_commands_fits_a_screen(module):
 @pytest.mark.parametrize("module", OTHER_COMMANDS)
 def test_help_of_the_other_commands_fits_a_screen(module, capsys):
     with pytest.raises(SystemExit) as error:
-        importlib.import_module(module).main(["--help"])
+        main_of(module)(["--help"])
     assert error.value.code == 0
     check_help(module, capsys.readouterr().out)
 
@@ -80,7 +87,7 @@ def test_help_of_the_other_commands_fits_a_screen(module, capsys):
 @pytest.mark.parametrize("module", OTHER_COMMANDS)
 def test_an_option_that_does_not_exist_ends_with_status_2(module, capsys):
     with pytest.raises(SystemExit) as error:
-        importlib.import_module(module).main(["--hlp"])
+        main_of(module)(["--hlp"])
     assert error.value.code == 2
     assert "error: unknown option --hlp; did you mean --help?" in capsys.readouterr().err
 
