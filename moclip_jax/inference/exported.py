@@ -53,6 +53,7 @@ def load_model(folder: Path) -> Recognizer:
         motion_dtype=config.features.get("motion_dtype", config.motion.dtype),
         preprocessing=ImagePreprocessing.from_hf(metadata.get("preprocessor"), image_size),
         program=program,
+        folder=folder,
     )
     if program is None or not program.exists():
         # Damage is reported now, not at the first video.

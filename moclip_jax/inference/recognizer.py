@@ -57,28 +57,25 @@ class Recognizer:
         motion_dtype: str = "auto",
         preprocessing: ImagePreprocessing = DEFAULT_PREPROCESSING,
         program: Path | None = None,
+        folder: Path | None = None,
     ):
-        """Make a recognizer; `load` makes one from an export.
+        """Make a recognizer; `load` makes one from an export. Other arguments: see the class.
 
         Args:
           load_model: returns the trained `MoCLIP`, with both towers of CLIP; called at most once.
           class_names: one for each logit.
-          image_size: see the class.
-          video: see the class.
-          views: see the class.
-          frame: see the class.
           load_tokenizer: returns CLIP's tokenizer; called only for labels of the user's own.
           clip_dtype: `config.clip.dtype`.
           motion_dtype: `config.features.motion_dtype`.
-          preprocessing: see the class.
           program: file that keeps the compiled program, from `program_file`; None for none.
+          folder: the export that the model comes from.
         """
         self.class_names, self.image_size = tuple(class_names), image_size
         # The limits on the length of a video are those of training.
         self.video = dataclasses.replace(video, max_frames=None, max_seconds=None)
         self.views, self.frame = views, frame
         self._load_model, self._load_tokenizer = load_model, load_tokenizer
-        self._program_file = program
+        self._program_file, self._folder = program, folder
         self.preprocessing = preprocessing
         self._dtypes = clip_dtype, motion_dtype
         self._label_sets: dict[tuple[str, ...], LabelSet] = {}
@@ -141,8 +138,7 @@ class Recognizer:
 
         Args:
           paths: the files; a `VideoError` stands for one that is already known to be bad.
-          top_k: as `predict`.
-          labels: as `predict`.
+          top_k: as `predict`; so is `labels`.
           window_s: length of the windows of a timeline in seconds; 0 for none.
           num_workers: files that are decoded at once; 0 means one for each core.
           isolate: decode in child processes, so that a file that crashes or hangs FFmpeg costs
@@ -207,10 +203,8 @@ class Recognizer:
         and then window by window, each given before the next one is read.
 
         Args:
-          path: as `predict`.
+          path: as `predict`; so are `top_k` and `labels`.
           seconds: length of a window.
-          top_k: as `predict`.
-          labels: as `predict`.
 
         Yields:
           The predictions, with `start_s` and `end_s`.
@@ -228,8 +222,7 @@ class Recognizer:
 
         Args:
           address: rtsp:// or http:// address, device, FIFO, growing file, or - for standard input.
-          top_k: as `predict`.
-          labels: as `predict`.
+          top_k: as `predict`; so is `labels`.
           **options: fields of `moclip_jax.inference.stream.StreamOptions`: `window_s`, `hop_s`,
             `timeout_s`, `retries`, `endless`, `container_format`.
 
@@ -282,6 +275,14 @@ class Recognizer:
                 self.class_names, words, self.model.clip if words else None, tokenizer
             )
         return self._label_sets[words]
+
+    def push_to_hub(self, repository: str, *, private: bool = False, message: str = "") -> str:
+        """Upload the export to the Hugging Face hub; see `moclip_jax.inference.hub.push`."""
+        from moclip_jax.inference import hub
+
+        if self._folder is None:
+            raise ValueError("push_to_hub: this model was not opened from an export")
+        return hub.push(self._folder, repository, private=private, message=message)
 
     @functools.cached_property
     def model(self) -> "MoCLIP":
@@ -345,11 +346,9 @@ class Recognizer:
         """Recognize parts of a file, one after the other; as `timeline`.
 
         Args:
-          path: the file.
+          path: the file; `top_k` and `labels` are as in `predict`.
           outline: `Clip.outline` of it.
           parts: in order.
-          top_k: as `predict`.
-          labels: as `predict`.
           read: calls a function of a file, here or as `SubprocessReader`.
         """
         clips = read(read_parts, path, self.video, outline, parts, self.motion_wanted)
@@ -382,17 +381,20 @@ def load(path: str | os.PathLike[str]) -> Recognizer:
     """Open a trained model.
 
     Args:
-      path: folder of a finished run, or its export.
-
-    Returns:
-      The model, ready to recognize videos.
+      path: folder of a finished run, or its export; or a model on the Hugging Face hub,
+        "owner/name" or "owner/name@revision", where there is no such folder.
 
     Raises:
       FileNotFoundError: there is no export; the message says how to make one.
+      OSError: the hub cannot be reached, and the model is not in its cache.
       ValueError: it was written in a format that this version does not read, or is damaged.
     """
     from moclip_jax.inference.exported import load_model
 
     folder = Path(path).expanduser()
+    if not folder.exists():
+        from moclip_jax.inference import hub
+
+        folder = hub.download(os.fspath(path)) if hub.is_hub_id(os.fspath(path)) else folder
     folder = folder if (folder / "metadata.json").exists() else folder / "export"
     return load_model(folder)
