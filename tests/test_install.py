@@ -1,8 +1,10 @@
 """An installed wheel: complete, one name on the import path, and unharmed by a user's own files."""
 
+import email
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from moclip_jax.cli import COMMANDS
 from tests.input_pipeline import real_clips
@@ -36,11 +40,18 @@ def installed_names() -> dict[str, Path]:
     }
 
 
+def requirements(name: str) -> set[str]:
+    """Return the lines of a file of requirements, without comments."""
+    lines = (REPOSITORY / name).read_text().splitlines()
+    return {line for line in lines if line and not line.startswith(("#", "-r "))}
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
     """The wheel, built from a copy of the sources, without the network."""
     copy = tmp_path_factory.mktemp("sources")
-    for name in (*FOLDERS, "pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+    requirements = (path.name for path in REPOSITORY.glob("requirements*.txt"))
+    for name in (*FOLDERS, *requirements, "pyproject.toml", "README.md", "LICENSE"):
         source = REPOSITORY / name
         if source.is_dir():
             shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -107,6 +118,80 @@ def test_the_wheel_holds_every_file_and_one_name_at_the_top(wheel):
             assert archive.read(name) == file.read_bytes(), name
     assert "moclip_jax/py.typed" in expected
     assert "moclip_jax/pretrained/tiny_clip/model.safetensors" in expected
+
+
+def test_the_wheel_is_small_and_names_what_each_extra_needs(wheel):
+    assert wheel.stat().st_size < 3_000_000
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    needed: dict[str, set[str]] = {}
+    for entry in map(Requirement, metadata.get_all("Requires-Dist")):
+        (extra,) = re.findall(r'extra == "(\w+)"', str(entry.marker)) or [""]
+        needed.setdefault(extra, set()).add(canonicalize_name(entry.name))
+    files = {
+        "": ["inference"],
+        "train": [""],
+        "app": ["app"],
+        "beam": ["", "beam"],
+        "cuda": ["cuda"],
+        "imagenet": ["imagenet"],
+    }
+    assert set(metadata.get_all("Provides-Extra")) == set(files) - {""} == set(needed) - {""}
+    for extra, names in files.items():
+        lines = (requirements(f"requirements{'-' * bool(name)}{name}.txt") for name in names)
+        assert needed[extra] == {
+            canonicalize_name(Requirement(line).name) for part in lines for line in part
+        }
+    assert not {"tensorflow", "tensorflow-cpu", "tensorflow-datasets", "torch"} & needed[""]
+
+
+def test_training_needs_what_inference_needs_in_the_same_versions():
+    assert requirements("requirements-inference.txt") < requirements("requirements.txt")
+
+
+# Put before everything else on the import path, it hides what an install for inference lacks.
+HIDE = """
+import sys
+for name in {names!r}:
+    sys.modules[name] = None
+"""
+
+
+@pytest.fixture
+def inference_only(binaries, tmp_path) -> dict[str, str]:
+    """Environment variables under which packages that only training needs cannot be imported."""
+    # Flax brings its own optax and Orbax checkpoint.
+    only_training = requirements("requirements.txt") - requirements("requirements-inference.txt")
+    names = {Requirement(line).name.replace("-", "_") for line in only_training}
+    names = (names - {"optax", "orbax_checkpoint", "orbax_export"}) | {"tensorflow", "orbax.export"}
+    assert {"tensorflow_datasets", "clu", "tensorboard"} < names
+    (tmp_path / "hide").mkdir()
+    (tmp_path / "hide" / "sitecustomize.py").write_text(HIDE.format(names=sorted(names)))
+    return {**os.environ, "PYTHONPATH": str(tmp_path / "hide")}
+
+
+def test_an_install_for_inference_predicts_and_draws(
+    binaries, inference_only, finished_run, tmp_path
+):
+    def run_there(*command: str | Path) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            list(map(str, command)), cwd=tmp_path, capture_output=True, text=True,
+            env=inference_only,
+        )  # fmt: skip
+
+    command, clip = binaries / "moclip-jax", real_clips.path("bikes")
+    done = run_there(command, "predict", f"--workdir={finished_run}", "--json", clip)
+    assert (done.returncode, done.stderr) == (0, "")
+    check_labels(done.stdout)
+    options = "--classes=riding a bike,playing chess"
+    done = run_there(command, "predict", f"--workdir={finished_run}", options, clip)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run_there(command, "visualize", clip, "--out=figures")
+    assert done.returncode == 0, done.stderr
+    done = run_there(command, "train", "--config=testing", "--workdir=run")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "is not installed; this command needs pip install 'moclip-jax[train]'" in done.stderr
 
 
 def test_the_installed_package_is_the_one_that_is_imported(binaries, tmp_path):

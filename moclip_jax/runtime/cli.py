@@ -176,6 +176,14 @@ def _run(work: Callable[[], int | None], stopped: str, traceback: bool) -> tuple
         # rest of its buffer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STATUS_ERROR, ""
+    except ModuleNotFoundError as error:
+        if traceback or (error.name or "moclip_jax").partition(".")[0] == "moclip_jax":
+            raise
+        # An install for inference has no TensorFlow, nor what else only training uses.
+        return STATUS_ERROR, (
+            f"error: {error.name} is not installed; this command needs "
+            "pip install 'moclip-jax[train]', in a clone pip install -r requirements.txt"
+        )
     except (ValueError, OSError, RuntimeError) as error:
         if traceback:
             raise
