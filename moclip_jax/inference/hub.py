@@ -56,7 +56,7 @@ def push(folder: Path, repository: str, *, private: bool = False, message: str =
         )
     except (HfHubHTTPError, OSError) as error:
         raise OSError(
-            f"cannot upload to {repository} ({_first_line(error)}); `hf auth login` stores a token "
+            f"cannot upload to {repository} ({_first_line(error)}); hf auth login stores a token "
             "that may write, and HF_ENDPOINT names another hub"
         ) from error
     return str(commit.commit_url)

@@ -26,6 +26,7 @@ from moclip_jax.models.moclip import MoCLIP, MoCLIPConfig
 from moclip_jax.models.motion_network import MotionNetworkConfig
 from tests.export.test_saved_model import expected_logits, some_inputs
 from tests.input_pipeline import real_clips
+from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 pytest.importorskip("jax2onnx", reason="make onnx")
 
@@ -96,6 +97,14 @@ def test_the_script_labels_videos_as_predict_does(finished_run, exported, tmp_pa
             [x.probability for x in prediction.scores],
             atol=1e-5,
         )
+
+
+def test_the_script_rejects_a_rotated_video(exported, tmp_path):
+    video = write_video(tmp_path / "a.mp4", drifting_frames(9, 48, 80, step=(3, 1)), rotation=90)
+    command = [sys.executable, "-I", str(exported / "predict_onnx.py"), str(video)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "degrees; turn it first" in done.stderr
 
 
 def test_the_script_is_short_and_imports_what_it_says():

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import moclip_jax
 from tests.input_pipeline import real_clips
 
 
@@ -196,3 +198,17 @@ def test_mistakes_are_named(server, commit, cache, finished_run):
     wrong = PUSH.replace("people/actions", "actions")
     done = python(wrong, server, cache, str(finished_run))
     assert "'actions' is not of the form owner/name" in done.stderr
+
+
+def test_what_cannot_be_uploaded_is_told(cache, finished_run, tmp_path):
+    done = python(PUSH, None, cache, str(finished_run))
+    assert "cannot upload to people/actions" in done.stderr
+    assert "stores a token that may write, and HF_ENDPOINT" in done.stderr
+    recognizer = moclip_jax.load(finished_run)
+    recognizer._folder = shutil.copytree(finished_run / "export", tmp_path / "export")
+    (tmp_path / "export" / "parameters.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"as exports of version 0.1 on have; write it again"):
+        recognizer.push_to_hub("people/actions")
+    recognizer._folder = None
+    with pytest.raises(ValueError, match="this model was not opened from an export"):
+        recognizer.push_to_hub("people/actions")

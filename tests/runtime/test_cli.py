@@ -30,6 +30,7 @@ OTHER_COMMANDS = (
     "moclip_jax.app",
     "moclip_jax.export",
     "benchmarks.draw_videos",
+    "benchmarks.exports",
     "benchmarks.growth",
     "benchmarks.memory",
     "benchmarks.pipeline",
