@@ -156,7 +156,7 @@ class _Fourier(nnx.Module):
 def test_an_operation_without_a_form_in_onnx_is_named(finished_run, tmp_path):
     recognizer = moclip_jax.load(finished_run)
     recognizer.model.head = _Fourier(recognizer.model.head)
-    with pytest.raises(ValueError, match="eigh"):
+    with pytest.raises(ValueError, match=r"has an operation that ONNX has no form of: .*eigh"):
         export.export_onnx(recognizer, tmp_path / "onnx")
     assert not (tmp_path / "onnx").exists()
 
