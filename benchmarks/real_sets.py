@@ -9,14 +9,17 @@ frame rate and kind of GOP, with the family taken as known.
 """
 
 import argparse
+import ast
 import statistics
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from ml_collections import ConfigDict
 
 from moclip_jax.configs import video_folder
+from moclip_jax.runtime.compilation_cache import use_compilation_cache
 from moclip_jax.runtime.progress import say
 from moclip_jax.training.splits import format_splits, run_splits
 
@@ -46,10 +49,12 @@ def within_family(workdir: Path, classes: list[int], row: str) -> float:
     return float((best == scores["label"][rows]).mean())
 
 
-def measure(folder: Path, workdir: Path, seeds: int, changes: dict[str, str]) -> None:
+def measure(folder: Path, workdir: Path, seeds: int, changes: dict[str, Any]) -> None:
     """Run all lists of one data set and print its tables."""
     config: ConfigDict = video_folder.get_config()
     config.dataset.videos = str(folder)
+    # Measured, not used: nothing is exported.
+    config.stages = "prepare,motion,features,fusion,evaluate"
     config.update_from_flattened_dict(changes)
     lists = len(list(folder.glob("testlist*.txt")))
     summary = run_splits(config, workdir, lists, seeds)
@@ -68,8 +73,17 @@ def measure(folder: Path, workdir: Path, seeds: int, changes: dict[str, str]) ->
             )
 
 
+def _value(text: str) -> Any:
+    """Return a number, a tuple or the like if the text is one in Python, or else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
 def main() -> int:
     """Measure every data set of a folder."""
+    use_compilation_cache()
     parser = argparse.ArgumentParser("benchmarks.real_sets", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/real_sets"))
@@ -77,7 +91,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="names of data sets, separated by commas")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     arguments = parser.parse_args()
-    changes = dict(item.split("=", 1) for item in arguments.set)
+    changes = {name: _value(text) for name, _, text in (s.partition("=") for s in arguments.set)}
     for folder in sorted(path.parent for path in arguments.folder.glob("*/classInd.txt")):
         if not arguments.only or folder.name in arguments.only.split(","):
             say(f"=== {folder.name}")

@@ -39,6 +39,12 @@ def default_config() -> ConfigDict:
     # Steps of motion training to write a trace of, to WORKDIR/motion/profile, which TensorBoard and
     # Perfetto open; 0 for none.
     config.profile_steps = 0
+    # True weights the loss of the motion network and of the heads so that classes count alike,
+    # however many videos they have.
+    config.balanced_loss = False
+    # Minutes that the stage `motion` may take: above 0, the motion model and its epochs are chosen
+    # so that they fit (training/budget.py). 0 trains what the section `motion` says.
+    config.time_budget = 0.0
 
     config.mesh = ConfigDict()
     # Devices that share one copy of the frozen CLIP, each with a part of it; must divide the

@@ -86,6 +86,8 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         yield f"config.features.batch_size={config.features.batch_size} must be 0 or more"
     if config.profile_steps < 0:
         yield f"config.profile_steps={config.profile_steps} must be 0 (no trace) or more"
+    if config.time_budget < 0:
+        yield f"config.time_budget={config.time_budget} must be 0 (none) or more minutes"
     if motion.backbone == FISHER:
         yield from _fisher_problems(config)
     else:

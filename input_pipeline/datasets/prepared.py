@@ -94,6 +94,11 @@ class PreparedDataset:
             "rejected_test": rejected_test,
         }
 
+    def labels(self, names: Sequence[str]) -> np.ndarray:
+        """Return the classes of videos of the index, prepared or rejected, int64 `[n]`."""
+        entries = {entry.name: entry for entry in self.index}
+        return np.array([entries[name].label for name in names], np.int64)
+
     def records(self) -> list[str]:
         """Return the paths of the record files, in order."""
         info = self.builder.info

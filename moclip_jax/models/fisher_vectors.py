@@ -1,69 +1,34 @@
-"""Fisher vectors of local motion histograms and a linear classifier: the model for small data.
+"""Fisher vectors of local motion descriptors and a linear classifier: the model for small data.
 
-Descriptors: histograms of flow (HOF) and of motion boundaries (MBH), Dalal et al., "Human Detection
-Using Oriented Histograms of Flow and Appearance" (ECCV 2006), in space-time cells as Wang et al.,
-"Dense Trajectories and Motion Boundary Descriptors" (IJCV 2013). Computed from a codec's motion
-vectors: Kantorov and Laptev, "Efficient Feature Extraction, Encoding and Classification for Action
-Recognition" (CVPR 2014). Encoding: Perronnin et al., "Improving the Fisher Kernel for Large-Scale
-Image Classification" (ECCV 2010), with positions appended to the descriptors as Sanchez et al.,
-"Modeling the Spatial Layout of Images Beyond Spatial Pyramids" (2012).
+The descriptors are those of `motion_descriptors.py`. Encoding: Perronnin et al., "Improving the
+Fisher Kernel for Large-Scale Image Classification" (ECCV 2010), with positions appended to the
+descriptors as Sanchez et al., "Modeling the Spatial Layout of Images Beyond Spatial Pyramids"
+(2012).
 """
 
-import functools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-# Motion in pixels a frame below which a block is at rest.
-_REST = 0.4
-# A descriptor counts if its mean motion, and the mean difference to the neighbours, exceed these.
-_MIN_MOTION, _MIN_BOUNDARY = 0.3, 0.2
-# Larger motion counts as this in these thresholds.
-_MAX_MOTION = 20.0
-# Where fewer count, the strongest do.
-_MIN_DESCRIPTORS, _STRONGEST = 20, 50
-_ORIENTATIONS = 8
-# Kind of histogram -> its bins; flow has one for blocks at rest.
-_BINS = {"hof": _ORIENTATIONS + 1, "mbh_x": _ORIENTATIONS, "mbh_y": _ORIENTATIONS}
+from moclip_jax.models.motion_descriptors import (
+    BINS,
+    Descriptors,
+    Places,
+    Scale,
+    motion_maps,
+)
+
 _POSITION_SCALE = 3.0
 _EPS = 1e-9
+# Descriptors that are encoded at once.
+_CHUNK = 512
 
-
-class Scale(NamedTuple):
-    """Size of a descriptor, which has 2 x 2 cells in space.
-
-    Attributes:
-      cell: Side of a cell in blocks.
-      cell_frames: Frames of a cell.
-      time_cells: Cells in time.
-    """
-
-    cell: int
-    cell_frames: int
-    time_cells: int
-
-    @property
-    def frames(self) -> int:
-        """Frames of a descriptor."""
-        return self.cell_frames * self.time_cells
-
-
-class Descriptors(NamedTuple):
-    """Local descriptors of videos at one scale.
-
-    Attributes:
-      histograms: By kind, float32 `[B, N, d]`.
-      positions: float32 `[B, N, 3]`, time, row and column, each in [-0.5, 0.5].
-      weight: float32 `[B, N]`, 1 for a descriptor that counts and 0 for another.
-    """
-
-    histograms: dict[str, jax.Array]
-    positions: jax.Array
-    weight: jax.Array
+# Of the posteriors, `[B, K]`, and of their products with x and its square, `[B, K, p + 3]`.
+Sums = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -132,23 +97,32 @@ class FisherEncoder(nnx.Module):
           positions: float32 `[B, N, 3]`, time, row and column, each in [-0.5, 0.5].
           weight: float32 `[B, N]`, 1 for a descriptor that counts and 0 for another.
         """
+        return self.vector(self.sums(descriptors, positions, weight), weight.sum(1))
+
+    def sums(self, descriptors: jax.Array, positions: jax.Array, weight: jax.Array) -> Sums:
+        """Return what Fisher vectors are made of, summed over descriptors; as `__call__`."""
         batch = descriptors.shape[:2]
         rows = [value.reshape(-1, value.shape[-1]) for value in (descriptors, positions)]
         x = self.project(*rows)
-        weights, means, variances = (
-            value[...] for value in (self.weights, self.means, self.variances)
-        )
-        posterior = mixture_posterior(x, weights, means, variances)
+        posterior = mixture_posterior(x, self.weights[...], self.means[...], self.variances[...])
         x, posterior = x.reshape(*batch, -1), posterior.reshape(*batch, -1) * weight[..., None]
-        count = jnp.maximum(weight.sum(1), 1.0)[:, None, None]
-        zeroth = posterior.sum(1)[..., None] / count
-        first = jnp.einsum("bnk,bnd->bkd", posterior, x) / count
-        second = jnp.einsum("bnk,bnd->bkd", posterior, x * x) / count
-        weights, means, variances = weights[None, :, None], means[None], variances[None]
+        first = jnp.einsum("bnk,bnd->bkd", posterior, x)
+        second = jnp.einsum("bnk,bnd->bkd", posterior, x * x)
+        return posterior.sum(1), first, second
+
+    def vector(self, sums: Sums, count: jax.Array) -> jax.Array:
+        """Return Fisher vectors of unit length from `sums` over `count` descriptors, `[B]`."""
+        count = jnp.maximum(count, 1.0)[:, None, None]
+        zeroth, first, second = sums[0][..., None] / count, sums[1] / count, sums[2] / count
+        weights, means, variances = (
+            self.weights[...][None, :, None],
+            self.means[...][None],
+            self.variances[...][None],
+        )
         mean_gradient = (first - zeroth * means) / jnp.sqrt(variances * weights)
         variance_gradient = (second - 2 * first * means + zeroth * means**2) / variances - zeroth
         variance_gradient /= jnp.sqrt(2 * weights)
-        vector = jnp.stack([mean_gradient, variance_gradient], axis=1).reshape(len(x), -1)
+        vector = jnp.stack([mean_gradient, variance_gradient], axis=1).reshape(len(count), -1)
         vector = jnp.sign(vector) * jnp.sqrt(jnp.abs(vector))
         return vector / (jnp.linalg.norm(vector, axis=-1, keepdims=True) + _EPS)
 
@@ -190,7 +164,7 @@ class FisherNetwork(nnx.Module):
                 nnx.Dict(
                     {
                         kind: FisherEncoder(4 * scale.time_cells * bins, config)
-                        for kind, bins in _BINS.items()
+                        for kind, bins in BINS.items()
                     }
                 )
                 for scale in config.scales
@@ -202,8 +176,8 @@ class FisherNetwork(nnx.Module):
         self.components = nnx.Param(jnp.zeros((size, config.num_features)))
         self.classifier = nnx.Linear(config.num_features, config.num_classes, rngs=rngs)
 
-    def descriptors(self, fields: jax.Array) -> list[Descriptors]:
-        """Return the local descriptors of videos at each scale.
+    def places(self, fields: jax.Array) -> list["Places"]:
+        """Return the places of the local descriptors of videos at each scale.
 
         Args:
           fields: uint8 `[B, S, window, rows, columns, 2]`, the motion (x, y) of each block in
@@ -220,24 +194,44 @@ class FisherNetwork(nnx.Module):
         if fields.dtype != jnp.uint8:
             raise ValueError(f"FisherNetwork needs uint8 fields, got {fields.dtype}")
         maps = motion_maps(fields.astype(jnp.float32) - 128)
-        return [describe(maps, scale) for scale in self.config.scales]
+        return [Places(maps, scale) for scale in self.config.scales]
+
+    def draw(self, fields: jax.Array, key: jax.Array, count: int) -> list[Descriptors]:
+        """Return at most `count` random descriptors that count, of each video at each scale.
+
+        Args:
+          fields: As `places`.
+          key: Of the draw.
+          count: `N` of the result; where fewer count, the weight of the others is 0.
+        """
+        drawn = []
+        for places in self.places(fields):
+            order = jax.random.uniform(key, places.weight.shape) - places.weight
+            drawn.append(places.descriptors(jnp.argsort(order, axis=1)[:, :count]))
+        return drawn
 
     def fisher_vectors(self, fields: jax.Array) -> jax.Array:
         """Return float32 `[B, D]`: a vector of unit length for each scale and kind, in a row."""
-        return jnp.concatenate(
-            [
-                encoder(found.histograms[kind], found.positions, found.weight)
-                for encoders, found in zip(self.encoders, self.descriptors(fields), strict=True)
-                for kind, encoder in encoders.items()
-            ],
-            axis=-1,
-        )
+        graph, state = nnx.split(self)
+
+        def of_video(fields: jax.Array) -> jax.Array:
+            network, vectors = nnx.merge(graph, state), []
+            for encoders, places in zip(
+                network.encoders, network.places(fields[None]), strict=True
+            ):
+                sums = _sums_of_counting(dict(encoders.items()), places)
+                count = places.weight.sum(1)
+                vectors += [encoder.vector(sums[kind], count) for kind, encoder in encoders.items()]
+            return jnp.concatenate(vectors, axis=-1)[0]
+
+        # One after another, as each has its own number of descriptors that count.
+        return jax.lax.map(of_video, fields)
 
     def features(self, fields: jax.Array) -> jax.Array:
         """Return the features of videos.
 
         Args:
-          fields: As `descriptors`.
+          fields: As `places`.
 
         Returns:
           float32 `[B, 1, num_features]`, one vector for all segments.
@@ -254,95 +248,31 @@ class FisherNetwork(nnx.Module):
         return self.classifier(features[:, 0])
 
 
-def motion_maps(motion: jax.Array) -> dict[str, jax.Array]:
-    """Return what descriptors sum in their cells.
+def _sums_of_counting(encoders: dict[str, FisherEncoder], places: Places) -> dict[str, Sums]:
+    """Return each encoder's sums over the descriptors that count, which come first in chunks."""
+    videos, number = places.weight.shape
+    order = jnp.argsort(-places.weight, axis=1)
+    most = places.weight.sum(1).max()
+    chunk = min(_CHUNK, number)
+    starts = np.arange(0, number, chunk)
+    order = jnp.pad(order, ((0, 0), (0, starts[-1] + chunk - number)))
 
-    Args:
-      motion: float32 `[B, S, window, rows, columns, 2]`, (x, y) in pixels a frame.
+    def add(sums: dict[str, Sums], start: jax.Array) -> tuple[dict[str, Sums], None]:
+        def with_chunk(sums: dict[str, Sums]) -> dict[str, Sums]:
+            found = places.descriptors(jax.lax.dynamic_slice_in_dim(order, start, chunk, axis=1))
+            padding = start + jnp.arange(chunk) >= number
+            weight = jnp.where(padding[None], 0.0, found.weight)
+            more = {
+                kind: encoder.sums(found.histograms[kind], found.positions, weight)
+                for kind, encoder in encoders.items()
+            }
+            return jax.tree.map(jnp.add, sums, more)
 
-    Returns:
-      By kind, histograms of every block, and `motion` and `boundary`, the magnitude and the
-      difference to the neighbours; float32 `[B, S, window, rows, columns, bins]`.
-    """
-    x, y = motion[..., 0], motion[..., 1]
-    magnitude = jnp.hypot(x, y)
-    moving = (magnitude >= _REST)[..., None]
-    flow = jnp.where(moving, orientation_histogram(x, y), 0)
-    maps = {"hof": jnp.concatenate([flow, ~moving], axis=-1)}
-    for kind, component in (("mbh_x", x), ("mbh_y", y)):
-        padded = jnp.pad(component, ((0, 0),) * 3 + ((1, 1), (1, 1)), mode="edge")
-        across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
-        down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
-        maps[kind] = orientation_histogram(across, down)
-    across, down = (
-        jnp.abs(jnp.diff(motion, axis=axis, append=jnp.take(motion, jnp.array([-1]), axis)))
-        for axis in (4, 3)
-    )
-    for name, value in (("motion", magnitude), ("boundary", (across + down).sum(-1))):
-        maps[name] = jnp.minimum(value, _MAX_MOTION)[..., None]
-    return maps
+        return jax.lax.cond(start < most, with_chunk, lambda sums: sums, sums), None
 
+    def zeros(encoder: FisherEncoder) -> Sums:
+        shape = (videos, *encoder.means.shape)
+        return jnp.zeros(shape[:2]), jnp.zeros(shape), jnp.zeros(shape)
 
-def describe(maps: dict[str, jax.Array], scale: Scale) -> Descriptors:
-    """Return the descriptors at every block of every window.
-
-    Args:
-      maps: From `motion_maps`.
-      scale: Its frames are those in the middle of the window.
-    """
-    batch, segments = maps["hof"].shape[:2]
-    in_cells = {name: _in_cells(value, scale) for name, value in maps.items()}
-    energy, edges = (
-        in_cells.pop(name).mean(-1) / (scale.cell_frames * scale.cell**2)
-        for name in ("motion", "boundary")
-    )
-    axes = [(jnp.arange(segments) + 0.5) / segments - 0.5]
-    axes += [jnp.linspace(-0.5, 0.5, length) for length in energy.shape[1:]]
-    positions = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1).reshape(1, -1, 3)
-    energy, edges = (value.reshape(batch, -1) for value in (energy, edges))
-    weight = (energy > _MIN_MOTION) & (edges > _MIN_BOUNDARY)
-    strongest = jax.lax.top_k(energy, min(_STRONGEST, energy.shape[1]))[0][:, -1:]
-    few = weight.sum(1, keepdims=True) < _MIN_DESCRIPTORS
-    weight = jnp.where(few, energy >= strongest, weight)
-    return Descriptors(
-        {
-            kind: root_normalized(value.reshape(batch, -1, value.shape[-1]))
-            for kind, value in in_cells.items()
-        },
-        jnp.broadcast_to(positions, (batch, *positions.shape[1:])),
-        weight.astype(jnp.float32),
-    )
-
-
-def _in_cells(values: jax.Array, scale: Scale) -> jax.Array:
-    """Sum `[B, S, window, h, w, c]` in the cells of each place: `[B * S, h', w', cells * c]`."""
-    cell, first = scale.cell, (values.shape[2] - scale.frames) // 2
-    values = values[:, :, first : first + scale.frames]
-    sums = values.reshape(-1, scale.time_cells, scale.cell_frames, *values.shape[3:]).sum(2)
-    for axis in (2, 3):
-        length = sums.shape[axis] - cell + 1
-        # Slices: XLA's CPU backend takes far longer for `reduce_window`.
-        parts = [jax.lax.slice_in_dim(sums, k, k + length, axis=axis) for k in range(cell)]
-        sums = functools.reduce(jnp.add, parts)
-    height, width = sums.shape[2] - cell, sums.shape[3] - cell
-    corners = [
-        sums[:, :, top : top + height, left : left + width]
-        for top in (0, cell)
-        for left in (0, cell)
-    ]
-    together = jnp.moveaxis(jnp.stack(corners, axis=2), (1, 2), (3, 4))
-    return together.reshape(*together.shape[:3], -1)
-
-
-def orientation_histogram(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Return the magnitude shared between the two nearest of eight orientations, `[..., 8]`."""
-    angle = jnp.arctan2(y, x) * (_ORIENTATIONS / (2 * jnp.pi)) % _ORIENTATIONS
-    bins = jnp.arange(_ORIENTATIONS).reshape((1,) * x.ndim + (_ORIENTATIONS,))
-    distance = jnp.abs(angle[..., None] - bins)
-    distance = jnp.minimum(distance, _ORIENTATIONS - distance)
-    return jnp.maximum(1 - distance, 0) * jnp.hypot(x, y)[..., None]
-
-
-def root_normalized(histograms: jax.Array) -> jax.Array:
-    """Return the square root of histograms of sum one (RootSIFT's normalisation), `[..., d]`."""
-    return jnp.sqrt(histograms / (histograms.sum(-1, keepdims=True) + 1e-3))
+    empty = {kind: zeros(encoder) for kind, encoder in encoders.items()}
+    return jax.lax.scan(add, empty, jnp.asarray(starts))[0]

@@ -37,6 +37,7 @@ from moclip_jax.reporting.templates import render
 from moclip_jax.runtime.cli import CommandParser, run
 from moclip_jax.runtime.files import atomic_write
 from moclip_jax.training.metric_log import data_wait
+from moclip_jax.training.metrics import class_accuracy
 from moclip_jax.training.prepare import open_dataset, video_splits
 
 NAME = "report.html"
@@ -66,8 +67,7 @@ def write_report(
     label = scores.pop("label")
     rows = json.loads((workdir / "evaluate" / "rows.json").read_text())
     class_names = dataset.class_names
-    entries = {entry.name: entry for entry in dataset.index}
-    rejected = np.array([entries[name].label for name in splits["rejected_test"]], np.int64)
+    rejected = dataset.labels(splits["rejected_test"])
     accuracy = {row: class_accuracy(scores[row], label, rejected) for row in scores}
     counts = confusion_counts(label, scores["fusion"].argmax(axis=1), len(class_names))
     with figure_style():
@@ -83,7 +83,10 @@ def write_report(
         workdir=workdir.name,
         num_classes=len(class_names),
         num_videos={split: len(names) for split, names in splits.items()},
-        rows={ROW_TITLES[name]: row for name, row in rows.items()},
+        rows={
+            ROW_TITLES[name]: row | {"balanced_accuracy": np.nanmean(accuracy[name])}
+            for name, row in rows.items()
+        },
         agreement=agreement(scores, label),
         helped=_helped(accuracy, class_names),
         named_classes=label_step(len(class_names)),
@@ -101,17 +104,6 @@ def write_report(
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
-
-
-def class_accuracy(scores: np.ndarray, label: np.ndarray, rejected: np.ndarray) -> np.ndarray:
-    """Return top-1 accuracy of each class, float `[classes]`; NaN without test videos.
-
-    `rejected` are the classes of test videos that could not be read, which count as wrong.
-    """
-    num_classes = scores.shape[1]
-    correct = np.bincount(label[scores.argmax(axis=1) == label], minlength=num_classes)
-    videos = np.bincount(np.concatenate([label, rejected]), minlength=num_classes)
-    return np.where(videos > 0, correct / np.maximum(videos, 1), np.nan)
 
 
 def most_confused(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:

@@ -1,10 +1,12 @@
 """Compare variants of the recipe in one table.
 
-The recipe runs once as configured and once for each variant, each in its own folder. A stage whose
-settings a variant does not change is not run again: its folder is linked.
+The recipe runs once as configured and once for each variant, each in its own folder, with one or
+several seeds. A stage whose settings a variant does not change is not run again: its folder is
+linked.
 """
 
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from ml_collections import ConfigDict
 from moclip_jax.runtime import cli, distributed
 from moclip_jax.training import repeat
 
+flags.declare_key_flag("num_seeds")
 _VARIANTS = flags.DEFINE_list("variants", [], "variants to run, separated by commas; default: all")
 
 # Name of a variant -> the fields that it changes.
@@ -74,46 +77,72 @@ def link_stages(config: ConfigDict, base: ConfigDict, workdir: Path, base_workdi
 
 
 def run_ablations(
-    config: ConfigDict, workdir: Path, variants: dict[str, dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Run every variant, and return the rows of each; `base` is always run, and first.
+    config: ConfigDict, workdir: Path, variants: dict[str, dict[str, Any]], num_seeds: int = 1
+) -> dict[str, list[dict[str, Any]]]:
+    """Run every variant, and return the rows of each run; `base` is always run, and first.
 
     Args:
       workdir: Folder of all variants; what is done there is not run again.
       variants: Name to changed fields.
+      num_seeds: Runs of each variant.
 
     Returns:
-      `{variant: {row: {...}}}`, rows as in `results.json`; also in `workdir/ablations.json`.
+      `{variant: [{row: {...}}, ...]}`, for each seed rows as in `results.json`; also in
+      `workdir/ablations.json`.
 
     Raises:
       ValueError: The stages to run do not include `evaluate`.
     """
     data_dir = workdir / "data"
-    base = variant_config(config, {}, data_dir)
-    table: dict[str, dict[str, Any]] = {}
+    table: dict[str, list[dict[str, Any]]] = {}
     everything: dict[str, dict[str, Any]] = {"base": {}} | variants
-    for name, changes in everything.items():
+    for (name, changes), seed in itertools.product(everything.items(), range(num_seeds)):
+        base = variant_config(config, {}, data_dir)
         changed = variant_config(config, changes, data_dir)
-        folder = workdir / name.replace(" ", "_")
+        base.seed = changed.seed = config.seed + seed
+        title, folder = repeat.of_seed(name, name.replace(" ", "_"), changed.seed, num_seeds)
+        base_folder = repeat.of_seed("base", "base", changed.seed, num_seeds)[1]
         if name != "base":
             distributed.run_on_main(
-                functools.partial(link_stages, changed, base, folder, workdir / "base")
+                functools.partial(
+                    link_stages, changed, base, workdir / folder, workdir / base_folder
+                )
             )
             # A variant is measured, not used: only the base is exported.
             changed.stages = "prepare,motion,features,fusion,evaluate"
-        table[name] = repeat.run_titled(name, changed, folder)["rows"]
+        rows = repeat.run_titled(title, changed, workdir / folder)["rows"]
+        table.setdefault(name, []).append(rows)
         repeat.write_summary(workdir / "ablations.json", table)
     return table
 
 
-def format_ablations(table: dict[str, dict[str, Any]]) -> str:
-    """Return a line for each variant: top-1 of each row in percent, and the cost of the fusion."""
-    rows = ("zero_shot", "clip_head", "motion", "fusion")
-    width = max(map(len, table))
-    lines = [f"{'variant':<{width}}  " + "  ".join(f"{r:>9}" for r in rows) + "  GMACs/video"]
-    for name, results in table.items():
-        top1 = "  ".join(f"{100 * results[row]['top1']:9.1f}" for row in rows)
-        lines.append(f"{name:<{width}}  {top1}  {results['fusion']['gflops']:11.3g}")
+def format_ablations(table: dict[str, list[dict[str, Any]]]) -> str:
+    """Return a line for each variant: top-1 of each row in percent, and cost.
+
+    Of several seeds it is the mean and the sample standard deviation. `balanced` is the balanced
+    accuracy of the fusion, and so is the cost.
+    """
+    names = ("zero_shot", "clip_head", "motion", "fusion")
+    spread = any(len(runs) > 1 for runs in table.values())
+    width, cell = max(map(len, table)), 14 if spread else 9
+    lines = [
+        f"{'variant':<{width}}  "
+        + "  ".join(f"{name:>{cell}}" for name in names)
+        + "  balanced  GMACs/video"
+    ]
+    for variant, runs in table.items():
+        summary = repeat.summarize(runs)
+        cells = [
+            f"{100 * summary['mean'][name]:.1f}"
+            + (f" +- {100 * summary['stdev'][name]:4.1f}" if spread else "")
+            for name in names
+        ]
+        lines.append(
+            f"{variant:<{width}}  "
+            + "  ".join(f"{text:>{cell}}" for text in cells)
+            + f"  {100 * summary['balanced_accuracy']['fusion']:8.1f}"
+            + f"  {runs[0]['fusion']['gflops']:11.3g}"
+        )
     return "\n".join(lines)
 
 
@@ -123,7 +152,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     if unknown:
         raise ValueError(f"--variants: unknown {unknown}; there are {', '.join(VARIANTS)}")
     chosen = {name: VARIANTS[name] for name in _VARIANTS.value or VARIANTS}
-    table = run_ablations(config, workdir, chosen)
+    table = run_ablations(config, workdir, chosen, repeat.SEEDS.value)
     if distributed.is_main_process():
         print(format_ablations(table))
 

@@ -20,7 +20,7 @@ from moclip_jax.models.moclip import MotionModel
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.runtime.files import write_json
 from moclip_jax.training.features import Features
-from moclip_jax.training.metrics import topk_accuracy
+from moclip_jax.training.metrics import balanced_accuracy, topk_accuracy
 
 
 def motion_logits(network: MotionModel, features: np.ndarray) -> np.ndarray:
@@ -77,7 +77,7 @@ def cost_of_views(config: ConfigDict, one_view: dict[str, int]) -> dict[str, int
 def evaluate(
     config: ConfigDict,
     features: Features,
-    rejected: int,
+    rejected: np.ndarray,
     text: np.ndarray,
     network: MotionModel,
     clip: CLIP,
@@ -89,7 +89,7 @@ def evaluate(
     Args:
       config: The whole configuration.
       features: Features of the test videos.
-      rejected: Number of test videos that could not be read, which count as wrong.
+      rejected: Classes of the test videos that could not be read, which count as wrong, int `[n]`.
       text: Text features of the classes `[classes, D]`, of unit length.
       network: The trained motion network.
       clip: The frozen CLIP.
@@ -97,10 +97,11 @@ def evaluate(
       directory: The stage's folder.
 
     Returns:
-      The rows `zero_shot`, `clip_head`, `motion`, `fusion`, each with `top1`, `top5` (0 to 1),
-      `num_examples`, `protocol`, `gflops` (10^9 multiply-adds per video, for the views that the
-      accuracy was measured with), `gflops_per_view` (for one motion field, one image), `params` (of
-      all networks that a video goes through) and `trainable_params` (trained for this row).
+      The rows `zero_shot`, `clip_head`, `motion`, `fusion`, each with `top1`, `top5`,
+      `balanced_accuracy` (the mean over the classes; all from 0 to 1), `num_examples`, `protocol`,
+      `gflops` (10^9 multiply-adds per video, for the views that the accuracy was measured with),
+      `gflops_per_view` (for one motion field, one image), `params` (of all networks that a video
+      goes through) and `trainable_params` (trained for this row).
     """
     scores = {
         "zero_shot": zero_shot_logits(features.appearance.mean(axis=1), text),
@@ -144,9 +145,10 @@ def evaluate(
     }
     rows = {
         name: {
-            "top1": topk_accuracy(scores[name], features.label, 1, rejected),
-            "top5": topk_accuracy(scores[name], features.label, 5, rejected),
-            "num_examples": len(features.label) + rejected,
+            "top1": topk_accuracy(scores[name], features.label, 1, len(rejected)),
+            "top5": topk_accuracy(scores[name], features.label, 5, len(rejected)),
+            "balanced_accuracy": balanced_accuracy(scores[name], features.label, rejected),
+            "num_examples": len(features.label) + len(rejected),
             "protocol": protocol[name],
             "gflops": macs[name] / 1e9,
             "gflops_per_view": {stream: one_view[stream] / 1e9 for stream in streams[name]},

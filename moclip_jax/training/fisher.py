@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
 from moclip_jax.config import network_views
 from moclip_jax.input_pipeline.batches import PreparedDataset, view_batches
@@ -19,6 +21,7 @@ from moclip_jax.input_pipeline.views import flip_windows
 from moclip_jax.models.fisher_vectors import FisherEncoder, FisherNetwork, mixture_posterior
 from moclip_jax.runtime import signals
 from moclip_jax.runtime.progress import Progress, say
+from moclip_jax.training.metrics import class_weights
 
 # Descriptors of each kind that principal components and mixtures are fitted to.
 _SAMPLE = 40_000
@@ -29,6 +32,8 @@ RIDGE = 0.03
 _BATCH_SIZE = 8
 _POSITION = "position"
 _FOLDS = 3
+# Bounds for where all scores are right, or none is better than another.
+_LOG_TEMPERATURES = (-5.0, 5.0)
 
 
 def fit_fisher_network(
@@ -44,55 +49,77 @@ def fit_fisher_network(
     """
     flips = (False, True) if config.motion.flip_probability > 0 else (False,)
     graph, state = nnx.split(network)
-    describe = jax.jit(lambda fields: nnx.merge(graph, state).descriptors(fields))
     rng = np.random.default_rng(config.seed)
-    each = -(-_SAMPLE // (len(names) * len(flips)))
+    each = -(-_SAMPLE // len(names))
+    # The state is an argument, so that a compiled program serves every run.
+    draw = jax.jit(lambda state, fields, key: nnx.merge(graph, state).draw(fields, key, each))
     samples: list[dict[str, list[np.ndarray]]] = [
         {kind: [] for kind in (*kinds, _POSITION)} for kinds in network.encoders
     ]
-    for fields, _ in _videos(config, dataset, names, flips, "descriptors"):
-        for drawn, found in zip(samples, jax.device_get(describe(fields)), strict=True):
-            values = found.histograms | {_POSITION: found.positions}
-            for row, weight in enumerate(found.weight):
-                counting = np.flatnonzero(weight)
-                chosen = rng.choice(counting, min(each, len(counting)), replace=False)
-                for kind, value in values.items():
-                    drawn[kind].append(value[row, chosen])
+    for number, (fields, _) in enumerate(_videos(config, dataset, names, flips, "descriptors")):
+        # Half of the videos as they are, the other half mirrored.
+        if number % len(flips) != number // len(flips) % len(flips):
+            continue
+        key = jax.random.key(rng.integers(2**32, dtype=np.uint32))
+        for drawn, found in zip(samples, jax.device_get(draw(state, fields, key)), strict=True):
+            counting = found.weight > 0
+            for kind, value in (found.histograms | {_POSITION: found.positions}).items():
+                drawn[kind].append(value[counting])
     for kinds, drawn in zip(network.encoders, samples, strict=True):
         positions = np.concatenate(drawn[_POSITION])
         for kind, encoder in kinds.items():
             _fit_encoder(encoder, np.concatenate(drawn[kind]), positions, rng)
 
     graph, state = nnx.split(network)
-    encode = jax.jit(lambda fields: nnx.merge(graph, state).fisher_vectors(fields))
+    encode = jax.jit(lambda state, fields: nnx.merge(graph, state).fisher_vectors(fields))
     vectors = np.empty((len(flips), len(names), network.center.shape[0]), np.float32)
     for number, (fields, index) in enumerate(
         _videos(config, dataset, names, flips, "Fisher vectors")
     ):
-        vectors[number % len(flips), index] = encode(fields)
+        vectors[number % len(flips), index] = encode(state, fields)
     entries = {entry.name: entry for entry in dataset.index}
-    labels = np.array([entries[name].label for name in names])
+    groups = np.array([entries[name].group for name in names])
+    labels, num_classes = dataset.labels(names), len(dataset.class_names)
+    scores = [
+        held_out_scores(vectors[:copies], labels, groups, num_classes)
+        for copies in range(1, len(flips) + 1)
+    ]
+    accuracy = [float(np.mean(each.argmax(1) == labels)) for each in scores]
     if len(flips) > 1:
-        groups = np.array([entries[name].group for name in names])
-        without, mirrored = mirror_accuracy(vectors, labels, groups, len(dataset.class_names))
+        used = accuracy[1] >= accuracy[0]
         say(
-            f"motion: mirror images {'used' if mirrored >= without else 'left out'}: with them "
-            f"{100 * mirrored:.1f} % of held-out groups are right, without {100 * without:.1f}"
+            f"motion: mirror images {'used' if used else 'left out'}: with them "
+            f"{100 * accuracy[1]:.1f} % of held-out groups are right, without "
+            f"{100 * accuracy[0]:.1f}"
         )
-        vectors = vectors if mirrored >= without else vectors[:1]
-    fit_classifier(network, np.concatenate(vectors), np.tile(labels, len(vectors)))
+        vectors, scores = (vectors, scores[1:]) if used else (vectors[:1], scores[:1])
+    fit_classifier(
+        network,
+        np.concatenate(vectors),
+        np.tile(labels, len(vectors)),
+        fit_temperature(scores[0], labels),
+    )
 
 
-def mirror_accuracy(
+def fisher_passes(config: ConfigDict) -> int:
+    """Return how often the descriptors of a training video are computed: drawn from, and encoded.
+
+    Mirror images are encoded too.
+    """
+    return 3 if config.motion.flip_probability > 0 else 2
+
+
+def held_out_scores(
     vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray, num_classes: int
-) -> tuple[float, float]:
-    """Return the accuracy on held-out groups without and with mirror images in training.
+) -> np.ndarray:
+    """Return scores of the classifier on held-out groups, float64 `[n, classes]`.
 
-    Mirror images help, unless the mirror image of one class is another. The classifier is that of
-    `fit_classifier`, in its dual form, and each third of the groups is held out in turn.
+    The classifier is that of `fit_classifier`, in its dual form, and each third of the groups is
+    held out in turn. If all videos are of one group, single videos are held out.
 
     Args:
-      vectors: float32 `[2, n, D]`, Fisher vectors of videos and of their mirror images.
+      vectors: float32 `[copies, n, D]`, Fisher vectors of videos and, as another copy to train on,
+        of their mirror images.
       labels: int `[n]`.
       groups: `[n]`, names of groups that must not be on both sides.
       num_classes: Number of classes.
@@ -101,27 +128,37 @@ def mirror_accuracy(
     flat = flat - flat.mean(0)
     gram = (flat @ flat.T).astype(np.float64)
     targets = 2.0 * np.eye(num_classes)[labels] - 1
-    fold = np.unique(groups, return_inverse=True)[1] % _FOLDS
-    right = np.zeros(2)
+    number = np.unique(groups, return_inverse=True)[1]
+    fold = (number if number.any() else np.arange(len(labels))) % _FOLDS
+    scores = np.empty((len(labels), num_classes))
     for held in (fold == number for number in range(_FOLDS)):
-        for mirrored in (0, 1):
-            rows = np.concatenate([np.flatnonzero(~held), len(labels) + np.flatnonzero(~held)])
-            rows = rows[: len(rows) // (2 - mirrored)]
-            own = rows % len(labels)
-            weight = class_weights(labels[own], num_classes)
-            bias = np.average(targets[own], axis=0, weights=weight)
-            ridge = RIDGE * np.mean(np.diag(gram)[rows]) / weight
-            dual = np.linalg.solve(gram[np.ix_(rows, rows)] + np.diag(ridge), targets[own] - bias)
-            scores = gram[np.ix_(np.flatnonzero(held), rows)] @ dual + bias
-            right[mirrored] += (scores.argmax(1) == labels[held]).sum()
-    without, with_mirrored = (right / len(labels)).tolist()
-    return without, with_mirrored
+        rows = np.flatnonzero(np.tile(~held, len(vectors)))
+        own = rows % len(labels)
+        weight = class_weights(labels[own], num_classes)[labels[own]]
+        bias = np.average(targets[own], axis=0, weights=weight)
+        ridge = RIDGE * np.mean(np.diag(gram)[rows]) / weight
+        dual = np.linalg.solve(gram[np.ix_(rows, rows)] + np.diag(ridge), targets[own] - bias)
+        scores[held] = gram[np.ix_(np.flatnonzero(held), rows)] @ dual + bias
+    return scores
 
 
-def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return a weight for each video, so that classes count alike; they sum to the videos."""
-    weight = (1 / np.maximum(np.bincount(labels, minlength=num_classes), 1))[labels]
-    return weight * len(labels) / weight.sum()
+def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return what to divide scores by so that their softmax is calibrated.
+
+    It is the temperature of least negative log-likelihood: Guo et al., "On Calibration of Modern
+    Neural Networks" (ICML 2017).
+
+    Args:
+      scores: float `[n, classes]`, of videos that the classifier was not fitted to.
+      labels: int `[n]`.
+    """
+
+    def loss(log_temperature: float) -> float:
+        logits = scores / np.exp(log_temperature)
+        own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+        return float(np.mean(logsumexp(logits, axis=1) - own))
+
+    return float(np.exp(minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded").x))
 
 
 def _videos(
@@ -177,25 +214,32 @@ def fit_mixture(
     Returns:
       Weights `[K]`, means `[K, d]` and variances `[K, d]`.
     """
-
-    @jax.jit
-    def step(weights, means, variances):
-        posterior = mixture_posterior(x, weights, means, variances)
-        count = posterior.sum(0) + 1e-6
-        means = posterior.T @ x / count[:, None]
-        second = posterior.T @ (x * x) / count[:, None]
-        return count / count.sum(), means, jnp.maximum(second - means**2, _LEAST_VARIANCE)
-
     weights = jnp.full(components, 1 / components)
     means = x[rng.choice(len(x), components, replace=False)]
     variances = jnp.tile(x.var(0), (components, 1))
     for _ in range(_EM_STEPS):
-        weights, means, variances = step(weights, means, variances)
+        weights, means, variances = _em_step(x, weights, means, variances)
     return weights, means, variances
 
 
-def fit_classifier(network: FisherNetwork, vectors: np.ndarray, labels: np.ndarray) -> None:
-    """Set principal components and the classifier: ridge regression on one-against-all targets."""
+@jax.jit
+def _em_step(
+    x: jax.Array, weights: jax.Array, means: jax.Array, variances: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    posterior = mixture_posterior(x, weights, means, variances)
+    count = posterior.sum(0) + 1e-6
+    means = posterior.T @ x / count[:, None]
+    second = posterior.T @ (x * x) / count[:, None]
+    return count / count.sum(), means, jnp.maximum(second - means**2, _LEAST_VARIANCE)
+
+
+def fit_classifier(
+    network: FisherNetwork, vectors: np.ndarray, labels: np.ndarray, temperature: float = 1.0
+) -> None:
+    """Set principal components and the classifier: ridge regression on one-against-all targets.
+
+    Its scores are divided by the temperature, which changes no order.
+    """
     size = network.config.num_features
     center = vectors.mean(0)
     centered = vectors - center
@@ -207,10 +251,10 @@ def fit_classifier(network: FisherNetwork, vectors: np.ndarray, labels: np.ndarr
     components[:, :kept] = axes[:kept].T * np.sqrt(size / energy)
     features = centered @ components
     targets = 2.0 * np.eye(network.config.num_classes)[labels] - 1
-    weight = class_weights(labels, network.config.num_classes)
+    weight = class_weights(labels, network.config.num_classes)[labels]
     bias = np.average(targets, axis=0, weights=weight)
     gram = (features * weight[:, None]).T @ features + RIDGE * size * np.eye(size)
     kernel = np.linalg.solve(gram, (features * weight[:, None]).T @ (targets - bias))
     network.center[...], network.components[...] = jnp.asarray(center), jnp.asarray(components)
-    network.classifier.kernel[...] = jnp.asarray(kernel, jnp.float32)
-    network.classifier.bias = nnx.Param(jnp.asarray(bias, jnp.float32))
+    network.classifier.kernel[...] = jnp.asarray(kernel / temperature, jnp.float32)
+    network.classifier.bias = nnx.Param(jnp.asarray(bias / temperature, jnp.float32))

@@ -16,6 +16,7 @@ from moclip_jax.runtime import distributed
 from moclip_jax.runtime.progress import say
 from moclip_jax.runtime.tree_io import load_tree, save_tree
 from moclip_jax.training.features import Features
+from moclip_jax.training.metrics import class_weights
 from moclip_jax.training.optimizers import head_optimizer
 from moclip_jax.training.scan_epoch import DeviceData, place_data
 from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
@@ -149,6 +150,9 @@ def train_heads(
                 eval_every_epochs=fusion.eval_every_epochs,
                 checkpoint_every_steps=steps_per_epoch * fusion.num_epochs,
                 seed=config.seed,
+                class_weights=class_weights(train.label, head_config.num_classes)
+                if config.balanced_loss
+                else None,
                 about={"config": fusion.to_dict(), **(about or {})},
             ),
             directory / name,

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,6 +21,7 @@ from moclip_jax.pretrained import load_efficientnet
 from moclip_jax.runtime.tree_io import load_tree, save_tree
 from moclip_jax.training.fingerprint import weights_fingerprint
 from moclip_jax.training.fisher import fit_fisher_network
+from moclip_jax.training.metrics import class_weights
 from moclip_jax.training.optimizers import motion_optimizer
 from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
 
@@ -49,6 +51,30 @@ def initial_motion_network(config: ConfigDict, num_classes: int) -> MotionModel:
             rngs=rngs,
         )
     return network
+
+
+def network_logits(model: MotionNetwork, batch: Batch, train: bool, key: Any) -> jax.Array:
+    """Return logits float32 `[B, classes]` of a batch with `motion`, as the training loop takes."""
+    return model(batch["motion"], train=train).astype(jnp.float32)
+
+
+def network_optimizer(
+    motion: ConfigDict, steps_per_epoch: int, params: nnx.State
+) -> optax.GradientTransformation:
+    """Return the optimizer of the section `config.motion` for a network's parameters."""
+    return motion_optimizer(
+        params,
+        learning_rate=motion.learning_rate,
+        boundaries=tuple(epoch * steps_per_epoch for epoch in motion.decay_epochs),
+        decay_factor=motion.decay_factor,
+        eps=motion.adam_eps,
+        weight_decay=motion.weight_decay,
+        multipliers={
+            "classifier": motion.classifier_multiplier,
+            "stem": motion.stem_multiplier,
+            "rest": motion.rest_multiplier,
+        },
+    )
 
 
 def train_motion(
@@ -94,27 +120,12 @@ def train_motion(
         for batch in rows.as_numpy_iterator():
             yield {"motion": batch["motion"][:, 0], "label": batch["label"], "mask": batch["mask"]}
 
-    def logits(model: MotionNetwork, batch: Batch, train: bool, key: Any) -> jax.Array:
-        return model(batch["motion"], train=train).astype(jnp.float32)
-
     network = train_and_evaluate(
         Task(
             name="motion",
             model=initial,
-            logits=logits,
-            optimizer=lambda params: motion_optimizer(
-                params,
-                learning_rate=motion.learning_rate,
-                boundaries=tuple(epoch * steps_per_epoch for epoch in motion.decay_epochs),
-                decay_factor=motion.decay_factor,
-                eps=motion.adam_eps,
-                weight_decay=motion.weight_decay,
-                multipliers={
-                    "classifier": motion.classifier_multiplier,
-                    "stem": motion.stem_multiplier,
-                    "rest": motion.rest_multiplier,
-                },
-            ),
+            logits=network_logits,
+            optimizer=lambda params: network_optimizer(motion, steps_per_epoch, params),
             batches=batches,
             steps_per_epoch=steps_per_epoch,
             num_epochs=motion.num_epochs,
@@ -123,6 +134,9 @@ def train_motion(
             checkpoint_every_steps=motion.checkpoint_every_steps,
             seed=config.seed,
             profile_steps=config.profile_steps,
+            class_weights=class_weights(dataset.labels(splits["train"]), len(dataset.class_names))
+            if config.balanced_loss
+            else None,
             about={
                 "config": result_settings(motion),
                 "class_names": dataset.class_names,

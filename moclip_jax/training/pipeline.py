@@ -32,6 +32,7 @@ from moclip_jax.runtime.files import exclusive_lock, write_json
 from moclip_jax.runtime.progress import say
 from moclip_jax.runtime.sharding import check_batch_size, connect, make_mesh
 from moclip_jax.runtime.tree_io import check_writable_path
+from moclip_jax.training.budget import with_time_budget
 from moclip_jax.training.evaluate import evaluate
 from moclip_jax.training.features import Features, extract_features, load_features
 from moclip_jax.training.fingerprint import weights_fingerprint
@@ -76,6 +77,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
       FileNotFoundError: A stage needs the result of one that was neither requested nor done.
     """
     check_config(config)
+    if config.time_budget:
+        config = with_time_budget(config, workdir.expanduser())
     return Pipeline(config, workdir).run()
 
 
@@ -306,7 +309,7 @@ def _evaluate(run: Pipeline) -> None:
         evaluate(
             run.config,
             run.features("test"),
-            len(splits["rejected_test"]),
+            run.dataset.labels(splits["rejected_test"]),
             run.text,
             run.network,
             clip,

@@ -2,12 +2,20 @@
 
 import copy
 import functools
+import math
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict
 
 from moclip_jax.runtime import distributed
+
+SEEDS = flags.DEFINE_integer(
+    "num_seeds", 1, "runs of each split or variant, from config.seed on", lower_bound=1
+)
 
 
 def shared_config(config: ConfigDict, data_dir: Path) -> ConfigDict:
@@ -27,6 +35,11 @@ def shared_config(config: ConfigDict, data_dir: Path) -> ConfigDict:
     return config
 
 
+def of_seed(title: str, folder: str, seed: int, num_seeds: int) -> tuple[str, str]:
+    """Return the title and the folder of a run, which name its seed if there are several."""
+    return (f"{title}, seed {seed}", f"{folder}_seed{seed}") if num_seeds > 1 else (title, folder)
+
+
 def run_titled(title: str, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Print a title, run the pipeline, and return its results."""
     from moclip_jax.runtime.progress import say
@@ -36,6 +49,26 @@ def run_titled(title: str, config: ConfigDict, workdir: Path) -> dict[str, Any]:
     results = pipeline.run(config, workdir)
     assert results is not None
     return results
+
+
+def summarize(runs: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Return `mean` and `stdev` of top-1, and the mean `balanced_accuracy`, of each row.
+
+    Args:
+      runs: Rows of results, as in `results.json`, of each run.
+
+    Returns:
+      `{name: {row: value}}` from 0 to 1; `stdev` is the sample standard deviation, 0 for one run.
+      The balanced accuracy is NaN if a run of an earlier version has none.
+    """
+    summary: dict[str, dict[str, float]] = {"mean": {}, "stdev": {}, "balanced_accuracy": {}}
+    for row in runs[0]:
+        top1 = [rows[row]["top1"] for rows in runs]
+        balanced = [rows[row].get("balanced_accuracy", math.nan) for rows in runs]
+        summary["mean"][row] = statistics.mean(top1)
+        summary["stdev"][row] = statistics.stdev(top1) if len(top1) > 1 else 0.0
+        summary["balanced_accuracy"][row] = statistics.mean(balanced)
+    return summary
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ videos; what is done there is not run again.
 """
 
 import itertools
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ from ml_collections import ConfigDict
 from moclip_jax.runtime import cli, distributed
 from moclip_jax.training import repeat
 
+flags.declare_key_flag("num_seeds")
 _SPLITS = flags.DEFINE_integer("num_splits", 3, "how many splits the data set has", lower_bound=2)
-_SEEDS = flags.DEFINE_integer("num_seeds", 1, "runs of each split, from config.seed on", 1)
 
 
 def run_splits(
     config: ConfigDict, workdir: Path, num_splits: int, num_seeds: int = 1
 ) -> dict[str, Any]:
-    """Run every split, and return `mean` and `stdev` of top-1 for each row, and all results.
+    """Run every split, and return the mean and spread of each row, and all results.
 
     Args:
       config: The whole configuration; its own `dataset.split` is ignored.
@@ -31,9 +30,9 @@ def run_splits(
       num_seeds: Runs of each split.
 
     Returns:
-      `{"mean": {row: top1}, "stdev": {row: top1}, "splits": [results, ...]}` with top-1 from 0 to 1
-      and the sample standard deviation over all runs (0 for one); also in `workdir/splits.json`.
-      The results of a split's seeds follow one another.
+      `mean`, `stdev` and `balanced_accuracy` over all runs, see `repeat.summarize`, and `splits`,
+      the results of each run; also in `workdir/splits.json`. The results of a split's seeds follow
+      one another.
 
     Raises:
       ValueError: The stages to run do not include `evaluate`.
@@ -43,33 +42,38 @@ def run_splits(
         changed = repeat.shared_config(config, workdir / "data")
         changed.dataset.split = split
         changed.seed = config.seed + seed
-        title, folder = f"split {split} of {num_splits}", f"split{split}"
-        if num_seeds > 1:
-            title, folder = f"{title}, seed {changed.seed}", f"{folder}_seed{changed.seed}"
+        title, folder = repeat.of_seed(
+            f"split {split} of {num_splits}", f"split{split}", changed.seed, num_seeds
+        )
         results.append(repeat.run_titled(title, changed, workdir / folder))
-    top1 = {row: [r["rows"][row]["top1"] for r in results] for row in results[0]["rows"]}
-    summary = {
-        "mean": {row: statistics.mean(values) for row, values in top1.items()},
-        "stdev": {row: statistics.stdev(v) if len(v) > 1 else 0.0 for row, v in top1.items()},
-        "splits": results,
-    }
+    summary = repeat.summarize([result["rows"] for result in results]) | {"splits": results}
     repeat.write_summary(workdir / "splits.json", summary)
     return summary
 
 
 def format_splits(summary: dict[str, Any]) -> str:
-    """Return a line for each row: top-1 in percent of each run, mean, standard deviation."""
+    """Return a line for each row: top-1 in percent of each run, its mean and standard deviation.
+
+    The last column is the mean balanced accuracy.
+    """
     numbers = range(1, len(summary["splits"]) + 1)
-    lines = [f"{'row':<10}" + "".join(f"{f'run {n}':>9}" for n in numbers) + "     mean  std dev"]
+    lines = [
+        f"{'row':<10}"
+        + "".join(f"{f'run {n}':>9}" for n in numbers)
+        + "     mean  std dev  balanced"
+    ]
     for row, mean in summary["mean"].items():
         each = "".join(f"{100 * r['rows'][row]['top1']:9.1f}" for r in summary["splits"])
-        lines.append(f"{row:<10}{each}{100 * mean:9.1f}{100 * summary['stdev'][row]:9.1f}")
+        balanced = 100 * summary["balanced_accuracy"][row]
+        lines.append(
+            f"{row:<10}{each}{100 * mean:9.1f}{100 * summary['stdev'][row]:9.1f}{balanced:10.1f}"
+        )
     return "\n".join(lines)
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Run the splits and print their table."""
-    summary = run_splits(config, workdir, _SPLITS.value, _SEEDS.value)
+    summary = run_splits(config, workdir, _SPLITS.value, repeat.SEEDS.value)
     if distributed.is_main_process():
         print(format_splits(summary))
 

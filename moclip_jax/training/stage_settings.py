@@ -29,6 +29,8 @@ def motion_settings(config: ConfigDict) -> dict[str, Any]:
         "video": config.video.to_dict(),
         "selection": config.selection.to_dict(),
         "motion": result_settings(config.motion),
+        # Said only if set, so that the results of earlier versions are kept.
+        **({"balanced_loss": True} if config.balanced_loss else {}),
     }
 
 

@@ -71,6 +71,8 @@ class Task:
       device_data: The same batches, taken from data that stays on the devices; an epoch is then one
         compiled loop, with checkpoints at its end only. None sends batches one by one.
       profile_steps: Number of steps to profile, to `profile/`; 0 for none.
+      class_weights: float `[classes]`, factors of the training loss, see `metrics.class_weights`;
+        None for none.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Task:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     device_data: DeviceData | None = None
     profile_steps: int = 0
+    class_weights: np.ndarray | None = None
 
 
 class TrainingDivergedError(RuntimeError):
@@ -98,13 +101,14 @@ def make_train_step(
     logits_fn: Callable[[Any, Batch, bool, jax.Array | None], jax.Array],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    class_weights: np.ndarray | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Return the jitted update `(state, batch, key) -> (state, sums)`.
 
-    The loss is the mean cross-entropy over the global batch, which is split evenly over all devices
-    of the mesh. Each device computes the gradient of its own rows; gradients, `sums` and running
-    statistics are then added up in a single all-reduce of one flat vector. Besides, each BatchNorm
-    gathers its batch statistics, forward and backward.
+    The loss is the mean cross-entropy, times the weight of the class, over the global batch, which
+    is split evenly over all devices of the mesh. Each device computes the gradient of its own rows;
+    gradients, `sums` and running statistics are then added up in a single all-reduce of one flat
+    vector. Besides, each BatchNorm gathers its batch statistics, forward and backward.
 
     `key` is folded with the step, so a resumed run draws the same numbers. `sums` holds `loss`,
     `correct`, `count`, and `stop`: on how many devices `batch["stop"]`, if present, is 1.
@@ -118,6 +122,8 @@ def make_train_step(
             model.set_attributes(batch_axes=axes, raise_if_not_found=False)
             logits = logits_fn(model, batch, True, key)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            if class_weights is not None:
+                losses *= jnp.asarray(class_weights, losses.dtype)[batch["label"]]
             return losses.sum(), (logits, nnx.state(model, nnx.Not(nnx.Param)))
 
         (loss, (logits, new)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -200,7 +206,7 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
     optimizer = task.optimizer(params)
     # Jitted, because each shape of zeros would be a compilation of its own.
     state = TrainState(jnp.zeros((), jnp.int32), params, stats, jax.jit(optimizer.init)(params))
-    train_step = make_train_step(graphdef, task.logits, optimizer, mesh)
+    train_step = make_train_step(graphdef, task.logits, optimizer, mesh, task.class_weights)
     epoch_items, advance = _stepper(task, train_step, mesh)
     eval_step = make_eval_step(graphdef, task.logits)
     last_step = task.steps_per_epoch * task.num_epochs

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moclip_jax.models import fisher_vectors, motion_descriptors
 from moclip_jax.models.fisher_vectors import (
     FisherConfig,
     FisherEncoder,
     FisherNetwork,
-    Scale,
 )
+from moclip_jax.models.motion_descriptors import Scale
 
 SCALES = (Scale(1, 2, 2), Scale(2, 5, 3))
 CONFIG = FisherConfig(3, num_features=8, components=4, descriptor_dim=5, scales=SCALES)
@@ -75,8 +76,9 @@ def descriptor_by_definition(
 def test_descriptors_follow_their_definition(kind, number):
     fields = random_fields(0)
     network = FisherNetwork(CONFIG, rngs=nnx.Rngs(0))
-    found, scale = network.descriptors(jnp.asarray(fields))[number], SCALES[number]
+    there, scale = network.places(jnp.asarray(fields))[number], SCALES[number]
     places = (ROWS - 2 * scale.cell + 1, COLUMNS - 2 * scale.cell + 1)
+    found = there.descriptors(jnp.arange(2 * places[0] * places[1])[None])
     ours = np.asarray(found.histograms[kind]).reshape(2, *places, 4 * scale.time_cells, -1)
     assert found.weight.shape == (1, 2 * places[0] * places[1])
     assert found.positions.shape == (1, found.weight.shape[1], 3)
@@ -95,13 +97,13 @@ def test_a_place_counts_where_motion_and_its_boundaries_are_strong():
     fields = np.full((1, 3, WINDOW, 16, 22, 2), 128, np.uint8)
     fields[0, 1] = 133  # Everything moves alike, as under a camera's motion.
     fields[0, 2, :, :, 11:] = rng.integers(118, 139, (WINDOW, 16, 11, 2))
-    weight = np.asarray(network.descriptors(jnp.asarray(fields))[1].weight).reshape(3, 13, 19)
+    weight = np.asarray(network.places(jnp.asarray(fields))[1].weight).reshape(3, 13, 19)
     assert weight[:2].sum() == 0
     assert weight[2, :, 11:].all() and not weight[2, :, :8].any()
 
     fields[0, 1:] = 128
     fields[0, 2, :, 8, 8] = 133  # Mean motion of a place that holds the block: below the threshold.
-    weight = np.asarray(network.descriptors(jnp.asarray(fields))[1].weight).reshape(3, 13, 19)
+    weight = np.asarray(network.places(jnp.asarray(fields))[1].weight).reshape(3, 13, 19)
     assert weight[2, 5:9, 5:9].all()
 
 
@@ -139,6 +141,46 @@ def test_the_encoding_is_the_gradient_of_the_mixtures_log_likelihood():
     expected = np.concatenate([of_means.ravel(), of_deviations.ravel()])
     expected = np.sign(expected) * np.sqrt(np.abs(expected))
     np.testing.assert_allclose(ours, expected / np.linalg.norm(expected), atol=2e-5)
+
+
+def test_only_descriptors_that_count_are_encoded_however_many_they_are(monkeypatch):
+    """Chunks of 16, of which two videos need different numbers, against all descriptors at once."""
+    network = FisherNetwork(CONFIG, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(6)
+    for kinds in network.encoders:
+        for encoder in kinds.values():
+            encoder.means[...] = jnp.asarray(rng.normal(size=encoder.means.shape), jnp.float32)
+    fields = np.concatenate([random_fields(7), random_fields(8)])
+    fields[1, :, :, 2:] = 128
+    monkeypatch.setattr(fisher_vectors, "_CHUNK", 16)
+    monkeypatch.setattr(motion_descriptors, "_MIN_DESCRIPTORS", 1)
+    ours = np.asarray(network.fisher_vectors(jnp.asarray(fields)))
+    expected, counts = [], []
+    for kinds, places in zip(network.encoders, network.places(jnp.asarray(fields)), strict=True):
+        every = jnp.tile(jnp.arange(places.weight.shape[1]), (2, 1))
+        found = places.descriptors(every)
+        np.testing.assert_array_equal(found.weight, places.weight)
+        counts.append(np.asarray(found.weight.sum(1)))
+        for kind, encoder in kinds.items():
+            expected.append(encoder(found.histograms[kind], found.positions, found.weight))
+    assert 16 < counts[0][1] < counts[0][0] - 16
+    np.testing.assert_allclose(ours, np.concatenate(expected, axis=1), atol=1e-5)
+
+
+def test_drawn_descriptors_are_different_ones_that_count():
+    network = FisherNetwork(CONFIG, rngs=nnx.Rngs(0))
+    fields = random_fields(9)
+    fields[:, :, :, 3:] = 128
+    (first, _), (places, _) = (
+        network.draw(jnp.asarray(fields), jax.random.key(0), 12),
+        network.places(jnp.asarray(fields)),
+    )
+    counting = np.flatnonzero(np.asarray(places.weight[0]))
+    assert 12 < len(counting) < places.weight.shape[1]
+    assert first.weight.shape == (1, 12) and first.weight.min() == 1
+    every = places.descriptors(jnp.asarray(counting)[None])
+    drawn = {tuple(position) for position in np.asarray(first.positions[0]).tolist()}
+    assert len(drawn) == 12 and drawn <= {tuple(p) for p in np.asarray(every.positions[0]).tolist()}
 
 
 def test_features_and_logits_are_linear_in_the_fisher_vectors():

@@ -90,9 +90,10 @@ def test_a_run_ends_with_a_report_that_shows_its_results_and_needs_no_other_file
     for name, row in rows.items():
         cells = shown[run_figures.ROW_TITLES[name]]
         assert float(cells[0]) == pytest.approx(100 * row["top1"], abs=0.05)
-        assert float(cells[3]) == pytest.approx(row["gflops"], rel=0.01)
-        assert cells[4].replace(",", "") == str(row["trainable_params"])
-        assert cells[5] == row["protocol"]
+        assert float(cells[2]) == pytest.approx(100 * row["balanced_accuracy"], abs=0.05)
+        assert float(cells[4]) == pytest.approx(row["gflops"], rel=0.01)
+        assert cells[5].replace(",", "") == str(row["trainable_params"])
+        assert cells[6] == row["protocol"]
     for stage, seconds, *_ in page.tables["times"][1:]:
         assert (finished_run / stage).is_dir()
         assert float(seconds) >= 0

@@ -41,9 +41,10 @@ def test_a_variant_repeats_only_the_stages_that_it_changes(
     assert (segments / "motion").is_symlink() and (segments / "features" / "train").is_symlink()
     assert not (segments / "features" / "test").is_symlink()
     # 36 classes; the base head is (in + 1) * 512 + 513 * 36, the linear one (in + 1) * 36.
-    inputs = (table["base"]["fusion"]["trainable_params"] - 513 * 36) // 512
-    assert table["linear heads"]["fusion"]["trainable_params"] == inputs * 36
-    assert table["8 segments"]["motion"]["gflops"] > table["base"]["motion"]["gflops"]
+    rows = {name: runs[0] for name, runs in table.items()}
+    inputs = (rows["base"]["fusion"]["trainable_params"] - 513 * 36) // 512
+    assert rows["linear heads"]["fusion"]["trainable_params"] == inputs * 36
+    assert rows["8 segments"]["motion"]["gflops"] > rows["base"]["motion"]["gflops"]
     text = ablate.format_ablations(table)
     assert all(name in text for name in table)
     capsys.readouterr()
@@ -55,7 +56,8 @@ def test_the_splits_are_run_on_the_same_data_and_summed_up(tmp_path, monkeypatch
     def fake_run(config, workdir):
         seen.append((config.dataset.split, config.dataset.data_dir, workdir.name))
         top1 = 0.5 + 0.1 * config.dataset.split
-        return {"rows": {"fusion": {"top1": top1}, "motion": {"top1": top1 / 2}}}
+        each = {"fusion": top1, "motion": top1 / 2}
+        return {"rows": {row: {"top1": v, "balanced_accuracy": v / 4} for row, v in each.items()}}
 
     monkeypatch.setattr(pipeline, "run", fake_run)
     summary = splits.run_splits(ucf101.get_config(), tmp_path, 3)
@@ -63,5 +65,43 @@ def test_the_splits_are_run_on_the_same_data_and_summed_up(tmp_path, monkeypatch
     assert seen == [(n, data_dir, f"split{n}") for n in (1, 2, 3)]
     assert summary["mean"]["fusion"] == pytest.approx(0.7)
     assert summary["stdev"]["motion"] == pytest.approx(statistics.stdev([0.3, 0.35, 0.4]))
-    assert "70.0" in splits.format_splits(summary)
+    assert summary["balanced_accuracy"]["motion"] == pytest.approx(0.35 / 4)
+    *_, fusion, motion = splits.format_splits(summary).splitlines()
+    assert fusion.split()[-3:] == ["70.0", "10.0", "17.5"]
+    assert motion.split()[-3:] == ["35.0", "5.0", "8.8"]
     assert json.loads((tmp_path / "splits.json").read_text()) == summary
+
+
+def test_variants_are_run_with_several_seeds_beside_the_base_of_the_same_seed(
+    tmp_path, monkeypatch
+):
+    seen = []
+
+    def fake_run(config, workdir):
+        # Linked stages stand before the run begins.
+        links = sorted(
+            path.resolve().parent.name for path in workdir.glob("*") if path.is_symlink()
+        )
+        seen.append((workdir.name, config.seed, set(links)))
+        for stage in ("prepare", "motion"):
+            (workdir / stage).mkdir(parents=True, exist_ok=True)
+        top1 = 0.1 * config.seed + (0.2 if config.fusion.hidden == 0 else 0.1)
+        row = {"top1": top1, "balanced_accuracy": top1 / 2, "gflops": 3.0}
+        return {"rows": dict.fromkeys(("zero_shot", "clip_head", "motion", "fusion"), row)}
+
+    monkeypatch.setattr(pipeline, "run", fake_run)
+    config = testing.get_config()
+    config.seed = 1
+    variants = {"linear heads": ablate.VARIANTS["linear heads"]}
+    table = ablate.run_ablations(config, tmp_path, variants, num_seeds=2)
+    assert seen == [
+        ("base_seed1", 1, set()),
+        ("base_seed2", 2, set()),
+        ("linear_heads_seed1", 1, {"base_seed1"}),
+        ("linear_heads_seed2", 2, {"base_seed2"}),
+    ]
+    assert json.loads((tmp_path / "ablations.json").read_text()) == table
+    deviation = 100 * statistics.stdev([0.3, 0.4])
+    _, base, linear = ablate.format_ablations(table).splitlines()
+    assert base.split()[-2:] == ["12.5", "3"]
+    assert f"35.0 +-  {deviation:.1f}" in linear and "25.0" in base

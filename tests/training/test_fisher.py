@@ -7,9 +7,16 @@ from flax import nnx
 
 import moclip_jax
 from moclip_jax.configs import testing
-from moclip_jax.models.fisher_vectors import FisherConfig, FisherNetwork, Scale
+from moclip_jax.models.fisher_vectors import FisherConfig, FisherNetwork
+from moclip_jax.models.motion_descriptors import Scale
 from moclip_jax.training import pipeline
-from moclip_jax.training.fisher import RIDGE, fit_classifier, fit_mixture, mirror_accuracy
+from moclip_jax.training.fisher import (
+    RIDGE,
+    fit_classifier,
+    fit_mixture,
+    fit_temperature,
+    held_out_scores,
+)
 
 
 def test_expectation_maximization_finds_separated_gaussians():
@@ -97,6 +104,70 @@ def test_mirror_images_are_judged_on_held_out_groups(collides):
     direction = rng.normal(size=40)
     sign = np.where(labels == 0, 1, -1)[:, None] * direction
     vectors = np.stack([sign, -sign if collides else sign]) + 8 * rng.normal(size=(2, 400, 40))
-    without, mirrored = mirror_accuracy(vectors.astype(np.float32), labels, groups, 2)
+    without, mirrored = (
+        np.mean(
+            held_out_scores(vectors[:n].astype(np.float32), labels, groups, 2).argmax(1) == labels
+        )
+        for n in (1, 2)
+    )
     assert (mirrored < without) if collides else (mirrored >= without)
     assert 0.6 < without < 0.95
+
+
+def test_held_out_scores_are_those_of_a_classifier_that_did_not_see_the_group():
+    """Weighted ridge regression on two thirds of the groups, against the dual form."""
+    rng = np.random.default_rng(4)
+    labels, groups = np.tile([0, 0, 1, 2], 9), np.repeat(np.arange(9), 4)
+    vectors = rng.normal(size=(2, 36, 50)).astype(np.float32)
+    scores = held_out_scores(vectors, labels, groups, 3)
+    centered = vectors.astype(np.float64) - vectors.mean((0, 1))
+    for fold in range(3):
+        seen = groups % 3 != fold
+        x, y = centered[:, seen].reshape(-1, 50), np.tile(labels[seen], 2)
+        weight = np.array([0.5, 1, 1])[y] * 4 / 3
+        targets, bias = 2.0 * np.eye(3)[y] - 1, np.full(3, -1 / 3)
+        root = np.sqrt(weight)[:, None]
+        ridge = np.sqrt(RIDGE * np.mean(np.sum(x**2, axis=1))) * np.eye(50)
+        solution = np.linalg.lstsq(
+            np.concatenate([root * x, ridge]),
+            np.concatenate([root * (targets - bias), np.zeros((50, 3))]),
+        )[0]
+        expected = centered[0, ~seen] @ solution + bias
+        np.testing.assert_allclose(scores[~seen], expected, atol=1e-4)
+    # Of a single group, single videos are held out.
+    assert np.isfinite(held_out_scores(vectors, labels, np.zeros(36), 3)).all()
+
+
+def test_the_temperature_makes_probabilities_frequencies_and_changes_no_order():
+    """Scores whose labels are drawn from their softmax at 0.25: the error of calibration falls."""
+    rng = np.random.default_rng(5)
+    scores = rng.normal(size=(4000, 5))
+    odds = np.exp(scores / 0.25)
+    odds /= odds.sum(1, keepdims=True)
+    labels = np.array([rng.choice(5, p=p) for p in odds])
+    temperature = fit_temperature(scores, labels)
+    assert temperature == pytest.approx(0.25, rel=0.1)
+
+    def calibration_error(scores: np.ndarray) -> float:
+        p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        sure, right = p.max(1), p.argmax(1) == labels
+        bins = np.minimum((sure * 10).astype(int), 9)
+        gaps = [abs((sure - right)[bins == k].sum()) for k in range(10)]
+        return sum(gaps) / len(labels)
+
+    assert calibration_error(scores / temperature) < 0.03 < 0.2 < calibration_error(scores)
+    assert fit_temperature(np.eye(3), np.arange(3)) > 0  # All are right.
+
+
+def test_the_temperature_divides_the_classifiers_scores():
+    rng = np.random.default_rng(6)
+    config = FisherConfig(
+        3, num_features=8, components=2, descriptor_dim=3, scales=(Scale(1, 2, 1),)
+    )
+    networks = [FisherNetwork(config, rngs=nnx.Rngs(0)) for _ in range(2)]
+    vectors = rng.normal(size=(15, networks[0].center.shape[0])).astype(np.float32)
+    for network, temperature in zip(networks, (1.0, 0.2), strict=True):
+        fit_classifier(network, vectors, np.arange(15) % 3, temperature)
+    features = jnp.asarray(rng.normal(size=(4, 1, 8)), jnp.float32)
+    plain, divided = (np.asarray(network.logits(features)) for network in networks)
+    np.testing.assert_allclose(divided, plain / 0.2, rtol=1e-5)

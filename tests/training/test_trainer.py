@@ -249,3 +249,31 @@ def test_evaluation_counts_only_rows_that_the_mask_admits():
     right = np.asarray(_logits(task.model, data, False, None).argmax(-1) == data["label"])
     assert float(sums["count"]) == mask.sum()
     assert float(sums["correct"]) == (right & mask).sum()
+
+
+def test_class_weights_scale_the_loss_of_each_example():
+    """One step of SGD against the gradient of the weighted mean, on one device and on four."""
+    data, weights = _data(), np.array([0.5, 2.0, 0.0, 1.0, 3.0])
+    config = FusionConfig(
+        motion_features=4, appearance_features=4, hidden=32, num_classes=CLASSES, dropout=0.0
+    )
+    graph, params, rest = nnx.split(FusionHead(config, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    expected = jax.tree.map(np.asarray, params)
+
+    def loss(params):
+        logits = nnx.merge(graph, params, rest)(data["motion"], data["appearance"])
+        own = -jax.nn.log_softmax(logits)[np.arange(ROWS), data["label"]]
+        return (own * weights[data["label"]]).mean()
+
+    gradient = jax.grad(loss)(params)
+    expected = jax.tree.map(lambda p, g: p - np.asarray(g), expected, gradient)
+    for mesh in (make_mesh(jax.devices()[:1]), make_mesh()):
+        optimizer = optax.sgd(1.0)
+        step = trainer.make_train_step(graph, _logits, optimizer, mesh, weights)
+        state = trainer.TrainState(jnp.zeros((), jnp.int32), params, rest, optimizer.init(params))
+        state = replicate(jax.tree.map(jnp.copy, state), mesh)
+        state, _ = step(state, shard_batch(data, mesh), replicate(jax.random.key(0), mesh))
+        for ours, theirs in zip(
+            jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
