@@ -14,6 +14,8 @@ COMMANDS = {
     "train": ("moclip_jax.main", "train, evaluate and export a model; resume a stopped run"),
     "predict": ("moclip_jax.predict", "label videos or a stream with a trained model"),
     "visualize": ("moclip_jax.visualize", "draw what a model sees of a video, or a run's figures"),
+    "index": ("moclip_jax.search.build", "index videos or a stream for search"),
+    "search": ("moclip_jax.search.find", "find moments of indexed videos in words"),
     "app": ("moclip_jax.app", "serve a web page that labels videos"),
     "export": ("moclip_jax.export", "write a model as StableHLO, SavedModel or ONNX"),
     "ablate": ("moclip_jax.training.ablate", "train the variants of an ablation study"),

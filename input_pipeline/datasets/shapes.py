@@ -192,6 +192,26 @@ def render_still(
     return clip[0]
 
 
+def render_empty(
+    *, group_seed: int, clip_seed: int, num_frames: int, height: int, width: int
+) -> np.ndarray:
+    """Draw the scene of `render_clip` with these seeds without its tile, the camera at rest.
+
+    Returns:
+      uint8 [num_frames, height, width, 3], the same but for the noise.
+    """
+    state = _draw_state(group_seed, clip_seed)
+    background = _background(state, group_seed, clip_seed, height, width)
+    frame = _film(background, np.zeros(2), height, width)
+    rng = _rng("noise", group_seed, clip_seed)
+    noise = rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(_NOISE)
+    frames = np.empty((num_frames, height, width, 3), np.uint8)
+    for t in range(num_frames):
+        shifted = np.roll(noise, rng.integers(0, (height, width)), axis=(0, 1))
+        frames[t] = np.clip(frame + shifted + 0.5, 0, 255)
+    return frames
+
+
 def _turning(progress: float) -> float:
     """From -0.5..0.5 to a path of the same speed that turns at -0.25 and at 0.25."""
     return 0.25 - abs(progress + 0.25) if progress < 0 else abs(progress - 0.25) - 0.25

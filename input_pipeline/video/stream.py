@@ -6,6 +6,7 @@ Only those are kept, so memory does not grow with the stream.
 
 import collections
 import contextlib
+import dataclasses
 import os
 import stat
 from collections.abc import Iterator
@@ -70,29 +71,101 @@ def read_stream(
       VideoError: It cannot be opened, times out, holds no video, or no motion of the kind that
         `spec.source` requires; the message names the address and the reason.
     """
-    with _open_stream(address, spec, timeout_s, container_format) as (container, stream):
-        native = _native_wanted(address, spec, stream.codec_context.name)
+    damage = _Damage(address)
+    cutter, recording = None, -1
+    for frame in _read_frames(address, spec, timeout_s, container_format, damage):
+        with _named(address):
+            if frame.recording != recording:
+                if cutter is not None:
+                    yield from damage.checked(cutter.end())
+                cutter = WindowCutter(spec, length_s, hop_s, frame.source)
+                recording = frame.recording
+            assert cutter is not None
+            yield from damage.checked(
+                cutter.add(frame.coded, frame.time_s, frame.duration_s, frame.pixel_aspect)
+            )
+    assert cutter is not None
+    with _named(address):
+        yield from damage.checked(cutter.end())
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamFrame:
+    """A frame of a stream.
+
+    Attributes:
+      recording: Number of the recording, from 0.
+      coded: The frame and its motion.
+      time_s: Its time stamp in seconds; rises within a recording.
+      duration_s: Seconds that it is shown, if no other frame follows.
+      pixel_aspect: Width of its upright pixels over their height.
+      source: Where the motion comes from, 'native' or 'reencode'.
+    """
+
+    recording: int
+    coded: CodedFrame
+    time_s: float
+    duration_s: float
+    pixel_aspect: Fraction
+    source: str
+
+
+def read_stream_frames(
+    address: str,
+    spec: VideoSpec,
+    *,
+    timeout_s: float = 10.0,
+    container_format: str | None = None,
+) -> Iterator[StreamFrame]:
+    """Read a stream from one connection to its end, frame by frame.
+
+    Arguments and errors are those of `read_stream`. Damage is looked at after every frame.
+    """
+    damage = _Damage(address)
+    for frame in _read_frames(address, spec, timeout_s, container_format, damage):
+        damage.check()
+        yield frame
+
+
+def _read_frames(
+    address: str,
+    spec: VideoSpec,
+    timeout_s: float,
+    container_format: str | None,
+    damage: "_Damage",
+) -> Iterator[StreamFrame]:
+    with (
+        _open_stream(address, spec, timeout_s, container_format) as (container, stream),
+        _named(address),
+    ):
+        native = native_wanted(address, spec, stream.codec_context.name)
         aspect = pixel_aspect(address, stream)
         recording: _Recording | None = None
         clock = _FrameClock(stream, lacks_presentation_times(container, stream))
-        damage = _Damage(address)
-        try:
-            for frame in _frames(address, container, stream, clock, damage):
-                time, continuous = clock.time(frame)
-                if recording is None or not continuous or not recording.continues(frame):
-                    if recording is not None:
-                        yield from damage.checked(recording.end())
-                    recording = _Recording(spec, length_s, hop_s, native, aspect)
-                yield from damage.checked(recording.add(time, frame, clock.duration(frame)))
-        except av.FFmpegError as error:
-            raise VideoError(address, f"broke off ({short_reason(error)})") from error
-        except ValueError as error:
-            if isinstance(error, VideoError):
-                raise
-            raise VideoError(address, str(error)) from error
+        for frame in _frames(address, container, stream, clock, damage):
+            time, continuous = clock.time(frame)
+            if recording is None or not continuous or not recording.continues(frame):
+                if recording is not None:
+                    yield from recording.end()
+                number = 0 if recording is None else recording.number + 1
+                recording = _Recording(spec, native, aspect, number)
+            yield from recording.add(time, frame, clock.duration(frame))
         if recording is None:
             raise VideoError(address, "ended without a frame")
-        yield from damage.checked(recording.end())
+        yield from recording.end()
+
+
+@contextlib.contextmanager
+def _named(address: str) -> Iterator[None]:
+    """Name the address in the errors of FFmpeg and of frames."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise VideoError(address, f"broke off ({short_reason(error)})") from error
+    except ValueError as error:
+        if isinstance(error, VideoError):
+            raise
+        raise VideoError(address, str(error)) from error
 
 
 class _Damage:
@@ -110,8 +183,12 @@ class _Damage:
     def checked(self, windows: Iterator[Window]) -> Iterator[Window]:
         """Pass windows on as long as no more than half of all frames are damaged."""
         for window in windows:
-            check_corrupt(self._address, self._corrupt, self._frames)
+            self.check()
             yield window
+
+    def check(self) -> None:
+        """Raise a `VideoError` if more than half of all frames are damaged."""
+        check_corrupt(self._address, self._corrupt, self._frames)
 
 
 def _frames(
@@ -158,14 +235,12 @@ def _frames(
 
 
 class _Recording:
-    """Brings frames of one size and one clock into windows."""
+    """Gives frames of one size and one clock their motion."""
 
-    def __init__(
-        self, spec: VideoSpec, length_s: float, hop_s: float, native: bool, aspect: Fraction
-    ):
-        source = "native" if native else "reencode"
-        self._cutter = WindowCutter(spec, length_s, hop_s, source)
-        self._coder, self._native, self._aspect = FrameCoder(spec, source), native, aspect
+    def __init__(self, spec: VideoSpec, native: bool, aspect: Fraction, number: int):
+        self.number = number
+        self._source = "native" if native else "reencode"
+        self._coder, self._native, self._aspect = FrameCoder(spec, self._source), native, aspect
         self._size: tuple[int, int] | None = None
         # When frames are shown and how long, until their motion is there.
         self._times: collections.deque[tuple[float, float]] = collections.deque()
@@ -174,20 +249,18 @@ class _Recording:
         """Return whether a frame can follow: another size cannot, in the stream's own motion."""
         return not self._native or self._size in (None, (frame.height, frame.width))
 
-    def add(self, time: float, frame: av.VideoFrame, duration: float) -> Iterator[Window]:
+    def add(self, time: float, frame: av.VideoFrame, duration: float) -> Iterator[StreamFrame]:
         self._size = frame.height, frame.width
         self._times.append((time, duration))
-        yield from self._cut(self._coder.add(frame))
+        yield from self._timed(self._coder.add(frame))
 
-    def _cut(self, frames: Iterator[CodedFrame]) -> Iterator[Window]:
+    def _timed(self, frames: Iterator[CodedFrame]) -> Iterator[StreamFrame]:
         for coded in frames:
-            yield from self._cutter.add(
-                coded, *self._times.popleft(), shown_aspect(coded.frame, self._aspect)
-            )
+            aspect = shown_aspect(coded.frame, self._aspect)
+            yield StreamFrame(self.number, coded, *self._times.popleft(), aspect, self._source)
 
-    def end(self) -> Iterator[Window]:
-        yield from self._cut(self._coder.end())
-        yield from self._cutter.end()
+    def end(self) -> Iterator[StreamFrame]:
+        yield from self._timed(self._coder.end())
 
 
 class _FrameClock:
@@ -283,7 +356,12 @@ def _open_stream(
         yield container, stream
 
 
-def _native_wanted(address: str, spec: VideoSpec, codec: str) -> bool:
+def native_wanted(address: str | os.PathLike, spec: VideoSpec, codec: str) -> bool:
+    """Return whether the motion of a codec is to be the stream's own.
+
+    Raises:
+      NoVectorsError: It must be, and the codec has none.
+    """
     if spec.source == "native" and codec not in CODECS_WITH_VECTORS:
         raise NoVectorsError(
             address,

@@ -19,6 +19,8 @@ _THUMBNAIL = 16, 9
 _CUT_GREYS = 20.0
 # Activity that is nothing, as a share of the picture: what noise gives.
 _FLOOR = 0.004
+RATIO = 2.5
+"""Activity on one side of a border over that on the other, at least."""
 _STEP = 0.1
 
 
@@ -97,6 +99,11 @@ class ActivityMeter:
         return small.to_ndarray().astype(np.float32)
 
 
+def level(change: float) -> float:
+    """Return activity on the scale on which chunks are told apart: a logarithm above the noise."""
+    return math.log(change + _FLOOR)
+
+
 class ChunkCutter:
     """Finds where activity rises or falls, scenes change, or a chunk has its largest length.
 
@@ -104,7 +111,7 @@ class ChunkCutter:
     differ most, by at least `ratio`, a chunk ends. The activity of a few windows is kept.
     """
 
-    def __init__(self, longest_s: float = math.inf, window_s: float = 1.0, ratio: float = 2.5):
+    def __init__(self, longest_s: float = math.inf, window_s: float = 1.0, ratio: float = RATIO):
         """Start before the first frame.
 
         Args:
@@ -135,7 +142,7 @@ class ChunkCutter:
                 yield self._border(*self._best[1:])
             if self._samples:
                 yield self._border(time, activity.index, drop_all=True)
-        self._samples.append((time, activity.index, math.log(activity.change + _FLOOR)))
+        self._samples.append((time, activity.index, level(activity.change)))
         self._compare(time, self._start)
         if self._best is not None and time >= self._best[1] + 1.5 * self._window:
             yield self._border(*self._best[1:])

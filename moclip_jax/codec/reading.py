@@ -158,7 +158,7 @@ def _whole(
 ) -> Iterator[tuple[int, float, av.VideoFrame, av.VideoFrame]]:
     """Yield number, time, decoded frame and the frame whose vectors count, of all frames."""
     with open_video(path) as (_, stream):
-        clock = _Clock(float(stream.average_rate or 0) or DEFAULT_RATE)
+        clock = FrameClock(float(stream.average_rate or 0))
     if native:
         pairs = ((frame, frame) for frame in decode_frames(path, options))
     else:
@@ -169,7 +169,7 @@ def _whole(
         yield index, clock.time_s(shown), shown, coded
 
 
-class _Clock:
+class FrameClock:
     """Gives frames times that rise, in seconds since the first.
 
     They are the time stamps; a frame without one, or with one that runs backwards, follows the
@@ -177,10 +177,16 @@ class _Clock:
     """
 
     def __init__(self, rate: float):
-        self._rate = rate
+        """Start before the first frame.
+
+        Args:
+          rate: Declared frames a second, 0 where none is.
+        """
+        self._step = 1 / (rate or DEFAULT_RATE)
         self._first, self._last = math.nan, math.nan
 
     def time_s(self, frame: av.VideoFrame) -> float:
+        """Return the time of the next frame."""
         stamp = math.nan
         if frame.pts is not None and frame.time_base is not None:
             stamp = float(frame.pts * frame.time_base)
@@ -188,8 +194,12 @@ class _Clock:
             self._first, self._last = stamp, 0.0
             return 0.0
         time = stamp - self._first
-        self._last = time if time > self._last else self._last + 1 / self._rate
+        self._last = time if time > self._last else self._last + self._step
         return self._last
+
+    def end_s(self) -> float:
+        """Return when the last frame ends."""
+        return self._last + self._step
 
 
 def _vectors(path: str | os.PathLike, native: bool) -> Iterator[tuple[int, float, av.VideoFrame]]:

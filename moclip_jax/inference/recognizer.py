@@ -74,7 +74,7 @@ class Recognizer:
         # The limits on the length of a video are those of training.
         self.video = dataclasses.replace(video, max_frames=None, max_seconds=None)
         self.views, self.frame = views, frame
-        self._load_model, self._load_tokenizer = load_model, load_tokenizer
+        self._load_model, self.load_tokenizer = load_model, load_tokenizer
         self._program_file, self._folder = program, folder
         self.preprocessing = preprocessing
         self._dtypes = clip_dtype, motion_dtype
@@ -242,9 +242,7 @@ class Recognizer:
     def view(self, clip: Clip) -> dict[str, np.ndarray]:
         """Return what the networks see of a clip.
 
-        Returns:
-          `motion` uint8 `[1, crops, segments, size, size, 2]` and `images` uint8
-          `[1, frames, image_size, image_size, 3]`.
+        `motion` and `images`, uint8, of a batch of one; `input_shapes` are those of the rest.
         """
         images = sample_views.images(
             clip,
@@ -258,16 +256,18 @@ class Recognizer:
 
     def probabilities(self, view: dict[str, np.ndarray], labels: Sequence[str] = ()) -> np.ndarray:
         """Return float64 `[labels]` that sum to 1, for what `view` gave; labels as `predict`."""
+        return self.label_set(labels).probabilities(*self.outputs(view))
+
+    def outputs(self, view: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the logits float32 `[classes]` and CLIP's feature `[D]`, for what `view` gave."""
         logits, appearance = self._program(view["motion"], view["images"])
-        return self.label_set(labels).probabilities(
-            np.asarray(logits[0]), np.asarray(appearance[0])
-        )
+        return np.asarray(logits[0]), np.asarray(appearance[0])
 
     def label_set(self, labels: Sequence[str] = ()) -> LabelSet:
         """Return the labels to choose from; their text features are computed once."""
         words = tuple(labels)
         if words not in self._label_sets:
-            tokenizer = self._load_tokenizer() if words and self._load_tokenizer else None
+            tokenizer = self.load_tokenizer() if words and self.load_tokenizer else None
             # A service must not keep every set that its users have requested.
             if len(self._label_sets) >= 16:
                 self._label_sets.clear()

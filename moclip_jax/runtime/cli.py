@@ -158,6 +158,8 @@ def quiet_libraries() -> None:
     # Only transformers' tokenizer is used; that PyTorch is missing needs no message.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # LanceDB warns of every table that it makes.
+    os.environ.setdefault("LANCE_LOG", "error")
 
 
 def _run(work: Callable[[], int | None], stopped: str, traceback: bool) -> tuple[int, str]:

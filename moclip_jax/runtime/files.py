@@ -51,11 +51,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def exclusive_lock(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path, option: str = "--workdir") -> Iterator[None]:
     """Keep other runs out of a folder, which is made if absent.
 
     The lock (`flock` on `folder/.lock`) ends with the process, so a killed run leaves none behind;
     only the file stays. Windows has no such lock: there nothing is kept out.
+
+    Args:
+      option: What names the folder on the command line, for the message.
 
     Raises:
       BlockingIOError: Another run works in the folder; the message names its process and host.
@@ -69,7 +72,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
             owner = file.read().strip() or "another process"
             raise BlockingIOError(
                 f"another run works in {folder} ({owner}); wait until it ends, stop it, or use "
-                "another --workdir"
+                f"another {option}"
             ) from None
         file.truncate(0)
         file.write(

@@ -1,0 +1,142 @@
+"""`moclip_jax.codec.frames` beside mv-extractor and beside a loop with PyAV: equal, and how fast.
+
+    python -m benchmarks.codec [--rounds=7] [--mv-extractor=PYTHON]
+
+PYTHON is as for `benchmarks.video`. All sides read all vectors and frame types of a file; ours also
+accumulates, in a row of its own. Told is the processor's time, one thread, medians in turns.
+"""
+
+import pathlib
+import subprocess
+import tempfile
+from collections.abc import Callable
+
+import av
+import numpy as np
+
+from benchmarks.clips import generated_video, real_video, ucf101_like
+from benchmarks.video import MvExtractor, timed
+from moclip_jax import codec
+from moclip_jax.runtime.cli import CommandParser, run
+
+# Writes the vectors of a file, as mv-extractor gives them, and the frame types.
+_VECTORS_OF = """
+import os, sys, numpy
+# One core: with more, FFmpeg's frame threads lose some of the vectors.
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from mvextractor.videocap import VideoCap
+capture, found, kinds = VideoCap(), [], ""
+capture.open(sys.argv[1])
+capture.set_decode_frames(False)
+while True:
+    ok, frame, vectors, kind, *_ = capture.read()
+    if not ok:
+        break
+    found.append(vectors.reshape(len(vectors), -1) if len(vectors) else numpy.zeros((0, 10), int))
+    kinds += kind
+counts = [len(vectors) for vectors in found]
+numpy.savez(sys.argv[2], kinds=kinds, counts=counts, vectors=numpy.concatenate(found))
+"""
+_COLUMNS = ("source", "w", "h", "src_x", "src_y", "dst_x", "dst_y", "motion_x", "motion_y")
+
+
+def loop_with_pyav(path: str) -> list[np.ndarray]:
+    """Read vectors as PyAV's documentation shows it."""
+    found = []
+    with av.open(path) as container:
+        context = container.streams.video[0].codec_context
+        context.thread_count, context.options = 1, {"flags2": "+export_mvs"}
+        for frame in container.decode(video=0):
+            vectors = frame.side_data.get("MOTION_VECTORS")
+            found.append(None if vectors is None else vectors.to_ndarray())
+    return found
+
+
+def codec_vectors(path: str) -> list[np.ndarray]:
+    """Read vectors by ours."""
+    return [frame.vectors for frame in codec.frames(path, accumulated=False)]
+
+
+def check_equal(path: str) -> None:
+    """Raise an AssertionError if the loop with PyAV has other vectors."""
+    for frame, vectors in zip(codec.frames(path), loop_with_pyav(path), strict=True):
+        assert len(frame.vectors) == (0 if vectors is None else len(vectors))
+        for name in _COLUMNS if vectors is not None else ():
+            np.testing.assert_array_equal(frame.vectors[name], vectors[name], name)
+
+
+def different_frames(path: str, python: str) -> int:
+    """Return of how many frames mv-extractor gives other vectors or another type."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "vectors.npz"
+        subprocess.run([python, "-c", _VECTORS_OF, path, str(file)], check=True)
+        found = np.load(file)
+    theirs = np.split(found["vectors"], np.cumsum(found["counts"])[:-1])
+    different = 0
+    for frame, kind, vectors in zip(codec.frames(path), str(found["kinds"]), theirs, strict=True):
+        ours = np.stack([frame.vectors[name] for name in _COLUMNS], axis=-1).astype(int)
+        same = frame.picture_type == kind and np.array_equal(ours, vectors[:, : len(_COLUMNS)])
+        different += not same
+    return different
+
+
+def print_table(rounds: int, mv_extractor: str | None = None) -> list[dict[str, object]]:
+    """Compare what the sides read, and print frames a second of a core's time."""
+    extractor = MvExtractor(mv_extractor) if mv_extractor else None
+    found: list[dict[str, object]] = []
+    print(f"{'file':<18}{'ours':<32}{'frames/s':>9}  {'against':<28}{'frames/s':>9}{'ratio':>7}")
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        for file in (generated_video(root), ucf101_like(root), pathlib.Path(real_video())):
+            path = str(file)
+            check_equal(path)
+            count = len(codec_vectors(path))
+            if mv_extractor:
+                other = different_frames(path, mv_extractor)
+                print(f"{file.name:<18}mv-extractor differs in {other} of {count} frames")
+            ours = {
+                "vectors and types": timed(lambda path=path: codec_vectors(path)),
+                "and every map accumulated": timed(
+                    lambda path=path: [0 for _ in codec.frames(path)]
+                ),
+            }
+            others: dict[str, Callable[[], float]] = {
+                "a loop with PyAV": timed(lambda path=path: loop_with_pyav(path)),
+            }
+            if extractor is not None:
+                others["mv-extractor"] = lambda path=path: extractor.seconds(path)
+            for mine, our_seconds in ours.items():
+                for other, other_seconds in others.items():
+                    times = [(our_seconds(), other_seconds()) for _ in range(rounds + 1)][1:]
+                    a, b = np.median(times, axis=0)
+                    found.append(
+                        {"file": file.name, "ours": mine, "against": other, "seconds": times}
+                    )
+                    print(
+                        f"{file.name:<18}{mine:<32}{count / a:9.0f}  {other:<28}"
+                        f"{count / b:9.0f}{b / a:7.2f}",
+                        flush=True,
+                    )
+    print("a loop with PyAV: equal in all frames")
+    if extractor is not None:
+        extractor.close()
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read the command line and print the table."""
+    parser = CommandParser(
+        "benchmarks.codec",
+        "Time moclip_jax.codec beside mv-extractor and a loop with PyAV; compare what they read.",
+        ("--rounds=3", "--mv-extractor=.venv-parity/bin/python"),
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, metavar="N", help="timed passes of each side (7)"
+    )
+    parser.add_argument("--mv-extractor", metavar="PYTHON", help="interpreter that has it")
+    arguments = parser.parse(argv)
+    return run(lambda: print_table(arguments.rounds, arguments.mv_extractor) and None)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

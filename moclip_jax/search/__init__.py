@@ -1,0 +1,31 @@
+"""Search hours of video in words: chunks where the codec cuts, CLIP features, an embedded store.
+
+    >>> from moclip_jax import search
+    >>> for report in search.index_videos(["talk.mp4"], "talks.index"): ...
+    >>> moments = search.Searcher("talks.index").search("a person at a blackboard")
+    >>> moments[0].video, moments[0].start_s, moments[0].end_s
+
+It needs LanceDB (`requirements-search.txt`). Names are imported when they are first used.
+`docs/long_video.md` is the guide.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moclip_jax.search.build import index_stream as index_stream
+    from moclip_jax.search.build import index_videos as index_videos
+    from moclip_jax.search.query import Moment as Moment
+    from moclip_jax.search.query import Searcher as Searcher
+
+_HOMES = {"Moment": "query", "Searcher": "query", "index_stream": "build", "index_videos": "build"}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
