@@ -13,6 +13,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = xla_flags(devices=4)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
 # All tests, their workers and the programs they start share one folder of compiled programs. JAX
 # finds a program by its text, options and devices, so the folder changes how long a test takes and
 # not what it computes. The user's own folder is left alone.

@@ -148,13 +148,16 @@ def run(
 
 
 def quiet_libraries() -> None:
-    """Keep the start-up messages of TensorFlow and transformers out of a command's own output.
+    """Keep TensorFlow's and transformers' messages out of a command's output, and its start short.
 
     In this process and its children; call it before they are imported. What is set already stays.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Its oneDNN kernels also give other roundings on other processors.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # Importing TensorFlow imports Keras 3 with pandas and matplotlib, which takes seconds and which
+    # nothing here uses; of Keras 2 it imports nothing where that is not installed.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     # Only transformers' tokenizer is used; that PyTorch is missing needs no message.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from clu import metric_writers
 
 from moclip_jax.runtime.distributed import is_main_process
 from moclip_jax.runtime.files import atomic_write
@@ -34,7 +33,10 @@ class MetricLog:
         self._writer: Any = None
         if not is_main_process():
             return
-        self._writer = metric_writers.SummaryWriter(str(directory / "tensorboard"))
+        # Imported late: reports read a log without TensorFlow.
+        import tensorflow as tf
+
+        self._writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
         if self._path.exists():
             lines = self._path.read_text().splitlines(keepends=True)
             kept = [line for line in lines if _is_whole(line) and json.loads(line)["step"] <= step]
@@ -46,7 +48,11 @@ class MetricLog:
         """Log the metrics of `epoch` (from 0), which ended with update `step`."""
         if self._writer is None:
             return
-        self._writer.write_scalars(step, metrics)
+        import tensorflow as tf
+
+        with self._writer.as_default(step):
+            for name, value in metrics.items():
+                tf.summary.scalar(name, value)
         with open(self._path, "a") as file:
             file.write(json.dumps({"epoch": epoch + 1, "step": step, **metrics}) + "\n")
 
