@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.xla_flags import xla_flags
-
 REPOSITORY = Path(__file__).parents[1]
 NOTEBOOK = REPOSITORY / "notebooks" / "first_steps.ipynb"
 
@@ -26,8 +24,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
             sys.executable, "-m", "jupyter", "execute", str(NOTEBOOK), f"--output={executed}",
             "--timeout=600",
         ],
-        # The simulated devices of the other tests would only make the notebook slower.
-        env=os.environ | {"TMPDIR": str(tmp_path), "XLA_FLAGS": xla_flags(devices=1)},
+        env=os.environ | {"TMPDIR": str(tmp_path)},
         capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]

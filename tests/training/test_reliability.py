@@ -73,6 +73,13 @@ class Runs:
         assert process.returncode == 0, printed
         return printed
 
+    def on_devices(self, devices: int) -> Path:
+        """Workdir of a run in one process on this many devices; made once."""
+        workdir = self.folder / f"devices{devices}"
+        if not (workdir / "report.html").exists():
+            self.whole(workdir, devices=devices)
+        return workdir
+
     def interrupted(
         self, workdir: Path, after: str, delay: float, how: signal.Signals
     ) -> tuple[int, str]:
@@ -175,9 +182,7 @@ def num_ties(scores: np.ndarray, labels: np.ndarray, k: int, tolerance: float) -
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_the_whole_recipe_gives_the_same_on_any_number_of_devices(runs, undisturbed, devices):
-    workdir = runs.folder / f"devices{devices}"
-    runs.whole(workdir, devices=devices)
-    assert_same(workdir, undisturbed, tolerance=1e-5)
+    assert_same(runs.on_devices(devices), undisturbed, tolerance=1e-5)
 
 
 def test_the_whole_recipe_with_a_split_clip_gives_the_same(runs, undisturbed):
@@ -194,12 +199,13 @@ def start_two(runs: Runs, workdir: Path) -> list[subprocess.Popen]:
 
 
 @pytest.mark.ci
-def test_two_processes_of_two_devices_give_the_same_and_one_of_them_speaks(runs, undisturbed):
+def test_two_processes_of_two_devices_give_what_one_of_four_does_and_one_of_them_speaks(runs):
+    """The batch is split alike, so nothing but the order of the sums over devices may differ."""
     workdir = runs.folder / "two"
     pair = start_two(runs, workdir)
     printed = [process.communicate(timeout=1200)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], printed
-    assert_same(workdir, undisturbed, tolerance=1e-5)
+    assert_same(workdir, runs.on_devices(4), tolerance=1e-5)
     assert "export: start" in printed[0] and "start" not in printed[1]
 
 
@@ -224,7 +230,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_and_they_resume(runs, undist
     assert_same(workdir, undisturbed, tolerance=1e-5)
 
 
-def test_a_process_killed_in_training_ends_the_other_and_the_run_resumes(runs, undisturbed):
+def test_a_process_killed_in_training_ends_the_other_and_the_run_resumes(runs):
     workdir = runs.folder / "two_killed"
     pair = start_two(runs, workdir)
     first = pair[0].stdout
@@ -242,7 +248,7 @@ def test_a_process_killed_in_training_ends_the_other_and_the_run_resumes(runs, u
     pair = start_two(runs, workdir)
     printed = pair[0].communicate(timeout=1200)[0] + pair[1].communicate(timeout=1200)[0]
     assert [process.returncode for process in pair] == [0, 0], printed
-    assert_same(workdir, undisturbed, tolerance=1e-5)
+    assert_same(workdir, runs.on_devices(4), tolerance=1e-5)
 
 
 @pytest.mark.ci
