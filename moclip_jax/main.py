@@ -13,7 +13,11 @@ from moclip_jax.runtime import cli
 
 def main(config: ConfigDict, workdir: Path) -> None:
     """Run the pipeline."""
-    # Imported late, because worker processes import this module again and do not need it.
+    # Imported late, because worker processes import this module again and do not need them, and
+    # because a setting that cannot work is reported before seconds of imports.
+    from moclip_jax.config_checks import check_config
+
+    check_config(config)
     from moclip_jax.training import pipeline
 
     pipeline.run(config, workdir)

@@ -122,7 +122,7 @@ class FisherEncoder(nnx.Module):
         mean_gradient = (first - zeroth * means) / jnp.sqrt(variances * weights)
         variance_gradient = (second - 2 * first * means + zeroth * means**2) / variances - zeroth
         variance_gradient /= jnp.sqrt(2 * weights)
-        vector = jnp.stack([mean_gradient, variance_gradient], axis=1).reshape(len(count), -1)
+        vector = jnp.stack([mean_gradient, variance_gradient], axis=1).reshape(count.shape[0], -1)
         vector = jnp.sign(vector) * jnp.sqrt(jnp.abs(vector))
         return vector / (jnp.linalg.norm(vector, axis=-1, keepdims=True) + _EPS)
 

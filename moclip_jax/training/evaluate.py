@@ -22,19 +22,23 @@ from moclip_jax.runtime.files import write_json
 from moclip_jax.training.features import Features
 from moclip_jax.training.metrics import balanced_accuracy, topk_accuracy
 
+# One program each, where every operation by itself would be another.
+_network_logits = nnx.jit(lambda network, features: network.logits(features))
+_head_logits = nnx.jit(moclip.fused_logits)
+
 
 def motion_logits(network: MotionModel, features: np.ndarray) -> np.ndarray:
     """Return logits `[videos, classes]` of `features [videos, views, segments, D]`.
 
     The head sees the features averaged over the views.
     """
-    return np.asarray(network.logits(jnp.asarray(features.mean(axis=1))))
+    return np.asarray(_network_logits(network, features.mean(axis=1)))
 
 
 def fused_logits(head: Head, features: Features) -> np.ndarray:
     """Return a head's logits `[videos, classes]` for motion features averaged over the views."""
-    arrays = {name: jnp.asarray(v) for name, v in features.arrays().items() if name != "label"}
-    return np.asarray(moclip.fused_logits(head, **arrays))
+    arrays = {name: values for name, values in features.arrays().items() if name != "label"}
+    return np.asarray(_head_logits(head, **arrays))
 
 
 def cost_of_one_view(config: ConfigDict, network: MotionModel, clip: CLIP) -> dict[str, int]:

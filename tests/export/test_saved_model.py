@@ -16,13 +16,14 @@ from moclip_jax.inference.recognizer import Recognizer, load
 
 STABLEHLO = """
 import json, sys, jax, numpy, safetensors.numpy
-folder, given, answer = sys.argv[1:]
+folder, *files = sys.argv[1:]
 model = jax.export.deserialize(bytearray(open(folder + "/model.stablehlo", "rb").read()))
 assert set(model.platforms) == {"cpu", "cuda", "tpu"}, model.platforms
 assert json.load(open(folder + "/inputs.json"))["inputs"]["motion"][0] == "b"
 parameters = safetensors.numpy.load_file(folder + "/parameters.safetensors")
-outputs = jax.jit(model.call)(parameters, safetensors.numpy.load_file(given))
-safetensors.numpy.save_file({k: numpy.array(v) for k, v in outputs.items()}, answer)
+for given, answer in zip(files[::2], files[1::2]):
+    outputs = jax.jit(model.call)(parameters, safetensors.numpy.load_file(given))
+    safetensors.numpy.save_file({k: numpy.array(v) for k, v in outputs.items()}, answer)
 assert not {"moclip_jax", "input_pipeline", "flax"} & set(sys.modules)
 """
 SAVED_MODEL = """
@@ -51,18 +52,24 @@ def serving(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def run_elsewhere(program: str, folder: Path, given: dict, tmp_path: Path) -> dict:
-    """Runs a program in a process of its own, away from this tree."""
-    question, answer = tmp_path / "given.safetensors", tmp_path / "answer.safetensors"
-    safetensors.numpy.save_file(given, question)
+def run_elsewhere(program: str, folder: Path, given: list[dict], tmp_path: Path) -> list[dict]:
+    """Runs a program on each of several inputs in a process of its own, away from this tree."""
+    answers, arguments = [], []
+    for number, arrays in enumerate(given):
+        question, answer = (
+            tmp_path / f"{name}{number}.safetensors" for name in ("given", "answer")
+        )
+        safetensors.numpy.save_file(arrays, question)
+        answers.append(answer)
+        arguments += [str(question), str(answer)]
     done = subprocess.run(
-        [sys.executable, "-c", program, str(folder), str(question), str(answer)],
+        [sys.executable, "-c", program, str(folder), *arguments],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return safetensors.numpy.load_file(answer)
+    return [safetensors.numpy.load_file(answer) for answer in answers]
 
 
 def some_inputs(recognizer: Recognizer, batch: int) -> dict[str, np.ndarray]:
@@ -94,15 +101,15 @@ def check(outputs: dict[str, np.ndarray], expected: np.ndarray) -> None:
 
 
 def test_stablehlo_gives_the_same_logits_for_any_number_of_videos(recognizer, serving, tmp_path):
-    for batch in (1, 3):
-        inputs = some_inputs(recognizer, batch)
-        outputs = run_elsewhere(STABLEHLO, serving / "stablehlo", inputs, tmp_path)
+    given = [some_inputs(recognizer, batch) for batch in (1, 3)]
+    answers = run_elsewhere(STABLEHLO, serving / "stablehlo", given, tmp_path)
+    for inputs, outputs in zip(given, answers, strict=True):
         check(outputs, expected_logits(recognizer, inputs))
 
 
 def test_saved_model_gives_the_same_logits(recognizer, serving, tmp_path):
     inputs = some_inputs(recognizer, 2)
-    outputs = run_elsewhere(SAVED_MODEL, serving / "saved_model", inputs, tmp_path)
+    (outputs,) = run_elsewhere(SAVED_MODEL, serving / "saved_model", [inputs], tmp_path)
     check(outputs, expected_logits(recognizer, inputs))
 
 
