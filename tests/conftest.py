@@ -48,6 +48,7 @@ _RUN_FILES = {
     "test_hmdb51_run",
     "test_import_published",
     "test_install",
+    "test_limits",
     "test_main",
     "test_notebook",
     "test_preparation",
