@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Initializer = Callable[..., jax.Array]
 Draw = Callable[[jax.Array, tuple[int, ...]], jax.Array]
@@ -39,11 +40,8 @@ def _initial_values(
     del out_sharding
     size = math.prod(shape)
     # Every shape of a random draw is a compilation of its own, 0.3 s on CPU and some thirty of them
-    # in a network; drawn by powers of two they are a few.
-    drawn = max(_SMALLEST_DRAW, 1 << (size - 1).bit_length())
-    return _cut(draw(key, (drawn,)), factor, shape).astype(dtype)
-
-
-@partial(jax.jit, static_argnums=2)
-def _cut(values: jax.Array, factor: float, shape: tuple[int, ...]) -> jax.Array:
-    return values[: math.prod(shape)].reshape(shape) * factor
+    # in a network; drawn by powers of two they are a few. So is every shape that is cut from them,
+    # but for NumPy, which has the same values where they exist already.
+    drawn = draw(key, (max(_SMALLEST_DRAW, 1 << (size - 1).bit_length()),))
+    values = drawn if isinstance(drawn, jax.core.Tracer) else np.asarray(drawn)
+    return jax.device_put((values[:size].reshape(shape) * np.float32(factor)).astype(dtype))
