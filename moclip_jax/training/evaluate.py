@@ -1,5 +1,6 @@
 """Stage `evaluate`: compute accuracy and cost of the four rows of the results."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from moclip_jax.training.metrics import balanced_accuracy, topk_accuracy
 
 # One program each, where every operation by itself would be another.
 _network_logits = nnx.jit(lambda network, features: network.logits(features))
-_head_logits = nnx.jit(moclip.fused_logits)
+_head_logits: Callable[..., jax.Array] = nnx.jit(moclip.fused_logits)
 
 
 def motion_logits(network: MotionModel, features: np.ndarray) -> np.ndarray:
