@@ -7,10 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from moclip_jax.runtime.compilation_cache import processor_kind
-from tests.xla_flags import xla_flags
+from tests.xla_flags import OLDER_FUSIONS, xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = xla_flags(devices=4)
+os.environ["XLA_FLAGS"] = xla_flags(devices=4) + OLDER_FUSIONS
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 os.environ["TF_USE_LEGACY_KERAS"] = "1"

@@ -1,14 +1,14 @@
 """The command line of training: mistakes are explained, and a killed run is finished."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-
-from tests.killed_command import kill_after
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -47,11 +47,41 @@ def test_a_contradiction_is_a_sentence_without_a_traceback(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def _run_until(workdir: Path, line: str, delay: float) -> int:
+    """Starts the run, kills it `delay` seconds after it prints `line`; returns its status."""
+    process = subprocess.Popen(
+        _command(workdir),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # Killed while it writes a compiled program, it would leave half of one to all tests.
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"},
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for printed in process.stdout:
+        if printed.startswith(line):
+            time.sleep(delay)
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.stdout.close()
+    return process.wait(timeout=600)
+
+
 @pytest.mark.slow
 def test_a_run_killed_in_every_stage_ends_as_one_that_was_not(tmp_path, finished_run):
     for stage in ("prepare", "motion", "features", "fusion", "evaluate", "export"):
-        assert kill_after(_command(tmp_path), f"{stage}: start", 0.5, REPOSITORY) == -signal.SIGKILL
+        assert _run_until(tmp_path, f"{stage}: start", 0.5) == -signal.SIGKILL
     run = subprocess.run(_command(tmp_path), capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
+    expected = json.loads((finished_run / "results.json").read_text())
+    assert json.loads((tmp_path / "results.json").read_text()) == expected
+
+
+def test_a_run_killed_in_training_is_finished_by_the_same_command(tmp_path, finished_run):
+    assert _run_until(tmp_path, "motion: start", 4.0) == -signal.SIGKILL
+    run = subprocess.run(_command(tmp_path), capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    assert "prepare: done before, skipped" in run.stdout
     expected = json.loads((finished_run / "results.json").read_text())
     assert json.loads((tmp_path / "results.json").read_text()) == expected

@@ -108,7 +108,8 @@ class Places:
         self._shape = energy.shape[1:]
         energy, edges = (value.reshape(len(energy), -1) for value in (energy, edges))
         weight = (energy > _MIN_MOTION) & (edges > _MIN_BOUNDARY)
-        strongest = jax.lax.top_k(energy, min(_STRONGEST, energy.shape[1]))[0][:, -1:]
+        # Sorted, because TensorFlow cannot read the StableHLO of `top_k` in a SavedModel.
+        strongest = jnp.sort(energy, axis=1)[:, -min(_STRONGEST, energy.shape[1]), None]
         few = weight.sum(1, keepdims=True) < _MIN_DESCRIPTORS
         self.weight = jnp.where(few, energy >= strongest, weight).astype(jnp.float32)
         self._cells, self._cell = cells, scale.cell

@@ -283,7 +283,14 @@ def test_sigterm_in_every_stage_ends_with_143_and_the_run_resumes_bit_identical(
     workdir = runs.folder / "terminated"
     for stage in STAGES:
         delay = 0.5 * seconds_of(undisturbed, stage)
-        status, printed = runs.interrupted(workdir, f"{stage}: start", delay, signal.SIGTERM)
+        status = 0
+        while not status:
+            status, printed = runs.interrupted(workdir, f"{stage}: start", delay, signal.SIGTERM)
+            if not status:
+                # The signal came after the end of the last stage, which is then made again.
+                assert stage == STAGES[-1] and delay > 0.001
+                shutil.rmtree(workdir / stage)
+                delay /= 4
         print(f"SIGTERM {delay:.2f} s after '{stage}: start': {printed.splitlines()[-1]!r}")
         assert (status, printed.splitlines()[-1]) == (
             143,
