@@ -12,7 +12,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import onnxruntime
 from av.codec.context import Flags
 from av.video.reformatter import VideoReformatter
 from PIL import Image
@@ -135,6 +134,8 @@ def image_input(path: str, given: dict, count: int) -> np.ndarray:
 
 def main(paths: list[str]) -> None:
     """Print the five most probable classes of each video as a line of JSON."""
+    import onnxruntime  # Late, so that the documentation of this module needs it not.
+
     given = json.loads(Path(__file__).with_name("inputs.json").read_text())
     session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))
     for path in paths:

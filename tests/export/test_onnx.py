@@ -110,8 +110,10 @@ def test_the_script_rejects_a_rotated_video(exported, tmp_path):
 def test_the_script_is_short_and_imports_what_it_says():
     source = (Path(export.__file__).parent / "predict_onnx.py").read_text()
     assert len(source.splitlines()) <= 150
-    imported = {line.split()[1].partition(".")[0] for line in source.splitlines()
-                if line.startswith(("import ", "from "))}  # fmt: skip
+    lines = map(str.split, source.splitlines())
+    imported = {
+        words[1].partition(".")[0] for words in lines if words and words[0] in ("import", "from")
+    }
     assert imported - sys.stdlib_module_names == {"av", "numpy", "onnxruntime", "PIL"}
 
 
