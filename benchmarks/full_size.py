@@ -24,7 +24,7 @@ from moclip_jax import predict
 from moclip_jax.configs import ucf101
 from moclip_jax.models.clip import CLIP, CLIPConfig
 from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
-from moclip_jax.pretrained import TINY_CLIP, load_clip, save_clip, save_efficientnet
+from moclip_jax.pretrained import TINY_CLIP, load_tower, save_clip, save_efficientnet
 from moclip_jax.runtime.cli import CommandParser, run
 from moclip_jax.training import pipeline
 
@@ -52,7 +52,7 @@ def write_weights(folder: Path) -> tuple[Path, Path]:
     """Write random full-size weights; returns the EfficientNet's file and the CLIP's folder."""
     efficientnet = folder / "efficientnet_b0.safetensors"
     save_efficientnet(EfficientNet(EfficientNetConfig.named("b0"), rngs=nnx.Rngs(0)), efficientnet)
-    _, tokenizer = load_clip(TINY_CLIP)
+    _, tokenizer = load_tower(TINY_CLIP)
     config = CLIPConfig.named("vit_b32")
     # The small tokenizer's own end of text; its other numbers all lie in the large vocabulary.
     text = dataclasses.replace(config.text, eos_token_id=tokenizer.eos_token_id)

@@ -19,7 +19,7 @@ from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.flops import multiply_adds
 from moclip_jax.models.inference import clip_for_inference, motion_network_for_inference
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
-from moclip_jax.pretrained import TINY_CLIP, load_clip, save_clip, save_efficientnet
+from moclip_jax.pretrained import TINY_CLIP, load_tower, save_clip, save_efficientnet
 from moclip_jax.runtime.device import compiler_options, matmul_dtype
 from moclip_jax.runtime.sharding import make_mesh
 from moclip_jax.training.optimizers import motion_optimizer
@@ -61,7 +61,7 @@ def make_networks(folder: Path) -> Networks:
     """Make both networks, and writes their weights to `folder` for the other side."""
     motion = _motion_network("b0")
     save_efficientnet(motion.backbone, folder / "efficientnet_b0.safetensors")
-    _, tokenizer = load_clip(TINY_CLIP)
+    _, tokenizer = load_tower(TINY_CLIP)
     clip_config = CLIPConfig.named("vit_b32")
     text = dataclasses.replace(clip_config.text, eos_token_id=tokenizer.eos_token_id)
     clip_config = dataclasses.replace(clip_config, text=text)

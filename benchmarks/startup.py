@@ -50,11 +50,11 @@ def make_inputs(folder: Path) -> tuple[str, str]:
     from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES
     from moclip_jax.models.fusion import FusionHead
     from moclip_jax.models.motion_network import MotionNetwork
-    from moclip_jax.pretrained import TINY_CLIP, load_clip
+    from moclip_jax.pretrained import TINY_CLIP, load_tower
 
     config = demo.get_config()
     names = [f"{shape} {motion}" for shape in SHAPES for motion in MOTIONS]
-    clip, tokenizer = load_clip(TINY_CLIP)
+    clip, tokenizer = load_tower(TINY_CLIP)
     network_config = motion_network_config(config.motion, len(names))
     dimension = clip.config.projection_dim
     network, head = nnx.jit(

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from moclip_jax.models.moclip import MoCLIP as MoCLIP
     from moclip_jax.models.moclip import MoCLIPConfig as MoCLIPConfig
     from moclip_jax.models.motion_network import MotionNetwork as MotionNetwork
-    from moclip_jax.pretrained.hf_clip import load_clip as load_clip
     from moclip_jax.pretrained.timm_efficientnet import load_efficientnet as load_efficientnet
+    from moclip_jax.pretrained.towers import load_tower as load_tower
 
 _HOMES = {
     "CLIP": "models.clip",
@@ -60,8 +60,8 @@ _HOMES = {
     "VideoSpec": "input_pipeline.video.clip",
     "accumulate_motion": "input_pipeline.video.motion_vectors",
     "load": "inference.recognizer",
-    "load_clip": "pretrained.hf_clip",
     "load_efficientnet": "pretrained.timm_efficientnet",
+    "load_tower": "pretrained.towers",
     "read_clip": "input_pipeline.video.clip",
     "read_motion_vectors": "input_pipeline.video.motion_vectors",
 }

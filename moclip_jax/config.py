@@ -325,7 +325,7 @@ def fusion_config(
     }
     return FusionConfig(
         motion_features=motion_features,
-        appearance_features=clip.projection_dim,
+        appearance_features=clip.num_features,
         hidden=fusion.hidden,
         num_classes=num_classes,
         dropout=fusion.dropout,

@@ -20,7 +20,7 @@ from moclip_jax.input_pipeline.datasets.prepared import prepare_dataset
 from moclip_jax.input_pipeline.video import clip, decode, stream
 from moclip_jax.input_pipeline.video.clip import VideoError, VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.stream import read_stream
-from moclip_jax.pretrained import TINY_CLIP, load_clip
+from moclip_jax.pretrained import TINY_CLIP, load_tower
 from moclip_jax.training import ablate, pipeline, splits
 from moclip_jax.training.features import load_features
 from tests.input_pipeline.video_fixtures import drifting_frames, write_sound, write_video
@@ -372,7 +372,7 @@ def test_a_clip_of_another_kind(tmp_path):
     folder = shutil.copytree(TINY_CLIP, tmp_path / "clip")
     config = json.loads((folder / "config.json").read_text())
     for change, message in (
-        ({"model_type": "siglip"}, "config.json is of model_type 'siglip'; needed is 'clip'"),
+        ({"model_type": "blip"}, "config.json is of model_type 'blip'; known are clip"),
         (
             {
                 part: config[part] | {"hidden_act": "tanh"}
@@ -383,7 +383,7 @@ def test_a_clip_of_another_kind(tmp_path):
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ValueError, match=message):
-            load_clip(folder)
+            load_tower(folder)
 
 
 def test_features_that_were_lost(tmp_path):

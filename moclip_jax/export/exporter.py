@@ -61,7 +61,7 @@ def export_model(
             "class_names": class_names,
             "config": json.loads(config.to_json()),
             "clip": clip.config.to_hf(),
-            "preprocessor": clip.config.preprocessing.to_hf(clip.config.vision.image_size),
+            "preprocessor": clip.config.preprocessing.to_hf(clip.config.image_size),
             "head": dataclasses.asdict(head.config),
             "parameters_sha256": hashlib.sha256(content).hexdigest(),
             "rows": rows,

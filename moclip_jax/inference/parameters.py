@@ -72,7 +72,7 @@ def _read_orbax(model: MoCLIP, path: Path) -> None:
     from moclip_jax.runtime.tree_io import load_tree
 
     config = model.config
-    text = (config.fusion.num_classes, config.clip.projection_dim)
+    text = (config.fusion.num_classes, config.clip.num_features)
     parameters = load_tree(
         path,
         {

@@ -2,7 +2,7 @@
 
 Architecture: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
 Supervision" (arXiv 2103.00020). The numbers agree with `CLIPModel` of Hugging Face transformers,
-whose weights `moclip_jax.pretrained.load_clip` reads.
+whose weights `moclip_jax.pretrained.load_tower` reads.
 """
 
 import jax

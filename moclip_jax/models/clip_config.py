@@ -10,6 +10,9 @@ from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, ImagePr
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 
+# The values of model_type in the config.json of Hugging Face's folders that are read.
+HF_KINDS = ("clip",)
+
 # Hugging Face wrote this id into the configurations of OpenAI's models although their end token is
 # another one. It stands for "pool at the highest id", which is where their end token is.
 LEGACY_EOS_TOKEN_ID = 2
@@ -94,6 +97,16 @@ class CLIPConfig:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"CLIP's activation is {self.activation!r}; known are: {known}")
 
+    @property
+    def image_size(self) -> int:
+        """Side of the square images, in pixels."""
+        return self.vision.image_size
+
+    @property
+    def num_features(self) -> int:
+        """Length of the feature of an image, that of `CLIP.encode_image`."""
+        return self.projection_dim
+
     @classmethod
     def named(cls, name: str, **overrides: Any) -> "CLIPConfig":
         """Return OpenAI's "vit_b32", "vit_b16" or "vit_l14"; overrides replace its fields."""
@@ -120,9 +133,10 @@ class CLIPConfig:
         Raises:
           ValueError: if it is not a CLIP, or a CLIP of a kind that is not known here.
         """
-        if config.get("model_type") != "clip":
+        if config.get("model_type") not in HF_KINDS:
             raise ValueError(
-                f"config.json is of model_type {config.get('model_type')!r}; needed is 'clip'"
+                f"config.json is of model_type {config.get('model_type')!r}; known are "
+                f"{', '.join(HF_KINDS)}"
             )
         vision, text = (
             # The older *_config_dict, where there is one, rules alone.

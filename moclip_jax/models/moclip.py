@@ -38,7 +38,7 @@ class MoCLIPConfig:
     def __post_init__(self):
         for field, needed in (
             ("motion_features", self.motion.num_features),
-            ("appearance_features", self.clip.projection_dim),
+            ("appearance_features", self.clip.num_features),
             ("num_classes", self.motion.num_classes),
         ):
             if getattr(self.fusion, field) != needed:

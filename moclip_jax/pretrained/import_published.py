@@ -39,7 +39,7 @@ def import_published(
     from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
     from moclip_jax.input_pipeline.datasets.split_lists import read_classes
     from moclip_jax.models.image_preprocessing import check_frame_size
-    from moclip_jax.pretrained import load_clip
+    from moclip_jax.pretrained import load_tower
     from moclip_jax.pretrained.published import load_published_fusion
 
     directory = workdir / "export"
@@ -53,13 +53,13 @@ def import_published(
             f"{fusion} has {head.config.num_classes} classes, but {classes} lists "
             f"{len(class_names)}; pass the list that it was trained with"
         )
-    clip, tokenizer = load_clip(config.clip.source, dtype=computation_dtype(config.clip.dtype))
-    image_size = clip.config.vision.image_size
+    clip, tokenizer = load_tower(config.clip.source, dtype=computation_dtype(config.clip.dtype))
+    image_size = clip.config.image_size
     check_frame_size(clip.config.preprocessing, image_size, config.video.frame_size)
-    if head.config.appearance_features != clip.config.projection_dim:
+    if head.config.appearance_features != clip.config.num_features:
         raise ValueError(
             f"{fusion} was trained on {head.config.appearance_features} features per image, and "
-            f"config.clip.source='{config.clip.source}' gives {clip.config.projection_dim}; choose "
+            f"config.clip.source='{config.clip.source}' gives {clip.config.num_features}; choose "
             "the CLIP that it was trained with"
         )
     config.fusion.hidden = head.config.hidden

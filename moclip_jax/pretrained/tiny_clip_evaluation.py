@@ -117,8 +117,8 @@ data set `moving_shapes` and nothing else: {", ".join(SHAPES)}, in eight colours
 It lets zero-shot classification, the text tower and the loader run without a download, in the demo
 and in the tests. It is not a CLIP for real images.
 
-    from moclip_jax.pretrained import load_clip
-    clip, tokenizer = load_clip("tiny")
+    from moclip_jax.pretrained import load_tower
+    clip, tokenizer = load_tower("tiny")
 
 ## Training
 

@@ -25,7 +25,8 @@ from moclip_jax.input_pipeline.datasets.shapes import SHAPES
 from moclip_jax.models.clip import CLIP, CLIPConfig, normalize_images
 from moclip_jax.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from moclip_jax.pretrained.clip_vocabulary import learn_tokenizer
-from moclip_jax.pretrained.hf_clip import TINY_CLIP, load_clip, save_clip, tokenize
+from moclip_jax.pretrained.folders import TINY_CLIP
+from moclip_jax.pretrained.hf_clip import save_clip, tokenize
 from moclip_jax.pretrained.tiny_clip_data import (
     IMAGE_SIZE,
     TRAINED_LENGTH,
@@ -36,6 +37,7 @@ from moclip_jax.pretrained.tiny_clip_data import (
     training_images,
 )
 from moclip_jax.pretrained.tiny_clip_evaluation import evaluate, model_card
+from moclip_jax.pretrained.towers import load_tower
 
 _EVALUATE = flags.DEFINE_bool("evaluate", False, "Only measure the folder's model, and print.")
 _FOLDER = flags.DEFINE_string("folder", str(TINY_CLIP), "Where the model is, or is written.")
@@ -211,7 +213,7 @@ def main(argv: list[str]) -> None:
     folder = Path(_FOLDER.value)
     if not _EVALUATE.value:
         save_clip(*train(Pipeline(), _SEED.value), folder)
-    clip, tokenizer = load_clip(folder)
+    clip, tokenizer = load_tower(folder)
     accuracies = evaluate(clip, tokenizer)
     for name, accuracy in accuracies.items():
         print(f"{name}: {accuracy:.4f}")

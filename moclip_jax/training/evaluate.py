@@ -55,7 +55,7 @@ def cost_of_one_view(config: ConfigDict, network: MotionModel, clip: CLIP) -> di
         return merged.classifier(merged.features(field))
 
     field = jax.ShapeDtypeStruct(network_views(config, num_segments=1).shape, jnp.uint8)
-    side = clip.config.vision.image_size
+    side = clip.config.image_size
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     layers = token_layers(config)
 

@@ -176,7 +176,7 @@ def extract_features(
             motion=views,
             augmented_views=config.features.train_views if augmented else 0,
             frames=config.clip.frame,
-            image_size=clip.config.vision.image_size,
+            image_size=clip.config.image_size,
             resize_size=clip.config.preprocessing.resize_size,
             resample=clip.config.preprocessing.resample,
             batch_size=batch_size,

@@ -24,7 +24,7 @@ from moclip_jax.models.clip import CLIP
 from moclip_jax.models.fusion import FusionConfig
 from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, check_frame_size
 from moclip_jax.models.moclip import MotionModel
-from moclip_jax.pretrained import load_clip
+from moclip_jax.pretrained import load_tower
 from moclip_jax.reporting.report import TIME_FILE, write_report
 from moclip_jax.runtime import distributed, signals
 from moclip_jax.runtime.device import computation_dtype
@@ -195,8 +195,8 @@ class Pipeline:
     def clip_and_tokenizer(self) -> tuple[CLIP, Any]:
         """The frozen CLIP and its tokenizer."""
         settings = self.config.clip
-        clip, tokenizer = load_clip(settings.source, dtype=computation_dtype(settings.dtype))
-        image_size = clip.config.vision.image_size
+        clip, tokenizer = load_tower(settings.source, dtype=computation_dtype(settings.dtype))
+        image_size = clip.config.image_size
         check_frame_size(clip.config.preprocessing, image_size, self.config.video.frame_size)
         return clip, tokenizer
 

@@ -10,7 +10,7 @@ from moclip_jax.inference.zero_shot import (
     class_phrases,
     zero_shot_logits,
 )
-from moclip_jax.pretrained import TINY_CLIP, load_clip, tokenize
+from moclip_jax.pretrained import TINY_CLIP, load_tower, tokenize
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_every_class_of_the_published_sets_has_phrases_of_its_own():
 
 
 def test_embeddings_are_the_normalised_mean_over_templates_and_phrases():
-    clip, tokenizer = load_clip(TINY_CLIP)
+    clip, tokenizer = load_tower(TINY_CLIP)
     templates = ("a photo of a {}.", "a {}")
     phrases = [["star", "a star spinning"], ["ring"]]
     got = class_embeddings(clip, tokenizer, phrases, templates)

@@ -211,7 +211,7 @@ def test_config_fields_that_are_left_out_have_the_defaults_of_transformers():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "siglip"}, "siglip"),
+        ({"model_type": "blip"}, "blip"),
         ({"text_config": {"hidden_act": "gelu"}}, "hidden_act.*differs"),
         ({"vision_config": {"num_channels": 4}}, "num_channels is 4"),
         ({"vision_config": {"image_size": [224, 200]}}, "image_size"),

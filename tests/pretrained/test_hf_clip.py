@@ -12,7 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from moclip_jax.models.clip import CLIPConfig
-from moclip_jax.pretrained import TINY_CLIP, load_clip, load_tokenizer, save_clip, tokenize
+from moclip_jax.pretrained import TINY_CLIP, load_tokenizer, load_tower, save_clip, tokenize
 from moclip_jax.pretrained.hf_clip_weights import clip_from_hf, clip_to_hf
 from tests.golden.clip_recipe import CONFIGS, make_weight
 
@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "clip.npz"
 
 @pytest.fixture(scope="module")
 def tiny():
-    return load_clip("tiny")
+    return load_tower("tiny")
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_wrong_shape_is_named():
 def test_save_and_load_give_the_same_model(tiny, tmp_path):
     clip, tokenizer = tiny
     save_clip(clip, tokenizer, tmp_path / "new" / "folder")
-    again, tokenizer_again = load_clip(tmp_path / "new" / "folder")
+    again, tokenizer_again = load_tower(tmp_path / "new" / "folder")
     assert again.config == clip.config
     jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(clip))
     text = ["a photo of a star spinning."]
@@ -95,18 +95,18 @@ def test_sharded_weights_and_half_precision(folder):
         save_file({key: weights[key].astype(np.float16) for key in keys}, folder / file)
     index = {"weight_map": {key: file for file, keys in shards.items() for key in keys}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    clip, _ = load_clip(folder)
+    clip, _ = load_tower(folder)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(clip))} == {jnp.dtype("float32")}
     for key, value in clip_to_hf(clip).items():
         np.testing.assert_array_equal(value, weights[key].astype(np.float16).astype(np.float32))
 
     (folder / "b.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"b\.safetensors"):
-        load_clip(folder)
+        load_tower(folder)
 
 
 def test_dtype_is_that_of_the_computation():
-    clip, _ = load_clip("tiny", dtype=jnp.bfloat16)
+    clip, _ = load_tower("tiny", dtype=jnp.bfloat16)
     assert clip.config.dtype == clip.vision.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(clip))} == {jnp.dtype("float32")}
 
@@ -116,7 +116,7 @@ def test_pickles_are_rejected_and_never_opened(folder):
     with pytest.raises(
         ValueError, match=r"pytorch_model\.bin is a pickle, which can execute code.*refs/pr"
     ):
-        load_clip(folder)
+        load_tower(folder)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_pickles_are_rejected_and_never_opened(folder):
 def test_a_missing_file_is_named(folder, name, message):
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=message):
-        load_clip(folder)
+        load_tower(folder)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_damaged_file_is_named(folder, name, message):
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=rf"clip: .*{name} {message}"):
-        load_clip(folder)
+        load_tower(folder)
 
 
 def test_another_models_tokenizer_is_rejected(folder):
@@ -149,21 +149,21 @@ def test_another_models_tokenizer_is_rejected(folder):
     config["text_config"]["eos_token_id"] -= 1
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="belong to different models"):
-        load_clip(folder)
+        load_tower(folder)
 
 
 def test_a_source_that_is_not_there_says_what_to_download(tmp_path):
     """The tests run with HF_HUB_OFFLINE=1: the hub is as far as behind a dead network."""
     with pytest.raises(FileNotFoundError, match=r"no folder.*the embedded CLIP is 'tiny'"):
-        load_clip(tmp_path / "absent")
+        load_tower(tmp_path / "absent")
     with pytest.raises(OSError, match="not a local folder") as caught:
-        load_clip("some-owner/some-clip@refs/pr/15")
+        load_tower("some-owner/some-clip@refs/pr/15")
     command = "hf download some-owner/some-clip --revision refs/pr/15 --local-dir clip"
     assert command in str(caught.value)
     file = tmp_path / "model.safetensors"
     file.touch()
     with pytest.raises(NotADirectoryError, match="is a file; a CLIP is a folder"):
-        load_clip(file)
+        load_tower(file)
 
 
 def test_hub_ids_download_no_pickles(monkeypatch, folder):
@@ -175,7 +175,7 @@ def test_hub_ids_download_no_pickles(monkeypatch, folder):
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    load_clip("owner/name@v2")
+    load_tower("owner/name@v2")
     assert asked["repository"] == "owner/name" and asked["revision"] == "v2"
     assert not any("bin" in pattern or pattern == "*" for pattern in asked["allow_patterns"])
 

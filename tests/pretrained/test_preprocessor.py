@@ -15,7 +15,7 @@ from moclip_jax.input_pipeline.images import clip_image
 from moclip_jax.models.clip import normalize_images
 from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.image_preprocessing import ImagePreprocessing, check_frame_size
-from moclip_jax.pretrained import TINY_CLIP, load_clip, save_clip
+from moclip_jax.pretrained import TINY_CLIP, load_tower, save_clip
 from moclip_jax.training import pipeline
 
 PROCESSORS = {
@@ -52,7 +52,7 @@ def write_jpeg(width, height, seed=0):
 def test_images_are_those_of_transformers_own_processor(tmp_path, name, size):
     """Within one grey level."""
     folder = write_folder(tmp_path / "clip", PROCESSORS[name])
-    preprocessing = load_clip(folder)[0].config.preprocessing
+    preprocessing = load_tower(folder)[0].config.preprocessing
     jpeg = write_jpeg(*size, seed=size[0])
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
     processor = CLIPImageProcessorPil.from_pretrained(folder)
@@ -65,7 +65,7 @@ def test_images_are_those_of_transformers_own_processor(tmp_path, name, size):
 
 
 def test_without_the_file_images_are_as_the_published_code_makes_them():
-    clip, _ = load_clip("tiny")
+    clip, _ = load_tower("tiny")
     assert clip.config.preprocessing == ImagePreprocessing()
     assert (clip.config.preprocessing.resample, clip.config.preprocessing.resize_size) == (
         "bilinear", 0,
@@ -74,9 +74,9 @@ def test_without_the_file_images_are_as_the_published_code_makes_them():
 
 @pytest.mark.parametrize("name", list(PROCESSORS))
 def test_a_saved_clip_keeps_its_preprocessing(tmp_path, name):
-    clip, tokenizer = load_clip(write_folder(tmp_path / "clip", PROCESSORS[name]))
+    clip, tokenizer = load_tower(write_folder(tmp_path / "clip", PROCESSORS[name]))
     save_clip(clip, tokenizer, tmp_path / "saved")
-    assert load_clip(tmp_path / "saved")[0].config == clip.config
+    assert load_tower(tmp_path / "saved")[0].config == clip.config
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_what_is_not_supported_is_named(tmp_path, change, message):
     """The message begins with `preprocessor_config.json: ... is ...; needed is ...`."""
     folder = write_folder(tmp_path / "clip", {"size": 48, "crop_size": 48} | change)
     with pytest.raises(ValueError, match=rf"clip: preprocessor_config\.json: {message}"):
-        load_clip(folder)
+        load_tower(folder)
 
 
 def test_a_tower_larger_than_the_stored_frames_is_rejected_before_any_work(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, Appearance
-from moclip_jax.pretrained import TINY_CLIP, load_clip, tokenize
+from moclip_jax.pretrained import TINY_CLIP, load_tower, tokenize
 from moclip_jax.pretrained.clip_vocabulary import learn_tokenizer
 from moclip_jax.pretrained.tiny_clip_data import (
     IMAGE_SIZE,
@@ -30,7 +30,7 @@ def test_folder_is_small_and_complete():
 
 def test_zero_shot_finds_the_shape_and_only_luck_finds_the_motion():
     """On 72 held-out stills and 36 held-out clips that went through the real encoder."""
-    accuracies = evaluate(*load_clip("tiny"), num_stills=72, num_clips=36)
+    accuracies = evaluate(*load_tower("tiny"), num_stills=72, num_clips=36)
     assert accuracies["shape, stills"] >= 0.9
     assert accuracies["shape, middle frames of prepared clips"] >= 0.9
     assert accuracies["shape, middle frames of MPEG-4 files"] >= 0.9
@@ -43,14 +43,14 @@ def test_the_card_is_the_one_that_training_writes_with_the_accuracies_it_states(
     card = (TINY_CLIP / "README.md").read_text()
     stated = dict(re.findall(r"^\| (shape.*) \| ([\d.]+) \|$", card, flags=re.MULTILINE))
     assert len(stated) == 6
-    clip, _ = load_clip(TINY_CLIP)
+    clip, _ = load_tower(TINY_CLIP)
     assert card == model_card(clip, {name: float(value) for name, value in stated.items()})
 
 
 @pytest.mark.slow
 def test_card_states_the_accuracies_that_are_measured():
     card = (TINY_CLIP / "README.md").read_text()
-    for name, accuracy in evaluate(*load_clip("tiny")).items():
+    for name, accuracy in evaluate(*load_tower("tiny")).items():
         stated = re.search(rf"\| {re.escape(name)} \| ([\d.]+) \|", card)
         assert stated, name
         assert float(stated[1]) == pytest.approx(accuracy, abs=0.005)
@@ -110,7 +110,7 @@ def test_training_images_are_reproducible_and_labelled():
 
 
 def test_a_lengthened_clip_gives_short_texts_the_same_features_and_reads_long_ones():
-    clip, tokenizer = load_clip("tiny")
+    clip, tokenizer = load_tower("tiny")
     before = np.asarray(clip.encode_text(tokenize(tokenizer, ["a star"], 77)))
     longer, tokenizer = lengthen(clip, tokenizer, 90)
     tokens = tokenize(tokenizer, ["a star", "w" * 85], 90)
@@ -130,7 +130,7 @@ def test_vocabulary_learns_the_most_frequent_pairs():
 
 
 def test_every_word_of_the_captions_is_one_token():
-    _, tokenizer = load_clip("tiny")
+    _, tokenizer = load_tower("tiny")
     for text in corpus()[::101]:
         words = re.findall(r"[a-z]+|[^a-z\s]+", text)
         assert len(tokenizer(text)["input_ids"]) == len(words) + 2

@@ -85,12 +85,12 @@ def test_the_frozen_networks_are_bit_identical_after_the_head_was_trained(finish
     from flax import nnx
 
     from moclip_jax.inference.recognizer import load
-    from moclip_jax.pretrained import TINY_CLIP, load_clip
+    from moclip_jax.pretrained import TINY_CLIP, load_tower
     from moclip_jax.training.motion import load_motion_network
 
     exported = load(finished_run).model
     network = load_motion_network(testing.get_config(), 36, finished_run / "motion")
-    clip, _ = load_clip(TINY_CLIP)
+    clip, _ = load_tower(TINY_CLIP)
     for left, right in ((exported.motion, network), (exported.clip, clip)):
         flat = (nnx.to_flat_state(nnx.state(model)) for model in (left, right))
         for (path, a), (same_path, b) in zip(*flat, strict=True):
