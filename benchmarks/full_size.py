@@ -24,7 +24,7 @@ from moclip_jax import predict
 from moclip_jax.configs import ucf101
 from moclip_jax.models.clip import CLIP, CLIPConfig
 from moclip_jax.models.efficientnet import EfficientNet, EfficientNetConfig
-from moclip_jax.pretrained import TINY_CLIP, load_tower, save_clip, save_efficientnet
+from moclip_jax.pretrained import TINY_CLIP, load_tower, save_efficientnet, save_tower
 from moclip_jax.runtime.cli import CommandParser, run
 from moclip_jax.training import pipeline
 
@@ -57,7 +57,7 @@ def write_weights(folder: Path) -> tuple[Path, Path]:
     # The small tokenizer's own end of text; its other numbers all lie in the large vocabulary.
     text = dataclasses.replace(config.text, eos_token_id=tokenizer.eos_token_id)
     model = CLIP(dataclasses.replace(config, text=text), rngs=nnx.Rngs(1))
-    save_clip(model, tokenizer, folder / "clip")
+    save_tower(model, tokenizer, folder / "clip")
     return efficientnet, folder / "clip"
 
 

@@ -19,7 +19,7 @@ from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.flops import multiply_adds
 from moclip_jax.models.inference import clip_for_inference, motion_network_for_inference
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
-from moclip_jax.pretrained import TINY_CLIP, load_tower, save_clip, save_efficientnet
+from moclip_jax.pretrained import TINY_CLIP, load_tower, save_efficientnet, save_tower
 from moclip_jax.runtime.device import compiler_options, matmul_dtype
 from moclip_jax.runtime.sharding import make_mesh
 from moclip_jax.training.optimizers import motion_optimizer
@@ -66,7 +66,7 @@ def make_networks(folder: Path) -> Networks:
     text = dataclasses.replace(clip_config.text, eos_token_id=tokenizer.eos_token_id)
     clip_config = dataclasses.replace(clip_config, text=text)
     clip = nnx.jit(lambda: CLIP(clip_config, rngs=nnx.Rngs(1)))()
-    save_clip(clip, tokenizer, folder / "clip")
+    save_tower(clip, tokenizer, folder / "clip")
     return Networks(motion, clip, tokenizer, folder)
 
 

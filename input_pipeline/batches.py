@@ -104,6 +104,7 @@ def view_batches(
     image_size: int = 224,
     resize_size: int = 0,
     resample: str = "bilinear",
+    square: bool = False,
     batch_size: int,
     seed: int = 0,
     first_batch: int = 0,
@@ -118,6 +119,7 @@ def view_batches(
       frames: Which stored RGB frames: 'middle', 'random', 'uniform_<k>', or None for none.
       image_size: Side in pixels of the RGB frames.
       resize_size: Their shorter side before the crop; 0 for `image_size`.
+      square: Both of their sides are resized, and nothing is cropped.
       seed: Seed of what is random; the draws of a video depend on its position in `names` alone.
       first_batch: Batches to leave out; they are skipped before the heavy work.
       process_count: Number of processes; must divide `batch_size`.
@@ -141,7 +143,7 @@ def view_batches(
     records = records.enumerate().skip(first_batch * batch_size)
     records = _of_process(records, batch_size, local_size, process_index)
     base_seed = tf.constant([seed, 4], tf.int64)
-    image = (image_size, resize_size, resample)
+    image = (image_size, resize_size, resample, square)
     function = _view_function(dataset, motion, augmented_views, frames, image)
     examples = records.map(
         lambda _, item: function(item[1], item[0], tf.random.fold_in(base_seed, item[0])),
@@ -230,7 +232,7 @@ def _view_function(
     motion: MotionViews | GridViews | None,
     augmented_views: int,
     frames: str | None,
-    image: tuple[int, int, str],
+    image: tuple[int, int, str, bool],
 ) -> Callable:
     spec = dataset.spec
     of_motion = motion_features(spec) if motion is not None else ()
@@ -308,13 +310,13 @@ def _motion_views(
 def _images(
     example: Mapping[str, tf.Tensor],
     frames: str,
-    image: tuple[int, int, str],
+    image: tuple[int, int, str, bool],
     spec: VideoSpec,
     seed: tf.Tensor,
 ) -> tf.Tensor:
     """Return uint8 `[k, image_size, image_size, 3]`, RGB frames of a stored video by Pillow."""
     draw = tf.random.stateless_uniform([], tf.random.fold_in(seed, 0), None, None, tf.uint32)
-    image_size, resize_size, resample = image
+    image_size, resize_size, resample, square = image
 
     def make(draw: np.ndarray, *arrays: np.ndarray) -> np.ndarray:
         stored = dict(zip(example, arrays, strict=True))
@@ -325,6 +327,7 @@ def _images(
             int(draw),
             resize_size=resize_size,
             resample=resample,
+            square=square,
         )
 
     result = tf.numpy_function(make, [draw, *example.values()], tf.uint8, stateful=False)

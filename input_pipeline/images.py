@@ -9,7 +9,12 @@ RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 
 
 def clip_image(
-    jpeg: bytes, size: int, resize_size: int = 0, resample: str = "bilinear"
+    jpeg: bytes,
+    size: int,
+    resize_size: int = 0,
+    resample: str = "bilinear",
+    *,
+    square: bool = False,
 ) -> np.ndarray:
     """Decode an image, resize its shorter side and crop the central square.
 
@@ -20,11 +25,14 @@ def clip_image(
     Args:
       size: Side of the crop in pixels.
       resize_size: Shorter side after resizing, at least `size`; 0 for `size`.
+      square: Resize both sides to `size` instead, as SigLIP's preprocessing does.
 
     Returns:
       uint8 `[size, size, 3]` RGB.
     """
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
+    if square:
+        return np.asarray(image.resize((size, size), _RESAMPLE[resample]))
     shorter = min(image.size)
     width, height = ((resize_size or size) * side // shorter for side in image.size)
     resized = image.resize((width, height), RESAMPLE[resample])

@@ -198,6 +198,7 @@ def images(
     *,
     resize_size: int = 0,
     resample: str = "bilinear",
+    square: bool = False,
 ) -> np.ndarray:
     """Return RGB frames of a clip as CLIP sees them.
 
@@ -207,6 +208,7 @@ def images(
         the centres of `k` equal parts).
       draw: A random number for 'random', uniform in [0, 2**32).
       resize_size: Shorter side before the crop; 0 for `image_size`.
+      square: Both sides are resized, and nothing is cropped.
 
     Returns:
       uint8 `[k, image_size, image_size, 3]`.
@@ -216,7 +218,9 @@ def images(
     """
     chosen = sampling.stored_frames(frames, clip.frame_indices, clip.num_frames, draw)
     jpegs = [clip.frames[position] for position in chosen]
-    return np.stack([clip_image(jpeg, image_size, resize_size, resample) for jpeg in jpegs])
+    return np.stack(
+        [clip_image(jpeg, image_size, resize_size, resample, square=square) for jpeg in jpegs]
+    )
 
 
 def _windows(clip: Clip, frames: np.ndarray) -> np.ndarray:

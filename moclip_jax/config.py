@@ -304,7 +304,7 @@ def fusion_config(
     That one is always `mean`, so that the rows of all variants compare with the same.
 
     Raises:
-      ValueError: CLIP's image tower has fewer layers than the head is to read.
+      ValueError: CLIP's image tower has fewer layers than the head is to read, or no class token.
     """
     from moclip_jax.input_pipeline.views import num_images
     from moclip_jax.models.fusion import FusionConfig
@@ -312,6 +312,11 @@ def fusion_config(
     fusion, vision = config.fusion, clip.vision
     name = fusion.head if motion_features else "mean"
     layers = token_layers(config) if motion_features else 0
+    if layers and clip.is_siglip:
+        raise ValueError(
+            "config.fusion.head='evl' reads a class token, which SigLIP's image tower, of "
+            f"config.clip.source='{config.clip.source}', does not have; choose another head"
+        )
     if layers > vision.num_layers:
         raise ValueError(
             f"config.fusion.token_layers={layers}: the image tower of "
@@ -320,7 +325,7 @@ def fusion_config(
     tokens = {
         "token_layers": layers,
         "token_width": vision.hidden_size,
-        "token_grid": vision.image_size // vision.patch_size,
+        "token_grid": vision.grid,
         "token_heads": vision.num_heads,
     }
     return FusionConfig(

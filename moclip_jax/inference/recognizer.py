@@ -250,6 +250,7 @@ class Recognizer:
             self.image_size,
             resize_size=self.preprocessing.resize_size,
             resample=self.preprocessing.resample,
+            square=self.preprocessing.square,
         )
         motion = sample_views.test_view(clip, self.views, self.video)
         return {"motion": motion[None], "images": images[None]}

@@ -1,8 +1,10 @@
-"""CLIP: an image tower and a text tower that meet in one embedding space.
+"""CLIP and SigLIP: an image tower and a text tower that meet in one embedding space.
 
 Architecture: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
-Supervision" (arXiv 2103.00020). The numbers agree with `CLIPModel` of Hugging Face transformers,
-whose weights `moclip_jax.pretrained.load_tower` reads.
+Supervision" (arXiv 2103.00020), and Zhai et al. 2023, "Sigmoid Loss for Language Image
+Pre-Training" (arXiv 2303.15343). The numbers agree with `CLIPModel`, `MetaClip2Model` and
+`SiglipModel` of Hugging Face transformers and with open_clip's `CLIP`, whose weights
+`moclip_jax.pretrained.load_tower` reads.
 """
 
 import jax
@@ -10,20 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moclip_jax.models.attention import attention
-from moclip_jax.models.clip_config import (
-    LEGACY_EOS_TOKEN_ID,
-    CLIPConfig,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-)
+from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, ImagePreprocessing
-
-_ACTIVATIONS = {
-    # OpenAI trained with this cheap form of GELU.
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-}
+from moclip_jax.models.transformer import AttentionPooling, Encoder, embedding, layer_norm, linear
 
 
 def normalize_images(
@@ -51,126 +42,42 @@ def normalize_images(
     return (jnp.asarray(images, jnp.float32) / divisor - mean) / std
 
 
-class Block(nnx.Module):
-    """One pre-norm transformer block."""
-
-    def __init__(
-        self,
-        tower: CLIPVisionConfig | CLIPTextConfig,
-        config: CLIPConfig,
-        *,
-        causal: bool,
-        rngs: nnx.Rngs,
-    ):
-        width = tower.hidden_size
-        # The initial scales are those of OpenAI's code.
-        narrow = width**-0.5 * (2 * tower.num_layers) ** -0.5
-        self.num_heads = tower.num_heads
-        self.causal = causal
-        self.activation = config.activation
-        self.norm1 = _layer_norm(width, config, rngs)
-        # Query, key and value in one product; torch's three weights side by side.
-        self.qkv = _linear(width, 3 * width, width**-0.5, config, rngs)
-        self.out = _linear(width, width, narrow, config, rngs)
-        self.norm2 = _layer_norm(width, config, rngs)
-        self.fc1 = _linear(width, tower.mlp_size, (2 * width) ** -0.5, config, rngs)
-        self.fc2 = _linear(tower.mlp_size, width, narrow, config, rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, T, width] -> [N, T, width]."""
-        query, key, value = self._heads(x)
-        mixed = attention(query, key, value, causal=self.causal)
-        return self._after_attention(x, mixed)
-
-    def first_token(self, x: jax.Array) -> jax.Array:
-        """[N, T, width] -> [N, width]: the block's output at the first token, and no other.
-
-        Of the other tokens only the keys and values are needed.
-        """
-        query, key, value = self._heads(x)
-        mixed = attention(query[:, :1], key, value, causal=self.causal)
-        return self._after_attention(x[:, :1], mixed)[:, 0]
-
-    def with_heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[N, T, width] -> the block's output, its query and its key, each [N, T, width]."""
-        query, key, value = self._heads(x)
-        mixed = attention(query, key, value, causal=self.causal)
-        return self._after_attention(x, mixed), query.reshape(x.shape), key.reshape(x.shape)
-
-    def _heads(self, x: jax.Array) -> list[jax.Array]:
-        """Query, key and value, each [N, T, heads, head size]."""
-        batch, length, _ = x.shape
-        heads = self.qkv(self.norm1(x)).reshape(batch, length, 3 * self.num_heads, -1)
-        return jnp.split(heads, 3, axis=2)
-
-    def _after_attention(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
-        x = x + self.out(mixed.reshape(x.shape))
-        return x + self.fc2(_ACTIVATIONS[self.activation](self.fc1(self.norm2(x))))
-
-
-class Encoder(nnx.Module):
-    """The blocks of a tower, their parameters stacked along a first axis of layers."""
-
-    def __init__(
-        self,
-        tower: CLIPVisionConfig | CLIPTextConfig,
-        config: CLIPConfig,
-        *,
-        causal: bool,
-        rngs: nnx.Rngs,
-    ):
-        def create(rngs: nnx.Rngs) -> Block:
-            return Block(tower, config, causal=causal, rngs=rngs)
-
-        self._num_layers = tower.num_layers
-        self.layers = nnx.vmap(create)(rngs.split(tower.num_layers))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, T, width] -> [N, T, width]."""
-        graph, layers = nnx.split(self.layers)
-        # Scanned, not unrolled: compiles in a third of the time and runs as fast or faster.
-        x, _ = jax.lax.scan(lambda x, layer: (nnx.merge(graph, layer)(x), None), x, layers)
-        return x
-
-    def first_token(self, x: jax.Array) -> jax.Array:
-        """[N, T, width] -> [N, width]: the first token of the output.
-
-        The last block, of a ViT-B/32 a sixteenth of the work, is computed for that token alone.
-        """
-        last = self._num_layers - 1
-        # Not scanned over all layers but the last: those would be copied out of the stack first.
-        x = jax.lax.fori_loop(0, last, lambda layer, x: self.block(layer)(x), x)
-        return self.block(last).first_token(x)
-
-    def block(self, layer: jax.Array | int) -> Block:
-        """One of the blocks, with arrays taken out of the stack."""
-        graph, layers = nnx.split(self.layers)
-        return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[layer], layers))
-
-
 class VisionTower(nnx.Module):
-    """Images in, embeddings out."""
+    """Images in, embeddings out.
+
+    A SigLIP has `pooling` in place of `class_embedding`, `pre_norm` and `projection`.
+    """
 
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs):
         vision = config.vision
         width = vision.hidden_size
         scale = width**-0.5
-        tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+        siglip = config.is_siglip
         self.config = vision
         self.dtype = config.dtype
         # A convolution whose stride is its kernel is a product over patches.
-        self.patch_embedding = _linear(
-            3 * vision.patch_size**2, width, 0.02, config, rngs, use_bias=False
+        self.patch_embedding = linear(
+            3 * vision.patch_size**2, width, 0.02, config, rngs, use_bias=siglip
         )
-        self.class_embedding = _embedding((width,), scale, rngs)
-        self.position_embedding = _embedding((tokens, width), scale, rngs)
-        self.pre_norm = _layer_norm(width, config, rngs)
+        if not siglip:
+            self.class_embedding = embedding((width,), scale, rngs)
+        self.position_embedding = embedding((vision.grid**2 + (not siglip), width), scale, rngs)
+        if not siglip:
+            self.pre_norm = layer_norm(width, config, rngs)
         self.encoder = Encoder(vision, config, causal=False, rngs=rngs)
-        self.post_norm = _layer_norm(width, config, rngs)
-        self.projection = _linear(width, config.projection_dim, scale, config, rngs, use_bias=False)
+        self.post_norm = layer_norm(width, config, rngs)
+        if siglip:
+            self.pooling = AttentionPooling(config, rngs=rngs)
+        else:
+            self.projection = linear(
+                width, config.projection_dim, scale, config, rngs, use_bias=False
+            )
 
     def embed(self, images: jax.Array) -> jax.Array:
-        """Return what enters the first block: [N, patches + 1, width] for [N, H, W, 3]."""
+        """Return what enters the first block, [N, tokens, width], for [N, H, W, 3].
+
+        The tokens are the patches, row by row; before them the class token, if there is one.
+        """
         side, patch = self.config.image_size, self.config.patch_size
         batch = images.shape[0]
         if images.shape[1:] != (side, side, 3):
@@ -178,16 +85,23 @@ class VisionTower(nnx.Module):
                 f"images are {images.shape}; this CLIP takes [N, {side}, {side}, 3]: "
                 "resize and crop them first"
             )
-        grid = side // patch
+        grid = self.config.grid
+        images = images[:, : grid * patch, : grid * patch]
         patches = images.reshape(batch, grid, patch, grid, patch, 3).transpose(0, 1, 3, 2, 4, 5)
         x = self.patch_embedding(patches.reshape(batch, grid * grid, patch * patch * 3))
+        positions = self.position_embedding[...].astype(self.dtype)[None]
+        if self.config.pooling == "attention":
+            return x + positions
         first = jnp.broadcast_to(self.class_embedding[...], (batch, 1, x.shape[-1]))
         x = jnp.concatenate([first.astype(self.dtype), x], axis=1)
-        return self.pre_norm(x + self.position_embedding[...].astype(self.dtype)[None])
+        return self.pre_norm(x + positions)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Float [N, H, W, 3], normalised -> float32 [N, projection_dim]."""
-        return self._project(self.encoder.first_token(self.embed(images)))
+        x = self.embed(images)
+        if self.config.pooling == "attention":
+            return self._pool(self.encoder(x))
+        return self._project(self.encoder.first_token(x))
 
     def with_tokens(self, images: jax.Array, num_layers: int) -> tuple[jax.Array, jax.Array]:
         """As `CLIP.encode_image_with_tokens`."""
@@ -197,7 +111,12 @@ class VisionTower(nnx.Module):
             x, query, key = self.encoder.block(layer).with_heads(x)
             if layer >= self.config.num_layers - num_layers:
                 kept.append(jnp.stack([x, query, key], axis=1))
-        return self._project(x[:, 0]), jnp.stack(kept, axis=1)
+        return self._pool(x), jnp.stack(kept, axis=1)
+
+    def _pool(self, x: jax.Array) -> jax.Array:
+        if self.config.pooling == "attention":
+            return self.pooling(self.post_norm(x)).astype(jnp.float32)
+        return self._project(x[:, 0])
 
     def _project(self, first: jax.Array) -> jax.Array:
         return self.projection(self.post_norm(first)).astype(jnp.float32)
@@ -211,12 +130,12 @@ class TextTower(nnx.Module):
         width = text.hidden_size
         self.config = text
         self.dtype = config.dtype
-        self.token_embedding = _embedding((text.vocab_size, width), 0.02, rngs)
-        self.position_embedding = _embedding((text.max_length, width), 0.01, rngs)
-        self.encoder = Encoder(text, config, causal=True, rngs=rngs)
-        self.final_norm = _layer_norm(width, config, rngs)
-        self.projection = _linear(
-            width, config.projection_dim, width**-0.5, config, rngs, use_bias=False
+        self.token_embedding = embedding((text.vocab_size, width), 0.02, rngs)
+        self.position_embedding = embedding((text.max_length, width), 0.01, rngs)
+        self.encoder = Encoder(text, config, causal=not config.is_siglip, rngs=rngs)
+        self.final_norm = layer_norm(width, config, rngs)
+        self.projection = linear(
+            width, config.projection_dim, width**-0.5, config, rngs, use_bias=config.is_siglip
         )
 
     def embed(self, tokens: jax.Array) -> jax.Array:
@@ -232,7 +151,9 @@ class TextTower(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """int32 [N, L] -> float32 [N, projection_dim]."""
         x = self.final_norm(self.encoder(self.embed(tokens)))
-        if self.config.eos_token_id == LEGACY_EOS_TOKEN_ID:
+        if self.config.pooling == "last_token":
+            return self.projection(x[:, -1]).astype(jnp.float32)
+        if self.config.pooling == "highest_id":
             end = jnp.argmax(tokens, axis=-1)
         else:
             end = jnp.argmax(tokens == self.config.eos_token_id, axis=-1)
@@ -248,7 +169,10 @@ class CLIP(nnx.Module):
         self.config = config
         self.vision = VisionTower(config, rngs=rngs)
         self.text = TextTower(config, rngs=rngs)
-        self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
+        # Where the papers start training.
+        self.logit_scale = nnx.Param(jnp.log(jnp.float32(10 if config.is_siglip else 1 / 0.07)))
+        if config.is_siglip:
+            self.logit_bias = nnx.Param(jnp.float32(-10))
 
     def encode_image(self, images: jax.Array) -> jax.Array:
         """Embed images: float32 [N, image_size, image_size, 3] from `normalize_images`.
@@ -270,13 +194,15 @@ class CLIP(nnx.Module):
           num_layers: Of the image tower, counted from its end.
 
         Returns:
-          The embeddings, as `encode_image`, and [N, num_layers, 3, 1 + patches, width]: of each
-          layer the output, query and key.
+          The embeddings, as `encode_image`, and [N, num_layers, 3, tokens, width]: of each layer
+          the output, query and key. The tokens are as `VisionTower.embed` orders them.
         """
         return self.vision.with_tokens(images, num_layers)
 
     def encode_text(self, tokens: jax.Array) -> jax.Array:
         """Embed texts: int32 [N, L] from `moclip_jax.pretrained.tokenize`, L <= max_length.
+
+        A SigLIP was trained on texts padded to `max_length`, as that function pads them.
 
         Returns float32 [N, projection_dim], not L2-normalised.
 
@@ -286,44 +212,16 @@ class CLIP(nnx.Module):
         return self.text(tokens)
 
     def __call__(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
-        """Return the scaled cosines float32 [N images, M texts]: `logits_per_image`."""
+        """Return the logits float32 [N images, M texts]: `logits_per_image`.
+
+        They are the scaled cosines. A SigLIP adds its bias, and their sigmoid is the probability
+        that a text describes an image.
+        """
         image = _l2_normalize(self.encode_image(images))
         text = _l2_normalize(self.encode_text(tokens))
-        return jnp.exp(self.logit_scale[...]) * (image @ text.T)
+        logits = jnp.exp(self.logit_scale[...]) * (image @ text.T)
+        return logits + self.logit_bias[...] if self.config.is_siglip else logits
 
 
 def _l2_normalize(x: jax.Array) -> jax.Array:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def _embedding(shape: tuple[int, ...], scale: float, rngs: nnx.Rngs) -> nnx.Param:
-    return nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32))
-
-
-def _layer_norm(width: int, config: CLIPConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
-        width,
-        epsilon=config.layer_norm_eps,
-        dtype=config.dtype,
-        use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits
-        rngs=rngs,
-    )
-
-
-def _linear(
-    inputs: int,
-    outputs: int,
-    scale: float,
-    config: CLIPConfig,
-    rngs: nnx.Rngs,
-    *,
-    use_bias: bool = True,
-) -> nnx.Linear:
-    return nnx.Linear(
-        inputs,
-        outputs,
-        use_bias=use_bias,
-        kernel_init=nnx.initializers.normal(scale),
-        dtype=config.dtype,
-        rngs=rngs,
-    )

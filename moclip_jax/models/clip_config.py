@@ -1,4 +1,4 @@
-"""The sizes of a CLIP, by OpenAI's names and as Hugging Face's `config.json` has them."""
+"""The architecture of CLIPs and SigLIPs, by name and as Hugging Face's `config.json` has it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, ImagePreprocessing
 
-ACTIVATIONS = ("quick_gelu", "gelu")
-
-# The values of model_type in the config.json of Hugging Face's folders that are read.
-HF_KINDS = ("clip",)
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
+VISION_POOLINGS = ("class_token", "attention")
+TEXT_POOLINGS = ("end_token", "highest_id", "last_token")
 
 # Hugging Face wrote this id into the configurations of OpenAI's models although their end token is
-# another one. It stands for "pool at the highest id", which is where their end token is.
+# another one. For model_type "clip" it stands for "pool at the highest id", which is where their
+# end token is; for "metaclip_2" it is the end token.
 LEGACY_EOS_TOKEN_ID = 2
 
 
@@ -24,11 +24,15 @@ class CLIPVisionConfig:
 
     Attributes:
       image_size: side of the square images, in pixels.
-      patch_size: side of a patch, in pixels; divides `image_size`.
+      patch_size: side of a patch, in pixels; divides `image_size`, except that SigLIPs leave out
+        the rest at the right and at the bottom.
       hidden_size: width of the transformer.
       num_layers: number of transformer blocks.
       num_heads: attention heads; divides `hidden_size`.
       mlp_size: width of the hidden layer of each block's MLP.
+      pooling: "class_token", CLIP's: a learned token before the patches, a LayerNorm before the
+        blocks, and a projection of that token; or "attention", SigLIP's: a bias in the patch
+        embedding, and a learned query that attends to all patches, without a projection.
     """
 
     image_size: int
@@ -37,10 +41,18 @@ class CLIPVisionConfig:
     num_layers: int
     num_heads: int
     mlp_size: int
+    pooling: str = "class_token"
 
     def __post_init__(self):
+        _check_known("vision pooling", self.pooling, VISION_POOLINGS)
         _check_divides("vision num_heads", self.num_heads, "hidden_size", self.hidden_size)
-        _check_divides("patch_size", self.patch_size, "image_size", self.image_size)
+        if self.pooling == "class_token":
+            _check_divides("patch_size", self.patch_size, "image_size", self.image_size)
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side of an image."""
+        return self.image_size // self.patch_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +66,10 @@ class CLIPTextConfig:
       num_layers: number of transformer blocks.
       num_heads: attention heads; divides `hidden_size`.
       mlp_size: width of the hidden layer of each block's MLP.
-      eos_token_id: the token whose first place in a text is pooled; `LEGACY_EOS_TOKEN_ID` pools
-        at the highest id of the text instead.
+      eos_token_id: the token that ends a text.
+      pooling: which token of a text is projected: the first "end_token"; that of the "highest_id";
+        or the "last_token", padding or not, SigLIP's, whose attention is not causal and whose
+        projection has a bias.
     """
 
     vocab_size: int
@@ -65,8 +79,10 @@ class CLIPTextConfig:
     num_heads: int
     mlp_size: int
     eos_token_id: int
+    pooling: str = "end_token"
 
     def __post_init__(self):
+        _check_known("text pooling", self.pooling, TEXT_POOLINGS)
         _check_divides("text num_heads", self.num_heads, "hidden_size", self.hidden_size)
 
 
@@ -76,9 +92,10 @@ class CLIPConfig:
 
     Attributes:
       vision: the image tower.
-      text: the text tower.
-      projection_dim: length of the embeddings.
-      activation: of the MLPs, "quick_gelu" (OpenAI's weights) or "gelu".
+      text: the text tower; SigLIP's if the image tower is.
+      projection_dim: length of the embeddings; a SigLIP's is the width of its image tower.
+      activation: of the MLPs, "quick_gelu" (OpenAI's weights), "gelu", or its approximation by a
+        tanh, "gelu_pytorch_tanh" (SigLIP's).
       layer_norm_eps: of every LayerNorm.
       dtype: of the computation; parameters are always float32.
       preprocessing: how images are resized and normalised.
@@ -93,9 +110,22 @@ class CLIPConfig:
     preprocessing: ImagePreprocessing = DEFAULT_PREPROCESSING
 
     def __post_init__(self):
-        if self.activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise ValueError(f"CLIP's activation is {self.activation!r}; known are: {known}")
+        _check_known("activation", self.activation, ACTIVATIONS)
+        if self.is_siglip != (self.text.pooling == "last_token"):
+            raise ValueError(
+                f"CLIP's vision pooling {self.vision.pooling!r} and text pooling "
+                f"{self.text.pooling!r} do not go together: 'attention' goes with 'last_token'"
+            )
+        if self.is_siglip and self.vision.hidden_size != self.projection_dim:
+            raise ValueError(
+                f"SigLIP's vision hidden_size {self.vision.hidden_size} is not its text's "
+                f"projection_size {self.projection_dim}"
+            )
+
+    @property
+    def is_siglip(self) -> bool:
+        """Whether logits have a bias, and their sigmoid is the probability of a match."""
+        return self.vision.pooling == "attention"
 
     @property
     def image_size(self) -> int:
@@ -109,7 +139,10 @@ class CLIPConfig:
 
     @classmethod
     def named(cls, name: str, **overrides: Any) -> "CLIPConfig":
-        """Return OpenAI's "vit_b32", "vit_b16" or "vit_l14"; overrides replace its fields."""
+        """Return "vit_b32", "vit_b16" or "vit_l14", OpenAI's, or Google's "siglip_b16".
+
+        Overrides replace its fields.
+        """
         if name not in _NAMED:
             raise ValueError(f"no CLIP is named {name!r}; choose one of {', '.join(_NAMED)}")
         return dataclasses.replace(_NAMED[name], **overrides)
@@ -125,23 +158,24 @@ class CLIPConfig:
         """Read the content of a Hugging Face `config.json` and `preprocessor_config.json`.
 
         Args:
-          config: of config.json. Fields that it leaves out have the defaults of transformers'
-            CLIPConfig.
+          config: of config.json. Fields that it leaves out have transformers' defaults.
           preprocessor: of preprocessor_config.json; None where there is no such file.
           dtype: of the computation.
 
         Raises:
-          ValueError: if it is not a CLIP, or a CLIP of a kind that is not known here.
+          ValueError: if it is of a kind that is not known here.
         """
-        if config.get("model_type") not in HF_KINDS:
+        kind = config.get("model_type")
+        if kind not in HF_KINDS:
             raise ValueError(
-                f"config.json is of model_type {config.get('model_type')!r}; known are "
-                f"{', '.join(HF_KINDS)}"
+                f"config.json is of model_type {kind!r}; known are {', '.join(HF_KINDS)}, and "
+                "folders with open_clip_config.json"
             )
+        siglip = kind == "siglip"
         vision, text = (
             # The older *_config_dict, where there is one, rules alone.
             defaults | dict(config.get(f"{part}_config_dict") or config.get(f"{part}_config") or {})
-            for part, defaults in (("vision", _HF_VISION_DEFAULTS), ("text", _HF_TEXT_DEFAULTS))
+            for part, defaults in zip(("vision", "text"), HF_KINDS[kind], strict=True)
         )
         for field in ("hidden_act", "layer_norm_eps"):
             if vision[field] != text[field]:
@@ -156,37 +190,60 @@ class CLIPConfig:
                 )
         if vision["num_channels"] != 3:
             raise ValueError(f"config.json: num_channels is {vision['num_channels']}; needed is 3")
+        if siglip and not vision["vision_use_head"]:
+            raise ValueError("config.json: vision_use_head is false; needed is true")
+        highest = kind == "clip" and text["eos_token_id"] == LEGACY_EOS_TOKEN_ID
         return cls(
-            vision=CLIPVisionConfig(**{ours: vision[hf] for ours, hf in _HF_VISION_FIELDS.items()}),
-            text=CLIPTextConfig(**{ours: text[hf] for ours, hf in _HF_TEXT_FIELDS.items()}),
-            projection_dim=config.get("projection_dim", 512),
+            vision=CLIPVisionConfig(
+                **{ours: vision[hf] for ours, hf in _HF_VISION_FIELDS.items()},
+                pooling="attention" if siglip else "class_token",
+            ),
+            text=CLIPTextConfig(
+                **{ours: text[hf] for ours, hf in _HF_TEXT_FIELDS.items()},
+                pooling="last_token" if siglip else "highest_id" if highest else "end_token",
+            ),
+            projection_dim=(
+                text["projection_size"] or text["hidden_size"]
+                if siglip
+                else config.get("projection_dim", 512)
+            ),
             activation=vision["hidden_act"],
             layer_norm_eps=vision["layer_norm_eps"],
             dtype=dtype,
-            preprocessing=ImagePreprocessing.from_hf(preprocessor, vision["image_size"]),
+            preprocessing=ImagePreprocessing.from_hf(
+                preprocessor, vision["image_size"], siglip=siglip
+            ),
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """Return the content of a `config.json` that transformers' CLIPModel reads."""
-        shared = {
-            "hidden_act": self.activation,
-            "layer_norm_eps": self.layer_norm_eps,
-            "projection_dim": self.projection_dim,
-        }
+        """Return the content of a `config.json` that transformers reads."""
         vision = {hf: getattr(self.vision, ours) for ours, hf in _HF_VISION_FIELDS.items()}
         text = {hf: getattr(self.text, ours) for ours, hf in _HF_TEXT_FIELDS.items()}
+        shared = {"hidden_act": self.activation, "layer_norm_eps": self.layer_norm_eps}
+        if self.is_siglip:
+            name, kind = "SiglipModel", "siglip"
+            text["projection_size"] = self.projection_dim
+        else:
+            shared["projection_dim"] = self.projection_dim
+            end = self.text.pooling == "end_token" and self.text.eos_token_id == LEGACY_EOS_TOKEN_ID
+            name, kind = ("MetaClip2Model", "metaclip_2") if end else ("CLIPModel", "clip")
         return {
-            "architectures": ["CLIPModel"],
-            "model_type": "clip",
-            "projection_dim": self.projection_dim,
-            "vision_config": {"model_type": "clip_vision_model", **vision, **shared},
-            "text_config": {"model_type": "clip_text_model", **text, **shared},
+            "architectures": [name],
+            "model_type": kind,
+            **({} if self.is_siglip else {"projection_dim": self.projection_dim}),
+            "vision_config": {"model_type": f"{kind}_vision_model", **vision, **shared},
+            "text_config": {"model_type": f"{kind}_text_model", **text, **shared},
         }
 
 
 def _check_divides(part: str, divisor: int, whole: str, number: int) -> None:
     if number % divisor:
         raise ValueError(f"CLIP's {part} {divisor} does not divide {whole} {number}")
+
+
+def _check_known(field: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"CLIP's {field} is {value!r}; known are: {', '.join(known)}")
 
 
 _HF_FIELDS = {
@@ -202,7 +259,8 @@ _HF_TEXT_FIELDS = {
     **_HF_FIELDS,
     "eos_token_id": "eos_token_id",
 }
-# What transformers' CLIPVisionConfig and CLIPTextConfig assume where config.json is silent.
+# What transformers' CLIPVisionConfig and CLIPTextConfig assume where config.json is silent, and
+# MetaClip2's.
 _HF_VISION_DEFAULTS: dict[str, Any] = {
     "image_size": 224,
     "patch_size": 32,
@@ -225,6 +283,31 @@ _HF_TEXT_DEFAULTS: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
+# What its SiglipVisionConfig and SiglipTextConfig assume.
+_SIGLIP_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+# By the model_type of config.json, the defaults of the image tower and of the text tower.
+HF_KINDS: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {
+    "clip": (_HF_VISION_DEFAULTS, _HF_TEXT_DEFAULTS),
+    "metaclip_2": (_HF_VISION_DEFAULTS, _HF_TEXT_DEFAULTS),
+    "siglip": (
+        _SIGLIP_DEFAULTS
+        | {"image_size": 224, "patch_size": 16, "num_channels": 3, "vision_use_head": True},
+        _SIGLIP_DEFAULTS
+        | {
+            "vocab_size": 32000,
+            "max_position_embeddings": 64,
+            "eos_token_id": 49407,
+            "projection_size": None,
+        },
+    ),
+}
 
 _TEXT_B = CLIPTextConfig(49408, 77, 512, 12, 8, 2048, 49407)
 _NAMED = {
@@ -235,4 +318,5 @@ _NAMED = {
         CLIPTextConfig(49408, 77, 768, 12, 12, 3072, 49407),
         768,
     ),
+    "siglip_b16": CLIPConfig.from_hf({"model_type": "siglip"}),
 }

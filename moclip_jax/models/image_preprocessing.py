@@ -1,4 +1,4 @@
-"""How images are prepared for CLIP, as Hugging Face's `preprocessor_config.json` describes it."""
+"""How images are prepared for a tower, as Hugging Face's `preprocessor_config.json` has it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,15 +23,22 @@ _HF_DEFAULTS: dict[str, Any] = {
     "image_mean": CLIP_MEAN,
     "image_std": CLIP_STD,
 }
+# What its SiglipImageProcessor assumes.
+_SIGLIP_DEFAULTS = _HF_DEFAULTS | {
+    "do_center_crop": False,
+    "size": {"height": 224, "width": 224},
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePreprocessing:
     """From an RGB image to the input of the image tower.
 
-    The shorter side is resized, the central square is cropped, and (x * rescale_factor - mean) /
-    std is computed. The defaults are those of the published MoCLIP-Lite code, which resizes
-    bilinearly.
+    The shorter side is resized and the central square is cropped, or both sides are resized; then
+    (x * rescale_factor - mean) / std is computed. The defaults are those of the published
+    MoCLIP-Lite code, which resizes bilinearly.
 
     Attributes:
       resize_size: shorter side in pixels after resizing; 0 for the side of the tower's input.
@@ -39,6 +46,7 @@ class ImagePreprocessing:
       rescale_factor: brings uint8 values to the range of mean and std.
       mean: of R, G and B.
       std: of R, G and B.
+      square: both sides are resized to that of the input, whatever the image's; nothing is cropped.
     """
 
     resize_size: int = 0
@@ -46,28 +54,44 @@ class ImagePreprocessing:
     rescale_factor: float = 1 / 255
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    # Not in the text that fingerprints of earlier runs hold.
+    square: bool = dataclasses.field(default=False, repr=False)
+
+    def __str__(self) -> str:
+        return repr(self) + ", square" * self.square
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any] | None, image_size: int) -> "ImagePreprocessing":
+    def from_hf(
+        cls, config: Mapping[str, Any] | None, image_size: int, *, siglip: bool = False
+    ) -> "ImagePreprocessing":
         """Read the content of a Hugging Face `preprocessor_config.json`.
 
         Args:
           config: the content; None where there is no such file gives the defaults of this class.
             Entries that it leaves out have the defaults of transformers' CLIPImageProcessor.
+          siglip: defaults are those of its SiglipImageProcessor, of the image's size, instead.
 
         Raises:
           ValueError: if an entry is of a kind that is not supported; the message names it.
         """
         if config is None:
-            return cls()
-        values = _HF_DEFAULTS | dict(config)
-        for name in ("do_resize", "do_center_crop"):
-            if not values[name]:
-                raise _error(name, values[name], "true")
-        resize = _side(values["size"], "shortest_edge")
+            if not siglip:
+                return cls()
+            config = {"size": {"height": image_size, "width": image_size}}
+        values = (_SIGLIP_DEFAULTS if siglip else _HF_DEFAULTS) | dict(config)
+        if not values["do_resize"]:
+            raise _error("do_resize", values["do_resize"], "true")
+        square = isinstance(values["size"], Mapping) and "height" in values["size"]
+        resize = _side(values["size"], *(("height", "width") if square else ("shortest_edge",)))
         if resize is None:
-            raise _error("size", values["size"], '{"shortest_edge": NUMBER}')
-        if _side(values["crop_size"], "height", "width") != image_size:
+            needed = '{"shortest_edge": NUMBER}, or height and width that are equal'
+            raise _error("size", values["size"], needed)
+        if square and resize != image_size:
+            raise _error("size", values["size"], f"{image_size}, as in config.json")
+        if not square and not values["do_center_crop"]:
+            raise _error("do_center_crop", values["do_center_crop"], "true")
+        crop = _side(values["crop_size"], "height", "width")
+        if values["do_center_crop"] and crop != image_size:
             raise _error("crop_size", values["crop_size"], f"{image_size}, as in config.json")
         if resize < image_size:
             raise _error("size", values["size"], f"{image_size} at least, which is cropped from it")
@@ -84,18 +108,21 @@ class ImagePreprocessing:
             rescale_factor=float(values["rescale_factor"]) if values["do_rescale"] else 1.0,
             mean=tuple(values["image_mean"]),
             std=tuple(values["image_std"]),
+            square=square,
         )
 
     def to_hf(self, image_size: int) -> dict[str, Any]:
         """Return the content of a `preprocessor_config.json`."""
+        sides = {"height": image_size, "width": image_size}
         return {
-            "image_processor_type": "CLIPImageProcessor",
+            # Which class computes it: transformers' SigLIP processor is the one that crops nothing.
+            "image_processor_type": "SiglipImageProcessor" if self.square else "CLIPImageProcessor",
             "do_convert_rgb": True,
             "do_resize": True,
-            "size": {"shortest_edge": self.resize_size or image_size},
+            "size": sides if self.square else {"shortest_edge": self.resize_size or image_size},
             "resample": next(k for k, name in _RESAMPLE.items() if name == self.resample),
-            "do_center_crop": True,
-            "crop_size": {"height": image_size, "width": image_size},
+            "do_center_crop": not self.square,
+            "crop_size": sides,
             "do_rescale": True,
             "rescale_factor": self.rescale_factor,
             "do_normalize": True,

@@ -14,9 +14,10 @@ from flax import nnx
 
 from moclip_jax.models.activations import Activation, activate
 from moclip_jax.models.batch_norm import BatchNorm
-from moclip_jax.models.clip import CLIP, Block, Encoder, VisionTower
+from moclip_jax.models.clip import CLIP, VisionTower
 from moclip_jax.models.efficientnet import Conv, DepthwiseConv, PointwiseConv, SqueezeExcite
 from moclip_jax.models.moclip import MoCLIP, MotionModel
+from moclip_jax.models.transformer import Block, Encoder
 
 
 class FoldedNorm(nnx.Module):

@@ -12,8 +12,6 @@ from safetensors import SafetensorError, safe_open
 # A small CLIP for the embedded data set, trained by moclip_jax.pretrained.train_tiny_clip.
 TINY_CLIP = Path(__file__).parent / "tiny_clip"
 
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -33,7 +31,7 @@ def find_folder(source: str | os.PathLike[str]) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise NotADirectoryError(f"{folder} is a file; a CLIP is a folder with config.json in it")
+        raise NotADirectoryError(f"{folder} is a file; a tower is a folder with its config in it")
     if not _HUB_ID.fullmatch(str(source)):
         raise FileNotFoundError(
             f"no folder {folder}, and not a hub id (owner/name) either; the embedded CLIP is 'tiny'"
@@ -43,7 +41,7 @@ def find_folder(source: str | os.PathLike[str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     # No pickles: what is never loaded need not be downloaded.
-    wanted = ["*.json", "*.txt", "*.safetensors"]
+    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
         return Path(
             huggingface_hub.snapshot_download(
@@ -56,7 +54,7 @@ def find_folder(source: str | os.PathLike[str]) -> Path:
             f"{source} is not a local folder, and cannot be downloaded from the Hugging Face hub "
             f"({type(error).__name__}). On a machine with network access, run\n"
             f"  hf download {repository}{at_revision} --local-dir clip "
-            "--include '*.json' '*.txt' '*.safetensors'\n"
+            f"--include {' '.join(repr(pattern) for pattern in wanted)}\n"
             "copy the folder clip to this machine and pass its path instead of the id"
         ) from error
 
@@ -76,29 +74,30 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path.name} is not JSON: {error}") from error
 
 
-def read_weights(folder: Path) -> dict[str, np.ndarray]:
-    """Read all weights, from one file or from those that the index names.
+def read_weights(folder: Path, stem: str) -> dict[str, np.ndarray]:
+    """Read all weights, from `stem`.safetensors or from the files that its index names.
 
     Raises:
       FileNotFoundError: a file is absent.
       ValueError: the weights are pickles, or damaged.
     """
-    if (folder / _INDEX).exists():
-        files = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
-    elif (folder / _WEIGHTS).exists():
-        files = [_WEIGHTS]
+    whole, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    if (folder / index).exists():
+        files = sorted(set(read_json(folder / index)["weight_map"].values()))
+    elif (folder / whole).exists():
+        files = [whole]
     else:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
         if pickles:
             raise ValueError(
                 f"{', '.join(pickles)} is a pickle, which can execute code when loaded; only "
-                f"{_WEIGHTS} is supported. {_SAFETENSORS_REMEDY}"
+                f"{whole} is supported. {_SAFETENSORS_REMEDY}"
             )
-        raise FileNotFoundError(f"{folder} has no {_WEIGHTS}. {_SAFETENSORS_REMEDY}")
+        raise FileNotFoundError(f"{folder} has no {whole}. {_SAFETENSORS_REMEDY}")
     weights: dict[str, np.ndarray] = {}
     for name in files:
         if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder} has no {name}, which {_INDEX} names; download it")
+            raise FileNotFoundError(f"{folder} has no {name}, which {index} names; download it")
         try:
             with safe_open(folder / name, framework="numpy") as file:
                 weights |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -17,8 +17,8 @@ from PIL import Image
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip, render_still
 from moclip_jax.input_pipeline.video.clip import VideoSpec, clip_from_frames, read_clip
 from moclip_jax.models.clip import CLIP, normalize_images
-from moclip_jax.pretrained.hf_clip import tokenize
 from moclip_jax.pretrained.tiny_clip_data import RENDERED_SIZE, TEST_GROUPS, TRAINED_LENGTH, shrink
+from moclip_jax.pretrained.tokenizers import tokenize
 
 _SPEC = VideoSpec(
     width=RENDERED_SIZE, height=RENDERED_SIZE, clip_frames=4, frame_size=RENDERED_SIZE
@@ -100,9 +100,10 @@ def model_card(clip: CLIP, accuracies: Mapping[str, float]) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(clip, nnx.Param)))
     vision, text = clip.config.vision, clip.config.text
     rows = "\n".join(f"| {name} | {accuracy:.4f} |" for name, accuracy in accuracies.items())
-    return f"""# Tiny CLIP
+    kind = "SigLIP" if clip.config.is_siglip else "CLIP"
+    return f"""# Tiny {kind}
 
-A CLIP of {parameters:,} parameters in Hugging Face's format. It knows the images of the embedded
+A {kind} of {parameters:,} parameters in Hugging Face's format. It knows the images of the embedded
 data set `moving_shapes` and nothing else: {", ".join(SHAPES)}, in eight colours.
 
 | | image tower | text tower |

@@ -1,7 +1,8 @@
-"""Trains the embedded tiny CLIP, or measures it.
+"""Trains the embedded tiny CLIP, or measures it; or a SigLIP of its size.
 
     python -m moclip_jax.pretrained.train_tiny_clip             # trains and writes the folder
     python -m moclip_jax.pretrained.train_tiny_clip --evaluate  # prints the held-out accuracies
+    python -m moclip_jax.pretrained.train_tiny_clip --kind=siglip --folder=FOLDER
 
 Training takes about 10 minutes on two CPU cores and is a function of `--seed` alone (up to the
 rounding of the machine's float32).
@@ -24,9 +25,9 @@ from flax import nnx
 from moclip_jax.input_pipeline.datasets.shapes import SHAPES
 from moclip_jax.models.clip import CLIP, CLIPConfig, normalize_images
 from moclip_jax.models.clip_config import CLIPTextConfig, CLIPVisionConfig
+from moclip_jax.models.image_preprocessing import ImagePreprocessing
 from moclip_jax.pretrained.clip_vocabulary import learn_tokenizer
 from moclip_jax.pretrained.folders import TINY_CLIP
-from moclip_jax.pretrained.hf_clip import save_clip, tokenize
 from moclip_jax.pretrained.tiny_clip_data import (
     IMAGE_SIZE,
     TRAINED_LENGTH,
@@ -37,10 +38,12 @@ from moclip_jax.pretrained.tiny_clip_data import (
     training_images,
 )
 from moclip_jax.pretrained.tiny_clip_evaluation import evaluate, model_card
-from moclip_jax.pretrained.towers import load_tower
+from moclip_jax.pretrained.tokenizers import tokenize
+from moclip_jax.pretrained.towers import load_tower, save_tower
 
 _EVALUATE = flags.DEFINE_bool("evaluate", False, "Only measure the folder's model, and print.")
 _FOLDER = flags.DEFINE_string("folder", str(TINY_CLIP), "Where the model is, or is written.")
+_KIND = flags.DEFINE_enum("kind", "clip", ["clip", "siglip"], "What is trained.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the initial weights, the batches and the captions.")
 
 
@@ -65,8 +68,15 @@ class Pipeline:
     num_merges: int = 500
 
 
-def tiny_config(vocab_size: int, eos_token_id: int) -> CLIPConfig:
-    """Return the sizes of the tiny CLIP."""
+def tiny_config(vocab_size: int, eos_token_id: int, *, siglip: bool = False) -> CLIPConfig:
+    """Return the sizes of the tiny CLIP, or of a SigLIP like it."""
+    kind: dict[str, Any] = {}
+    if siglip:
+        kind = {
+            "activation": "gelu_pytorch_tanh",
+            "layer_norm_eps": 1e-6,
+            "preprocessing": ImagePreprocessing.from_hf(None, IMAGE_SIZE, siglip=True),
+        }
     return CLIPConfig(
         vision=CLIPVisionConfig(
             image_size=IMAGE_SIZE,
@@ -75,6 +85,7 @@ def tiny_config(vocab_size: int, eos_token_id: int) -> CLIPConfig:
             num_layers=3,
             num_heads=2,
             mlp_size=256,
+            pooling="attention" if siglip else "class_token",
         ),
         text=CLIPTextConfig(
             vocab_size=vocab_size,
@@ -84,13 +95,15 @@ def tiny_config(vocab_size: int, eos_token_id: int) -> CLIPConfig:
             num_heads=2,
             mlp_size=256,
             eos_token_id=eos_token_id,
+            pooling="last_token" if siglip else "end_token",
         ),
         projection_dim=64,
+        **kind,
     )
 
 
 def planar_positions(config: CLIPVisionConfig) -> jax.Array:
-    """Return where to start the position embeddings: float32 [patches + 1, hidden_size].
+    """Return where to start the position embeddings: float32 [tokens, hidden_size].
 
     Sines and cosines of the patch's row and column, which are trained on like the rest. From random
     values, training takes several times as many steps to learn which patches are neighbours (Beyer
@@ -105,7 +118,7 @@ def planar_positions(config: CLIPVisionConfig) -> jax.Array:
     rows = np.broadcast_to(axis[:, None], (side, side, 2 * bands))
     columns = np.broadcast_to(axis[None], (side, side, 2 * bands))
     patches = np.concatenate([rows, columns], axis=-1).reshape(side * side, -1)
-    first = np.zeros((1, config.hidden_size))
+    first = np.zeros((config.pooling == "class_token", config.hidden_size))
     return jnp.asarray(0.3 * np.concatenate([first, patches]), jnp.float32)
 
 
@@ -120,6 +133,14 @@ def contrastive_loss(logits: jax.Array, match: jax.Array) -> jax.Array:
     by_image = optax.softmax_cross_entropy(logits, target / target.sum(1, keepdims=True))
     by_caption = optax.softmax_cross_entropy(logits.T, target.T / target.T.sum(1, keepdims=True))
     return (by_image.mean() + by_caption.mean()) / 2
+
+
+def sigmoid_loss(logits: jax.Array, match: jax.Array) -> jax.Array:
+    """Return SigLIP's loss: each pair of an image and a caption alone matches or does not.
+
+    Zhai et al. 2023 (arXiv 2303.15343); arguments as `contrastive_loss`.
+    """
+    return optax.sigmoid_binary_cross_entropy(logits, match.astype(jnp.float32)).sum(1).mean()
 
 
 def train_batches(
@@ -163,11 +184,12 @@ def lengthen(clip: CLIP, tokenizer: Any, max_length: int) -> tuple[CLIP, Any]:
     return longer, tokenizer
 
 
-def train(recipe: Pipeline, seed: int) -> tuple[CLIP, Any]:
-    """Return the trained CLIP and its tokenizer."""
+def train(recipe: Pipeline, seed: int, *, siglip: bool = False) -> tuple[CLIP, Any]:
+    """Return the trained CLIP, or SigLIP, and its tokenizer."""
     start = time.monotonic()
     tokenizer = learn_tokenizer(corpus(), num_merges=recipe.num_merges, max_length=TRAINED_LENGTH)
-    config = tiny_config(len(tokenizer), tokenizer.eos_token_id)
+    config = tiny_config(len(tokenizer), tokenizer.eos_token_id, siglip=siglip)
+    loss_function = sigmoid_loss if siglip else contrastive_loss
     clip = nnx.jit(lambda: CLIP(config, rngs=nnx.Rngs(seed)))()
     clip.vision.position_embedding[...] = planar_positions(config.vision)
     graph, params = nnx.split(clip)
@@ -188,7 +210,9 @@ def train(recipe: Pipeline, seed: int) -> tuple[CLIP, Any]:
     def train_step(params, optimizer_state, images, tokens, match):
         def loss_of(params):
             clip = nnx.merge(graph, params)
-            return contrastive_loss(clip(normalize_images(images), tokens), match)
+            return loss_function(
+                clip(normalize_images(images, config.preprocessing), tokens), match
+            )
 
         loss, gradients = jax.value_and_grad(loss_of)(params)
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
@@ -203,16 +227,20 @@ def train(recipe: Pipeline, seed: int) -> tuple[CLIP, Any]:
         if step % 100 == 0 or step == recipe.num_steps:
             spent = time.monotonic() - start
             print(f"step {step}/{recipe.num_steps} loss {loss:.4f}, {spent:.0f} s", flush=True)
-    return lengthen(nnx.merge(graph, params), tokenizer, _MAX_LENGTH)
+    trained = nnx.merge(graph, params)
+    # A SigLIP reads texts of one length, that of its training.
+    return (trained, tokenizer) if siglip else lengthen(trained, tokenizer, _MAX_LENGTH)
 
 
 def main(argv: list[str]) -> None:
     """Train and writes the folder unless `--evaluate`; then measures what lies in it."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    folder = Path(_FOLDER.value)
+    folder, siglip = Path(_FOLDER.value), _KIND.value == "siglip"
+    if siglip and folder == TINY_CLIP:
+        raise app.UsageError("--kind=siglip needs a --folder of its own")
     if not _EVALUATE.value:
-        save_clip(*train(Pipeline(), _SEED.value), folder)
+        save_tower(*train(Pipeline(), _SEED.value, siglip=siglip), folder)
     clip, tokenizer = load_tower(folder)
     accuracies = evaluate(clip, tokenizer)
     for name, accuracy in accuracies.items():

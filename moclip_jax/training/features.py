@@ -179,6 +179,7 @@ def extract_features(
             image_size=clip.config.image_size,
             resize_size=clip.config.preprocessing.resize_size,
             resample=clip.config.preprocessing.resample,
+            square=clip.config.preprocessing.square,
             batch_size=batch_size,
             seed=config.seed,
             first_batch=first_batch,

@@ -1,6 +1,6 @@
-"""CLIP agrees with transformers' CLIPModel layer by layer, and has exactly its parameters.
+"""CLIPs of every kind agree with transformers and open_clip layer by layer.
 
-The golden file was made by tests/golden/make_clip.py (torch and transformers; versions inside).
+The golden file was made by tests/golden/make_clip.py (torch, transformers; versions inside).
 """
 
 import dataclasses
@@ -15,9 +15,10 @@ import pytest
 from flax import nnx
 
 from moclip_jax.models.clip import CLIP, CLIPConfig, normalize_images
-from moclip_jax.models.clip_config import LEGACY_EOS_TOKEN_ID, CLIPTextConfig, CLIPVisionConfig
+from moclip_jax.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from moclip_jax.models.image_preprocessing import CLIP_MEAN, CLIP_STD
 from moclip_jax.pretrained.hf_clip_weights import clip_from_hf
+from moclip_jax.pretrained.open_clip import clip_from_open_clip, open_clip_config
 from tests.golden.clip_recipe import CONFIGS, make_images, make_tokens, make_weight
 from tests.hidden_states import hidden_states
 
@@ -65,7 +66,10 @@ def case(request) -> Case:
     checksum = sum(value.sum(dtype=np.float64) for value in weights.values())
     checksum += images.sum(dtype=np.float64) + tokens.sum()
     assert checksum == pytest.approx(golden["checksum"], abs=1e-6), "the recipe has changed"
-    clip = clip_from_hf(CLIPConfig.from_hf(config), weights)
+    if "model_cfg" in config:
+        clip = clip_from_open_clip(open_clip_config(config), weights)
+    else:
+        clip = clip_from_hf(CLIPConfig.from_hf(config), weights)
     return Case(golden, clip, jnp.asarray(images.transpose(0, 2, 3, 1)), jnp.asarray(tokens))
 
 
@@ -97,8 +101,12 @@ def test_embeddings_and_logits_agree_with_torch(case):
 def test_padding_and_text_after_the_end_do_not_matter(case):
     """The embedding is that of the tokens up to the first end."""
     text = jax.jit(case.clip.text)
-    end = case.clip.text.config.eos_token_id
-    end = 63 if end == LEGACY_EOS_TOKEN_ID else end
+    pooling = case.clip.text.config.pooling
+    if pooling == "last_token":  # SigLIP sees the padding, and was trained so.
+        differ = text(jnp.array([[62, 5, 7, 40]])) - text(jnp.array([[62, 5, 7, 40, 1]]))
+        assert jnp.abs(differ).max() > 1e-2
+        return
+    end = 63 if pooling == "highest_id" else case.clip.text.config.eos_token_id
     alone = text(jnp.array([[62, 5, 7, end]]))
     padded = text(jnp.array([[62, 5, 7, end, end, 4, 9, end]]))
     np.testing.assert_allclose(alone, padded, rtol=1e-5, atol=1e-5)

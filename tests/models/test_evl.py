@@ -110,3 +110,12 @@ def test_more_layers_than_the_tower_has_are_named():
     config.fusion.head, config.fusion.token_layers = "evl", 13
     with pytest.raises(ValueError, match=r"fusion.token_layers=13: the image tower of config.clip"):
         fusion_config(config, motion_features=8, clip=CLIPConfig.named("vit_b32"), num_classes=3)
+
+
+def test_a_tower_without_a_class_token_is_rejected():
+    config = default_config()
+    config.fusion.head = "evl"
+    siglip = CLIPConfig.named("siglip_b16")
+    with pytest.raises(ValueError, match=r"head='evl' reads a class token, which SigLIP's"):
+        fusion_config(config, motion_features=8, clip=siglip, num_classes=3)
+    assert fusion_config(config, motion_features=0, clip=siglip, num_classes=3).head == "mean"

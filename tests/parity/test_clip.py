@@ -1,4 +1,4 @@
-"""CLIP against transformers' torch CLIPModel, live, at the real sizes; and a real vocabulary."""
+"""CLIPs against transformers' and open_clip's, live, at the real sizes; and a real vocabulary."""
 
 import gzip
 import importlib.util
@@ -9,65 +9,143 @@ import jax
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig as HFCLIPConfig
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import AutoConfig, AutoModel, CLIPTokenizer
 
 from moclip_jax.inference.class_phrases import PHRASES
-from moclip_jax.models.clip_config import CLIPConfig
+from moclip_jax.models.clip import CLIP
+from moclip_jax.models.clip_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from moclip_jax.pretrained.hf_clip_weights import clip_from_hf, clip_to_hf
+from moclip_jax.pretrained.open_clip import (
+    clip_from_open_clip,
+    clip_to_open_clip,
+    open_clip_config,
+)
+from tests.golden.open_clip_model import open_clip_model
 from tests.hidden_states import hidden_states
 from tests.parity.noise import relative_error, report
 
+# That of facebook/metaclip-2-mt5-worldwide-s16, MetaCLIP 2's smallest; its end token is not 2.
+METACLIP_2 = CLIPConfig(
+    CLIPVisionConfig(224, 16, 384, 12, 6, 1536),
+    CLIPTextConfig(250_000, 77, 384, 12, 6, 1536, 1),
+    projection_dim=384,
+    activation="gelu",
+)
+FULL_SIZE = {name: CLIPConfig.named(name) for name in ("vit_b32", "vit_b16", "vit_l14")} | {
+    "metaclip_2_s16": METACLIP_2,
+    "siglip_b16": CLIPConfig.named("siglip_b16"),
+}
 
-@pytest.mark.parametrize("name", ["vit_b32", "vit_b16", "vit_l14"])
+
+def random_inputs(config: CLIPConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Images [2, 3, H, W] and texts [3, L], each with a start, an end and padding."""
+    rng = np.random.default_rng(0)
+    side, length = config.image_size, config.text.max_length
+    images = rng.standard_normal((2, 3, side, side)).astype(np.float32)
+    tokens = rng.integers(3, config.text.vocab_size - 400, (3, length)).astype(np.int32)
+    end = 49407 if config.text.vocab_size == 49408 else config.text.eos_token_id
+    if not config.is_siglip:
+        for row, place in zip(tokens, (5, 20, length - 1), strict=True):
+            row[place:] = end
+    return images, tokens
+
+
+def compare(ours: CLIP, images, tokens, states, embeds, logits) -> dict[str, float]:
+    """Worst relative differences of the hidden states, by tower, of the embeddings and logits."""
+    pixels = images.transpose(0, 2, 3, 1)
+    noise = {}
+    for tower, inputs, theirs in zip(("vision", "text"), (pixels, tokens), states, strict=True):
+        layers = hidden_states(getattr(ours, tower), inputs)
+        pairs = zip(layers, theirs, strict=True)
+        noise[tower] = max(relative_error(layer, other) for layer, other in pairs)
+    encoded = jax.jit(ours.encode_image)(pixels), jax.jit(ours.encode_text)(tokens)
+    for name, embed, theirs in zip(("image", "text"), encoded, embeds, strict=True):
+        unit = embed / np.linalg.norm(embed, axis=-1, keepdims=True)
+        theirs = theirs / np.linalg.norm(theirs, axis=-1, keepdims=True)
+        noise[f"{name}_embeds"] = relative_error(unit, theirs)
+    scores = jax.jit(lambda model, x, t: model(x, t))(ours, pixels, tokens)
+    return noise | {"logits": relative_error(scores, logits)}
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
 def test_full_size_clip_layer_by_layer(name):
-    config = CLIPConfig.named(name)
+    config = FULL_SIZE[name]
     torch.manual_seed(0)
-    theirs = CLIPModel(HFCLIPConfig(**config.to_hf())).eval()
+    content = config.to_hf()
+    if config is METACLIP_2:
+        content |= {"model_type": "metaclip_2"}
+    theirs = AutoModel.from_config(AutoConfig.for_model(**content)).eval()
     if name == "vit_b32":
         assert sum(p.numel() for p in theirs.parameters()) == 151_277_313
+    if name == "siglip_b16":  # Of google/siglip-base-patch16-224.
+        assert sum(p.numel() for p in theirs.parameters()) == 203_155_970
     ours = clip_from_hf(config, {k: v.numpy() for k, v in theirs.state_dict().items()})
-
-    rng = np.random.default_rng(0)
-    side = config.vision.image_size
-    images = rng.standard_normal((2, 3, side, side)).astype(np.float32)
-    tokens = rng.integers(1, 49000, (3, 77)).astype(np.int32)
-    tokens[:, 0] = 49406
-    for row, end in zip(tokens, (5, 20, 76), strict=True):
-        row[end:] = 49407
+    images, tokens = random_inputs(config)
     with torch.no_grad():
         expected = theirs(
             input_ids=torch.from_numpy(tokens.astype(np.int64)),
             pixel_values=torch.from_numpy(images),
             output_hidden_states=True,
         )
-    pixels = images.transpose(0, 2, 3, 1)
-    noise = {}
-    for tower, inputs, output in (
-        ("vision", pixels, expected.vision_model_output),
-        ("text", tokens, expected.text_model_output),
-    ):
-        states = hidden_states(getattr(ours, tower), inputs)
-        assert len(states) == len(output.hidden_states)
-        errors = [
-            relative_error(state, theirs)
-            for state, theirs in zip(states, output.hidden_states, strict=True)
-        ]
-        noise[tower] = max(errors)
-    image = np.asarray(jax.jit(ours.encode_image)(pixels))
-    text = np.asarray(jax.jit(ours.encode_text)(tokens))
-    noise["image_embeds"] = relative_error(
-        image / np.linalg.norm(image, axis=-1, keepdims=True), expected.image_embeds
+    outputs = expected.vision_model_output, expected.text_model_output
+    noise = compare(
+        ours,
+        images,
+        tokens,
+        [output.hidden_states for output in outputs],
+        [expected.image_embeds.numpy(), expected.text_embeds.numpy()],
+        expected.logits_per_image,
     )
-    noise["text_embeds"] = relative_error(
-        text / np.linalg.norm(text, axis=-1, keepdims=True), expected.text_embeds
-    )
-    logits = jax.jit(lambda model, x, t: model(x, t))(ours, pixels, tokens)
-    noise["logits"] = relative_error(logits, expected.logits_per_image)
     report(f"{name}, worst layer", **noise)
-    assert max(noise.values()) < 1e-4, noise
+    assert max(noise.values()) < 1e-5, noise
     for key, value in clip_to_hf(ours).items():
         assert np.array_equal(value, theirs.state_dict()[key].numpy()), key
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_open_clips_vit_b32_layer_by_layer(quick_gelu):
+    """MetaCLIP's and DFN's activation, and DataComp's."""
+    model_cfg = {
+        "embed_dim": 512,
+        "quick_gelu": quick_gelu,
+        "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32},
+        "text_cfg": {
+            "context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12
+        },
+    }  # fmt: skip
+    torch.manual_seed(0)
+    theirs = open_clip_model(model_cfg)
+    config = open_clip_config({"model_cfg": model_cfg})
+    weights = {k: v.numpy() for k, v in theirs.state_dict().items()}
+    ours = clip_from_open_clip(config, weights)
+    images, tokens = random_inputs(config)
+    pixels, ids = torch.from_numpy(images), torch.from_numpy(tokens.astype(np.int64))
+    states = []
+    for blocks, encode, inputs in (
+        (theirs.visual.transformer.resblocks, theirs.encode_image, pixels),
+        (theirs.transformer.resblocks, theirs.encode_text, ids),
+    ):
+        seen: list[torch.Tensor] = []
+        hooks = [
+            blocks[0].register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0])),
+            *(
+                b.register_forward_hook(lambda *args, seen=seen: seen.append(args[2]))
+                for b in blocks
+            ),
+        ]
+        with torch.no_grad():
+            encode(inputs)
+        for hook in hooks:
+            hook.remove()
+        states.append(seen)
+    with torch.no_grad():
+        embeds = [theirs.encode_image(pixels).numpy(), theirs.encode_text(ids).numpy()]
+        logits = theirs.get_logits(pixels, ids)[0]
+    noise = compare(ours, images, tokens, states, embeds, logits)
+    report(f"open_clip ViT-B/32, quick_gelu={quick_gelu}, worst layer", **noise)
+    assert max(noise.values()) < 1e-5, noise
+    for key, value in clip_to_open_clip(ours).items():
+        assert np.array_equal(value, weights[key]), key
 
 
 def open_clip_file(name: str) -> Path:

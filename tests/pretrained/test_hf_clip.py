@@ -12,7 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from moclip_jax.models.clip import CLIPConfig
-from moclip_jax.pretrained import TINY_CLIP, load_tokenizer, load_tower, save_clip, tokenize
+from moclip_jax.pretrained import TINY_CLIP, load_tokenizer, load_tower, save_tower, tokenize
 from moclip_jax.pretrained.hf_clip_weights import clip_from_hf, clip_to_hf
 from tests.golden.clip_recipe import CONFIGS, make_weight
 
@@ -36,7 +36,7 @@ def _weights(name: str) -> dict[str, np.ndarray]:
     return {key: make_weight(name, key, tuple(shape)) for key, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", ["quick_gelu", "gelu", "metaclip_2", "siglip"])
 def test_weights_go_to_our_parameters_and_back_bit_for_bit(name):
     """The names and shapes are those of torch's own state_dict, kept in the golden file."""
     weights = _weights(name)
@@ -75,7 +75,7 @@ def test_wrong_shape_is_named():
 
 def test_save_and_load_give_the_same_model(tiny, tmp_path):
     clip, tokenizer = tiny
-    save_clip(clip, tokenizer, tmp_path / "new" / "folder")
+    save_tower(clip, tokenizer, tmp_path / "new" / "folder")
     again, tokenizer_again = load_tower(tmp_path / "new" / "folder")
     assert again.config == clip.config
     jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(clip))
@@ -101,7 +101,9 @@ def test_sharded_weights_and_half_precision(folder):
         np.testing.assert_array_equal(value, weights[key].astype(np.float16).astype(np.float32))
 
     (folder / "b.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"b\.safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no b\.safetensors, which .* names; download it"
+    ):
         load_tower(folder)
 
 
@@ -123,8 +125,8 @@ def test_pickles_are_rejected_and_never_opened(folder):
     ("name", "message"),
     [
         ("config.json", r"has no config\.json; download it into that folder"),
-        ("model.safetensors", r"has no model\.safetensors\."),
-        ("tokenizer.json", r"has no tokenizer: neither tokenizer\.json nor"),
+        ("model.safetensors", r"has no model\.safetensors\. Models without it on the hub"),
+        ("tokenizer.json", r"has no tokenizer: none of tokenizer\.json, vocab\.json"),
     ],
 )
 def test_a_missing_file_is_named(folder, name, message):
@@ -162,7 +164,7 @@ def test_a_source_that_is_not_there_says_what_to_download(tmp_path):
     assert command in str(caught.value)
     file = tmp_path / "model.safetensors"
     file.touch()
-    with pytest.raises(NotADirectoryError, match="is a file; a CLIP is a folder"):
+    with pytest.raises(NotADirectoryError, match="is a file; a tower is a folder"):
         load_tower(file)
 
 

@@ -8,14 +8,14 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from moclip_jax.configs import testing
 from moclip_jax.input_pipeline.images import clip_image
 from moclip_jax.models.clip import normalize_images
 from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.image_preprocessing import ImagePreprocessing, check_frame_size
-from moclip_jax.pretrained import TINY_CLIP, load_tower, save_clip
+from moclip_jax.pretrained import TINY_CLIP, load_tower, save_tower
 from moclip_jax.training import pipeline
 
 PROCESSORS = {
@@ -29,6 +29,13 @@ PROCESSORS = {
     "larger": {"size": {"shortest_edge": 60}, "crop_size": 48, "resample": 3},
     "other numbers": {"size": 48, "crop_size": 48, "image_mean": [0.5, 0.4, 0.3],
                       "image_std": [0.5, 0.25, 0.2], "rescale_factor": 1 / 128},
+    "square": {"size": {"height": 48, "width": 48}, "crop_size": 48, "resample": 2},
+    "siglip": {  # As Google's folders have it.
+        "do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "SiglipImageProcessor", "image_std": [0.5, 0.5, 0.5],
+        "do_center_crop": None, "resample": 3, "rescale_factor": 0.00392156862745098,
+        "size": {"height": 48, "width": 48},
+    },
     "bytes": {"size": 48, "crop_size": 48, "do_normalize": False, "do_rescale": False},
 }  # fmt: skip
 
@@ -55,11 +62,13 @@ def test_images_are_those_of_transformers_own_processor(tmp_path, name, size):
     preprocessing = load_tower(folder)[0].config.preprocessing
     jpeg = write_jpeg(*size, seed=size[0])
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
-    processor = CLIPImageProcessorPil.from_pretrained(folder)
+    kind = SiglipImageProcessorPil if name == "siglip" else CLIPImageProcessorPil
+    processor = kind.from_pretrained(folder)
     expected = processor(images=image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     level = preprocessing.rescale_factor / np.array(preprocessing.std)
     options = 48, preprocessing.resize_size, preprocessing.resample
-    ours = np.asarray(normalize_images(clip_image(jpeg, *options), preprocessing))
+    frame = clip_image(jpeg, *options, square=preprocessing.square)
+    ours = np.asarray(normalize_images(frame, preprocessing))
     assert ours.shape == (48, 48, 3)
     assert (np.abs(ours - expected) <= level * 1.001).all()
 
@@ -75,7 +84,7 @@ def test_without_the_file_images_are_as_the_published_code_makes_them():
 @pytest.mark.parametrize("name", list(PROCESSORS))
 def test_a_saved_clip_keeps_its_preprocessing(tmp_path, name):
     clip, tokenizer = load_tower(write_folder(tmp_path / "clip", PROCESSORS[name]))
-    save_clip(clip, tokenizer, tmp_path / "saved")
+    save_tower(clip, tokenizer, tmp_path / "saved")
     assert load_tower(tmp_path / "saved")[0].config == clip.config
 
 
@@ -83,7 +92,9 @@ def test_a_saved_clip_keeps_its_preprocessing(tmp_path, name):
     ("change", "message"),
     [
         ({"do_resize": False}, "do_resize is False; needed is true"),
-        ({"size": {"height": 48, "width": 48}}, "size is .*; needed is .*shortest_edge"),
+        ({"size": {"height": 48, "width": 40}}, "size is .*; needed is .*shortest_edge"),
+        ({"size": {"height": 40, "width": 40}}, "size is .*; needed is 48, as in config.json"),
+        ({"do_center_crop": False}, "do_center_crop is False; needed is true"),
         ({"crop_size": 40}, "crop_size is 40; needed is 48, as in config.json"),
         ({"size": 40}, "size is 40; needed is 48 at least, which is cropped from it"),
         ({"resample": 1}, r"resample is 1; needed is 2 \(bilinear\) or 3 \(bicubic\)"),
