@@ -32,7 +32,7 @@ def clip_image(
     """
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
     if square:
-        return np.asarray(image.resize((size, size), _RESAMPLE[resample]))
+        return np.asarray(image.resize((size, size), RESAMPLE[resample]))
     shorter = min(image.size)
     width, height = ((resize_size or size) * side // shorter for side in image.size)
     resized = image.resize((width, height), RESAMPLE[resample])

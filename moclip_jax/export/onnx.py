@@ -94,7 +94,8 @@ def _inputs(recognizer: Recognizer) -> dict[str, Any]:
         "inputs": {name: ["videos", *shape] for name, shape in recognizer.input_shapes.items()},
         "video": dataclasses.asdict(recognizer.video),
         "views": described,
-        "resize_size": preprocessing.resize_size or recognizer.image_size,
+        "side": preprocessing.resize_size or recognizer.image_size,
+        "square": preprocessing.square,
         "resample": int(RESAMPLE[preprocessing.resample]),
     }
 

@@ -125,8 +125,8 @@ def image_input(path: str, given: dict, count: int) -> np.ndarray:
             shape = tuple(max(1, round(length * scale)) for length in shape)
             buffer = io.BytesIO()
             image.resize(shape, 2).save(buffer, "JPEG", quality=video["jpeg_quality"])
-            shape = tuple(given["resize_size"] * length // min(shape) for length in shape)
-            image = Image.open(buffer).resize(shape, given["resample"])
+            sides = [given["side"] * n // (n if given["square"] else min(shape)) for n in shape]
+            image = Image.open(buffer).resize(sides, given["resample"])
             left, top = (image.width - size) // 2, (image.height - size) // 2
             images[index] = np.asarray(image.crop((left, top, left + size, top + size)))
     return np.stack([images[index] for index in chosen])[None]
