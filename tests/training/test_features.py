@@ -61,12 +61,9 @@ def extract(monkeypatch, directory, num_videos, batch_size):
 
         return step
 
-    class Vision:
-        image_size = 8
-
     class Clip:
         class config:
-            vision = Vision
+            image_size = 8
             preprocessing = DEFAULT_PREPROCESSING
 
     monkeypatch.setattr(features, "make_extract_step", make_step)
