@@ -69,7 +69,7 @@ def index_videos(
     Args:
       videos: The files; a `VideoError` stands for one that is already known to be bad.
       index: Folder of the index, made if absent.
-      clip: CLIP as `moclip_jax.load_clip` takes it; '' for that of the index, or of a new one for
+      clip: CLIP as `moclip_jax.load_tower` takes it; '' for that of the index, or of a new one for
         'openai/clip-vit-base-patch32'.
       workdir: A finished run in place of `clip`: its CLIP, and its classes for `label` searches.
       longest_s: Largest length of a chunk in seconds, of a new index.

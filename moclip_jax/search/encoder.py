@@ -40,7 +40,7 @@ def open_encoder(identity: dict[str, str]) -> "Encoder":
     """Open `{"clip": SOURCE}` or `{"workdir": FOLDER}`.
 
     Raises:
-      OSError: As `load_clip` or `moclip_jax.load`.
+      OSError: As `load_tower` or `moclip_jax.load`.
       ValueError: As these.
     """
     if "workdir" in identity:
@@ -54,12 +54,12 @@ class ClipEncoder:
     class_names: tuple[str, ...] = ()
 
     def __init__(self, source: str):
-        """Load it: `source` as `moclip_jax.load_clip` takes it."""
-        from moclip_jax.pretrained import load_clip
+        """Load it: `source` as `moclip_jax.load_tower` takes it."""
+        from moclip_jax.pretrained import load_tower
 
         self.identity = {"clip": source}
         self.video = VideoSpec(source="auto", max_frames=None, max_seconds=None)
-        self.clip, tokenizer = load_clip(source)
+        self.clip, tokenizer = load_tower(source)
         self.text = TextTower(self.clip, tokenizer)
 
     def chunks(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
@@ -70,9 +70,14 @@ class ClipEncoder:
     def images(self, jpegs: Sequence[bytes]) -> np.ndarray:
         """Return the unit vectors of images, float32 `[n, D]`."""
         config = self.clip.config
-        size, prepared = config.vision.image_size, config.preprocessing
+        size, prepared = config.image_size, config.preprocessing
         pixels = np.stack(
-            [clip_image(jpeg, size, prepared.resize_size, prepared.resample) for jpeg in jpegs]
+            [
+                clip_image(
+                    jpeg, size, prepared.resize_size, prepared.resample, square=prepared.square
+                )
+                for jpeg in jpegs
+            ]
         )
         padded = np.concatenate([pixels, np.repeat(pixels[-1:], -len(pixels) % _BATCH, axis=0)])
         found = [
