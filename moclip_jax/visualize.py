@@ -105,6 +105,7 @@ def draw_examples(workdir: Path, out: Path, *, columns: int = 8) -> Path:
         guesses = [
             f"{name}: {class_names[scores[name][position].argmax()]}"
             for name in ("zero_shot", "motion", "fusion")
+            if name in scores
         ]
         axes[1, column].set_title("\n".join(guesses), fontsize=7)
         for axis in axes[:, column]:

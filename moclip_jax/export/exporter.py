@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from moclip_jax.export.model_card import write_model_card
 from moclip_jax.inference.exported import FORMAT, METADATA, PARAMETERS, SAFETENSORS, TOKENIZER
 from moclip_jax.inference.parameters import parameter_arrays
-from moclip_jax.models.clip import CLIP
 from moclip_jax.models.heads import Head
 from moclip_jax.models.moclip import MotionModel
+from moclip_jax.models.towers import Tower
 from moclip_jax.runtime.files import atomic_write, write_json
 from moclip_jax.runtime.tree_io import save_tree
 from moclip_jax.runtime.versions import package_versions
@@ -28,22 +28,24 @@ def export_model(
     config: ConfigDict,
     class_names: Sequence[str],
     network: MotionModel,
-    clip: CLIP,
+    clip: Tower,
     tokenizer: Any,
     head: Head,
-    text: np.ndarray,
+    text: np.ndarray | None,
     rows: dict[str, Any],
     num_videos: Mapping[str, int],
     directory: Path,
 ) -> None:
     """Write the parameters, the tokenizer, `metadata.json` and the model card.
 
+    An image network without a text side has neither `tokenizer` nor `text`: None.
     The parameters lie there twice: as Orbax checkpoint with the classes' text features, as in every
     export of format 1, and as safetensors, which opens faster.
     """
     parts = {"motion": network, "clip": clip, "head": head}
     states = {name: nnx.state(part) for name, part in parts.items()}
-    save_tree(directory / PARAMETERS, states | {"text": jnp.asarray(text)})
+    texts = {} if text is None else {"text": jnp.asarray(text)}
+    save_tree(directory / PARAMETERS, states | texts)
     arrays = {
         f"{part}.{name}": np.array(value, order="C")
         for part, module in parts.items()
@@ -52,7 +54,8 @@ def export_model(
     content = safetensors.numpy.save(arrays)
     with atomic_write(directory / SAFETENSORS) as temporary:
         temporary.write_bytes(content)
-    tokenizer.save_pretrained(directory / TOKENIZER)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory / TOKENIZER)
     versions = package_versions()
     write_json(
         directory / METADATA,

@@ -14,6 +14,7 @@ from jax import export as jax_export
 
 from moclip_jax.inference.recognizer import Recognizer
 from moclip_jax.models.depthwise import Implementation, depthwise_implementation
+from moclip_jax.models.imagenet_tower import ImageNetTower
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -108,7 +109,8 @@ def model_function(
     """
     model = nnx.merge(*nnx.split(recognizer.model))
     model.clip = nnx.merge(*nnx.split(recognizer.model.clip))
-    del model.clip.text  # The head was trained; texts are not looked at any more.
+    if not isinstance(model.clip, ImageNetTower):
+        del model.clip.text  # The head was trained; texts are not looked at any more.
     graphdef, state = nnx.split(model)
     leaves = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
     structure = jax.tree.structure(state)

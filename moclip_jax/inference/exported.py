@@ -37,7 +37,8 @@ def load_model(folder: Path) -> Recognizer:
     if "parameters_sha256" in metadata:
         used = ("config", "clip", "head", "class_names", "parameters_sha256", "preprocessor")
         program = program_file({name: metadata.get(name) for name in used})
-    image_size = metadata["clip"]["vision_config"]["image_size"]
+    # Of a CLIP as Hugging Face has it; of an ImageNet tower, which has no other part, without it.
+    image_size = metadata["clip"].get("vision_config", metadata["clip"])["image_size"]
     recognizer = Recognizer(
         functools.partial(_build, folder, metadata, config),
         metadata["class_names"],
@@ -47,7 +48,9 @@ def load_model(folder: Path) -> Recognizer:
             config, num_segments=config.predict.num_segments, crops=config.predict.crops
         ),
         frame=config.clip.frame,
-        load_tokenizer=functools.partial(_load_tokenizer, folder / TOKENIZER),
+        load_tokenizer=functools.partial(_load_tokenizer, folder / TOKENIZER)
+        if "text_config" in metadata["clip"]
+        else None,
         clip_dtype=config.clip.dtype,
         # Exports of before there was a choice are as the network was trained.
         motion_dtype=config.features.get("motion_dtype", config.motion.dtype),

@@ -8,7 +8,7 @@ import numpy as np
 from moclip_jax.inference.class_phrases import class_phrase
 
 if TYPE_CHECKING:
-    from moclip_jax.models.clip import CLIP
+    from moclip_jax.models.towers import Tower
 
 # Prompts around the user's own labels, which may be a thing, a person or a whole scene.
 WORD_TEMPLATES = ("{}", "a photo of {}.", "a video of {}.")
@@ -31,7 +31,7 @@ class LabelSet:
         self,
         class_names: Sequence[str],
         words: Sequence[str] = (),
-        clip: "CLIP | None" = None,
+        clip: "Tower | None" = None,
         tokenizer: Any = None,
     ):
         """Prepare the labels.
@@ -40,6 +40,9 @@ class LabelSet:
           words: the user's labels; none means the classes.
           clip: with its text tower; needed for words.
           tokenizer: of that CLIP; needed for words.
+
+        Raises:
+          ValueError: there are words, and `clip` is an image network without a text side.
         """
         self.labels = tuple(words) or tuple(class_names)
         self.trained_as = ("",) * len(self.labels)
@@ -47,8 +50,15 @@ class LabelSet:
         if words:
             # Imported late, with JAX and Flax: trained classes need no text.
             from moclip_jax.inference.zero_shot import class_embeddings
+            from moclip_jax.models.imagenet_tower import ImageNetTower
 
             assert clip is not None
+            if isinstance(clip, ImageNetTower):
+                raise ValueError(
+                    "this model's image network has no text side, so it knows its trained classes "
+                    "alone: leave out labels of your own, or train with a CLIP as "
+                    "config.clip.source"
+                )
             names = [class_phrase(name) for name in class_names]
             self._text, class_text = (
                 class_embeddings(clip, tokenizer, [[phrase] for phrase in phrases], WORD_TEMPLATES)

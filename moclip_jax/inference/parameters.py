@@ -11,9 +11,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from moclip_jax.config import motion_network_config
-from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.fusion import FusionConfig
+from moclip_jax.models.imagenet_tower import ImageNetTower
 from moclip_jax.models.moclip import MoCLIP, MoCLIPConfig
+from moclip_jax.models.towers import tower_config
 from moclip_jax.runtime.device import computation_dtype
 
 
@@ -30,7 +31,7 @@ def build_model(
       FileNotFoundError: neither is there.
       ValueError: the parameters are damaged, or those of other networks.
     """
-    clip_config = CLIPConfig.from_hf(
+    clip_config = tower_config(
         metadata["clip"], metadata.get("preprocessor"), dtype=computation_dtype(config.clip.dtype)
     )
     model_config = MoCLIPConfig(
@@ -72,15 +73,14 @@ def _read_orbax(model: MoCLIP, path: Path) -> None:
     from moclip_jax.runtime.tree_io import load_tree
 
     config = model.config
-    text = (config.fusion.num_classes, config.clip.num_features)
-    parameters = load_tree(
-        path,
-        {
-            "motion": nnx.state(model.motion),
-            "clip": nnx.state(model.clip),
-            "head": nnx.state(model.head),
-            "text": jax.ShapeDtypeStruct(text, jnp.float32),
-        },
-    )
+    expected: dict[str, Any] = {
+        "motion": nnx.state(model.motion),
+        "clip": nnx.state(model.clip),
+        "head": nnx.state(model.head),
+    }
+    if not isinstance(model.clip, ImageNetTower):
+        text = (config.fusion.num_classes, config.clip.num_features)
+        expected["text"] = jax.ShapeDtypeStruct(text, jnp.float32)
+    parameters = load_tree(path, expected)
     for name in ("motion", "clip", "head"):
         nnx.update(getattr(model, name), parameters[name])

@@ -62,7 +62,7 @@ class Recognizer:
         """Make a recognizer; `load` makes one from an export. Other arguments: see the class.
 
         Args:
-          load_model: returns the trained `MoCLIP`, with both towers of CLIP; called at most once.
+          load_model: returns the trained `MoCLIP`, texts included; called at most once.
           class_names: one for each logit.
           load_tokenizer: returns CLIP's tokenizer; called only for labels of the user's own.
           clip_dtype: `config.clip.dtype`.
@@ -110,6 +110,7 @@ class Recognizer:
           The prediction; `windows` and `error` are empty.
 
         Raises:
+          ValueError: there are labels, and the image tower has no text side.
           VideoError: the file cannot be read; the message names it and the reason.
         """
         clip = read_clip(path, self.reading, self.motion_wanted)
@@ -287,7 +288,7 @@ class Recognizer:
 
     @functools.cached_property
     def model(self) -> "MoCLIP":
-        """The trained model, with both towers of CLIP."""
+        """The trained model, texts included."""
         return self._load_model()
 
     @functools.cached_property

@@ -14,9 +14,11 @@ from flax import nnx
 
 from moclip_jax.models.activations import Activation, activate
 from moclip_jax.models.batch_norm import BatchNorm
-from moclip_jax.models.clip import CLIP, VisionTower
+from moclip_jax.models.clip import VisionTower
 from moclip_jax.models.efficientnet import Conv, DepthwiseConv, PointwiseConv, SqueezeExcite
+from moclip_jax.models.imagenet_tower import ImageNetTower
 from moclip_jax.models.moclip import MoCLIP, MotionModel
+from moclip_jax.models.towers import Tower
 from moclip_jax.models.transformer import Block, Encoder
 
 
@@ -53,6 +55,10 @@ def motion_network_for_inference(
       matmul_dtype: matmul dtype on a CPU; None, or another device, keeps that of the config. The
         network's `config` keeps its own.
     """
+    return _with_folded_norms(network, matmul_dtype)
+
+
+def _with_folded_norms(network: Any, matmul_dtype: jax.typing.DTypeLike | None) -> Any:
     frozen = _same_arrays(network)
     # A FisherNetwork has no such module.
     for _, owner in list(nnx.iter_modules(frozen)):
@@ -158,12 +164,16 @@ class SeparateLayers(Encoder):
         return blocks[-1].first_token(x)
 
 
-def clip_for_inference(clip: CLIP, matmul_dtype: jax.typing.DTypeLike, *, devices: int = 1) -> CLIP:
-    """Return a CLIP for images alone; its own arrays stay as they are.
+def clip_for_inference(
+    clip: Tower, matmul_dtype: jax.typing.DTypeLike, *, devices: int = 1
+) -> Tower:
+    """Return a tower for images alone; its own arrays stay as they are.
 
-    `devices` work on a batch together; on one CPU the tower takes the form of
-    `image_tower_for_inference`.
+    `devices` work on a batch together; on one CPU that of a CLIP takes the form of
+    `image_tower_for_inference`. An ImageNet tower is folded as a motion network is.
     """
+    if isinstance(clip, ImageNetTower):
+        return _with_folded_norms(clip, matmul_dtype)
     frozen = _same_arrays(clip)
     del frozen.text
     if jax.default_backend() == "cpu" and devices == 1:

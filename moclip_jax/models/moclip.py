@@ -17,6 +17,7 @@ from moclip_jax.models.fisher_vectors import FisherConfig, FisherNetwork
 from moclip_jax.models.fusion import FusionConfig
 from moclip_jax.models.heads import Head, apply_head, build_head
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
+from moclip_jax.models.towers import Tower, TowerConfig, build_tower
 
 MotionModel = MotionNetwork | FisherNetwork
 
@@ -27,12 +28,12 @@ class MoCLIPConfig:
 
     Attributes:
       motion: the motion network.
-      clip: both towers of CLIP.
+      clip: the frozen image network: CLIP with both towers, or one without texts.
       fusion: the head; its feature lengths and classes must be those of the two networks.
     """
 
     motion: MotionNetworkConfig | FisherConfig
-    clip: CLIPConfig
+    clip: TowerConfig
     fusion: FusionConfig
 
     def __post_init__(self):
@@ -64,14 +65,14 @@ class MoCLIP(nnx.Module):
     Attributes:
       config: its `MoCLIPConfig`.
       motion: `MotionNetwork` or `FisherNetwork`.
-      clip: `CLIP`; the text tower is not used here and may be deleted.
+      clip: a `Tower`; its text side is not used here and may be deleted.
       head: `FusionHead`, or another of `moclip_jax.models.heads`.
     """
 
     def __init__(self, config: MoCLIPConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.motion = motion_network(config.motion, rngs=rngs)
-        self.clip = CLIP(config.clip, rngs=rngs)
+        self.clip = build_tower(config.clip, rngs=rngs)
         self.head = build_head(config.fusion, rngs=rngs)
 
     def motion_features(self, fields: jax.Array) -> jax.Array:
@@ -117,7 +118,7 @@ def motion_features(network: MotionModel, fields: jax.Array) -> jax.Array:
 
 
 def appearance_features(
-    clip: CLIP, images: jax.Array, token_layers: int = 0
+    clip: Tower, images: jax.Array, token_layers: int = 0
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return features float32 [B, frames, D] of uint8 images [B, frames, H, W, 3], and tokens.
 
@@ -128,6 +129,7 @@ def appearance_features(
     pixels = normalize_images(images.reshape(-1, *images.shape[2:]), clip.config.preprocessing)
     if not token_layers:
         return clip.encode_image(pixels).reshape(batch, frames, -1), None
+    assert isinstance(clip, CLIP)  # As `fusion_config` has checked.
     embeds, tokens = clip.encode_image_with_tokens(pixels, token_layers)
     tokens = tokens.astype(jnp.float16).reshape(batch, frames, *tokens.shape[1:])
     return embeds.reshape(batch, frames, -1), tokens

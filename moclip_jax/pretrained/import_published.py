@@ -39,6 +39,7 @@ def import_published(
     from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
     from moclip_jax.input_pipeline.datasets.split_lists import read_classes
     from moclip_jax.models.image_preprocessing import check_frame_size
+    from moclip_jax.models.imagenet_tower import ImageNetTower
     from moclip_jax.pretrained import load_tower
     from moclip_jax.pretrained.published import load_published_fusion
 
@@ -56,9 +57,10 @@ def import_published(
     clip, tokenizer = load_tower(config.clip.source, dtype=computation_dtype(config.clip.dtype))
     image_size = clip.config.image_size
     check_frame_size(clip.config.preprocessing, image_size, config.video.frame_size)
-    if head.config.appearance_features != clip.config.num_features:
+    needed = head.config.appearance_features
+    if isinstance(clip, ImageNetTower) or needed != clip.config.num_features:
         raise ValueError(
-            f"{fusion} was trained on {head.config.appearance_features} features per image, and "
+            f"{fusion} was trained on {needed} features per image, and "
             f"config.clip.source='{config.clip.source}' gives {clip.config.num_features}; choose "
             "the CLIP that it was trained with"
         )

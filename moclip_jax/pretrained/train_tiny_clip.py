@@ -242,6 +242,7 @@ def main(argv: list[str]) -> None:
     if not _EVALUATE.value:
         save_tower(*train(Pipeline(), _SEED.value, siglip=siglip), folder)
     clip, tokenizer = load_tower(folder)
+    assert isinstance(clip, CLIP)
     accuracies = evaluate(clip, tokenizer)
     for name, accuracy in accuracies.items():
         print(f"{name}: {accuracy:.4f}")

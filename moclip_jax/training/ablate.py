@@ -132,9 +132,12 @@ def format_ablations(table: dict[str, list[dict[str, Any]]]) -> str:
     ]
     for variant, runs in table.items():
         summary = repeat.summarize(runs)
+        # Without a text side there is no zero-shot row.
         cells = [
             f"{100 * summary['mean'][name]:.1f}"
             + (f" +- {100 * summary['stdev'][name]:4.1f}" if spread else "")
+            if name in summary["mean"]
+            else "-"
             for name in names
         ]
         lines.append(

@@ -19,6 +19,7 @@ from moclip_jax.models.flops import count_parameters, multiply_adds
 from moclip_jax.models.heads import Head, apply_head
 from moclip_jax.models.moclip import MotionModel
 from moclip_jax.models.motion_network import MotionNetwork
+from moclip_jax.models.towers import Tower
 from moclip_jax.runtime.files import write_json
 from moclip_jax.training.features import Features
 from moclip_jax.training.metrics import balanced_accuracy, topk_accuracy
@@ -42,7 +43,7 @@ def fused_logits(head: Head, features: Features) -> np.ndarray:
     return np.asarray(_head_logits(head, **arrays))
 
 
-def cost_of_one_view(config: ConfigDict, network: MotionModel, clip: CLIP) -> dict[str, int]:
+def cost_of_one_view(config: ConfigDict, network: MotionModel, clip: Tower) -> dict[str, int]:
     """Return the multiply-adds of one motion field (`motion`) and one image (`appearance`).
 
     With the head `evl` also of an image of which all tokens are wanted (`tokens`).
@@ -60,7 +61,9 @@ def cost_of_one_view(config: ConfigDict, network: MotionModel, clip: CLIP) -> di
     layers = token_layers(config)
 
     def one_image(state: nnx.State, image: jax.Array) -> Any:
-        return nnx.merge(clip_graph, state).encode_image_with_tokens(image, layers)
+        merged = nnx.merge(clip_graph, state)
+        assert isinstance(merged, CLIP)
+        return merged.encode_image_with_tokens(image, layers)
 
     tokens = {"tokens": multiply_adds(one_image, clip_state, image)} if layers else {}
     return tokens | {
@@ -83,9 +86,9 @@ def evaluate(
     config: ConfigDict,
     features: Features,
     rejected: np.ndarray,
-    text: np.ndarray,
+    text: np.ndarray | None,
     network: MotionModel,
-    clip: CLIP,
+    clip: Tower,
     heads: dict[str, Head],
     directory: Path,
 ) -> dict[str, dict[str, Any]]:
@@ -95,9 +98,10 @@ def evaluate(
       config: The whole configuration.
       features: Features of the test videos.
       rejected: Classes of the test videos that could not be read, which count as wrong, int `[n]`.
-      text: Text features of the classes `[classes, D]`, of unit length.
+      text: Text features of the classes `[classes, D]`, of unit length; None where the image
+        network has no text side: then there is no row `zero_shot`.
       network: The trained motion network.
-      clip: The frozen CLIP.
+      clip: The frozen image network.
       heads: `clip_head` and `fusion`.
       directory: The stage's folder.
 
@@ -108,8 +112,10 @@ def evaluate(
       `gflops_per_view` (for one motion field, one image), `params` (of all networks that a video
       goes through) and `trainable_params` (trained for this row).
     """
-    scores = {
-        "zero_shot": zero_shot_logits(features.appearance.mean(axis=1), text),
+    scores = {}
+    if text is not None:
+        scores["zero_shot"] = zero_shot_logits(features.appearance.mean(axis=1), text)
+    scores |= {
         "clip_head": fused_logits(heads["clip_head"], features),
         "motion": motion_logits(network, features.motion),
         "fusion": fused_logits(heads["fusion"], features),

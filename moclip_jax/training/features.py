@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 from moclip_jax.config import network_views, token_layers
 from moclip_jax.input_pipeline.batches import PreparedDataset, view_batches
 from moclip_jax.input_pipeline.views import GridViews, MotionViews, num_images
-from moclip_jax.models.clip import CLIP
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.fisher_vectors import FisherNetwork
 from moclip_jax.models.inference import clip_for_inference, motion_network_for_inference
 from moclip_jax.models.moclip import MotionModel, appearance_features, motion_features
+from moclip_jax.models.towers import Tower
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.device import (
     batch_size_for_memory,
@@ -45,7 +45,7 @@ class Features(NamedTuple):
 
     Attributes:
       motion: Float32 `[videos, views, segments, motion_features]`.
-      appearance: Float32 `[videos, frames, projection_dim]`, not normalised.
+      appearance: Float32 `[videos, frames, D]` of the image network, not normalised.
       label: Int32 `[videos]`.
       tokens: Float16 `[videos, frames, layers, 3, 1 + patches, width]` of CLIP's image tower, see
         `CLIP.encode_image_with_tokens`; None if no head sees them.
@@ -63,7 +63,7 @@ class Features(NamedTuple):
 
 def make_extract_step(
     network: MotionModel,
-    clip: CLIP,
+    clip: Tower,
     mesh: Mesh,
     products: jax.typing.DTypeLike = jnp.float32,
     motion_products: jax.typing.DTypeLike | None = None,
@@ -76,7 +76,7 @@ def make_extract_step(
 
     Args:
       network: The trained motion network.
-      clip: The frozen CLIP.
+      clip: The frozen image network.
       mesh: All devices.
       products: Matmul dtype of CLIP on one CPU, see `device.matmul_dtype`.
       motion_products: Matmul dtype of the motion network on a CPU; None uses the network's own.
@@ -117,7 +117,7 @@ def extract_features(
     dataset: PreparedDataset,
     splits: dict[str, list[str]],
     network: MotionModel,
-    clip: CLIP,
+    clip: Tower,
     mesh: Mesh,
     directory: Path,
 ) -> None:

@@ -20,10 +20,11 @@ from moclip_jax.config_checks import check_config
 from moclip_jax.export.exporter import export_model
 from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset
-from moclip_jax.models.clip import CLIP
 from moclip_jax.models.fusion import FusionConfig
 from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, check_frame_size
+from moclip_jax.models.imagenet_tower import ImageNetTower
 from moclip_jax.models.moclip import MotionModel
+from moclip_jax.models.towers import Tower
 from moclip_jax.pretrained import load_tower
 from moclip_jax.reporting.report import TIME_FILE, write_report
 from moclip_jax.runtime import distributed, signals
@@ -192,8 +193,8 @@ class Pipeline:
         return splits
 
     @functools.cached_property
-    def clip_and_tokenizer(self) -> tuple[CLIP, Any]:
-        """The frozen CLIP and its tokenizer."""
+    def clip_and_tokenizer(self) -> tuple[Tower, Any]:
+        """The frozen image network and its tokenizer; None where it has no text side."""
         settings = self.config.clip
         clip, tokenizer = load_tower(settings.source, dtype=computation_dtype(settings.dtype))
         image_size = clip.config.image_size
@@ -208,8 +209,10 @@ class Pipeline:
 
     @functools.cached_property
     def text(self) -> Any:
-        """The text features of the classes, float32 `[classes, D]`, of unit length."""
+        """The text features of the classes, float32 `[classes, D]`, of unit length, or None."""
         clip, tokenizer = self.clip_and_tokenizer
+        if isinstance(clip, ImageNetTower):
+            return None
         phrases = class_phrases(self.dataset.class_names, self.config.zero_shot.phrases)
         return class_embeddings(clip, tokenizer, phrases, self.config.zero_shot.templates)
 

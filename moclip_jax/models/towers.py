@@ -1,0 +1,35 @@
+"""Frozen image networks of all kinds, by their configurations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from moclip_jax.models.clip import CLIP
+from moclip_jax.models.clip_config import CLIPConfig
+from moclip_jax.models.imagenet_tower import KIND, ImageNetConfig, ImageNetTower
+
+Tower = CLIP | ImageNetTower
+TowerConfig = CLIPConfig | ImageNetConfig
+
+
+def build_tower(config: TowerConfig, *, rngs: nnx.Rngs) -> Tower:
+    """Return a tower with initial weights."""
+    if isinstance(config, ImageNetConfig):
+        return ImageNetTower(config, rngs=rngs)
+    return CLIP(config, rngs=rngs)
+
+
+def tower_config(
+    config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, *, dtype: Any = jnp.float32
+) -> TowerConfig:
+    """Read what an export's metadata says of its tower, as `to_hf` of the configuration gave it.
+
+    Raises:
+      ValueError: it is of a kind that is not known here.
+    """
+    if config.get("model_type") == KIND:
+        assert preprocessor is not None
+        return ImageNetConfig.from_hf(config, preprocessor, dtype=dtype)
+    return CLIPConfig.from_hf(config, preprocessor, dtype=dtype)
