@@ -296,6 +296,7 @@ def _motion_views(
         if draws is None:
             clip = clip_from_record(stored, spec, views.needed_frames(count))
             return test_view(clip, views, spec)
+        assert isinstance(views, MotionViews)  # `GridViews` have no augmented form.
         each = [Draws(*parts) for parts in zip(*arrays[len(example) :], strict=True)]
         frames = [views.training_frames(count, one).reshape(-1) for one in each]
         clip = clip_from_record(stored, spec, np.concatenate(frames))

@@ -78,25 +78,6 @@ def test_windows(num_frames: int, num_windows: int, window: int) -> np.ndarray:
 test_windows.__test__ = False  # type: ignore[attr-defined]
 
 
-def training_windows(
-    num_frames: int, num_windows: int, window: int, uniform: np.ndarray
-) -> np.ndarray:
-    """Return the frames of windows that each begin anywhere in one of equal parts of a video.
-
-    Args:
-      num_frames: As `test_windows`; the others too.
-      num_windows: Number of windows.
-      window: Frames of a window.
-      uniform: float64 `[num_windows]`, uniform random numbers in [0, 1).
-
-    Returns:
-      int64 `[num_windows, window]`.
-    """
-    room = max(num_frames - 1 - window, 0)
-    starts = np.floor((np.arange(num_windows) + uniform) / num_windows * (room + 1))
-    return _window_frames(starts, num_frames, window)
-
-
 def _window_frames(starts: np.ndarray, num_frames: int, window: int) -> np.ndarray:
     frames = 1 + starts.astype(np.int64)[:, None] + np.arange(window)
     return np.minimum(frames, num_frames - 1)

@@ -123,10 +123,6 @@ class GridViews:
         """Return the frames of `test_frames` in a row, each once."""
         return np.unique(self.test_frames(num_frames))
 
-    def training_frames(self, num_frames: int, draws: sampling.Draws) -> np.ndarray:
-        """Return the frames that a training view shows, int64 `[S, window]`."""
-        return sampling.training_windows(num_frames, self.num_segments, self.window, draws.segments)
-
 
 def test_view(clip: Clip, views: MotionViews | GridViews, spec: VideoSpec) -> np.ndarray:
     """Return the test views of a clip's motion.
@@ -153,23 +149,19 @@ test_view.__test__ = False  # type: ignore[attr-defined]
 
 
 def training_view(
-    clip: Clip, draws: sampling.Draws, views: MotionViews | GridViews, spec: VideoSpec
+    clip: Clip, draws: sampling.Draws, views: MotionViews, spec: VideoSpec
 ) -> np.ndarray:
     """Return an augmented view of a clip's motion (TSN's group transforms).
 
-    All segments are resized, cropped and flipped in the same way. Of `GridViews` only the places in
-    time are random.
+    All segments are resized, cropped and flipped in the same way.
 
     Args:
       draws: Random numbers; the view is a pure function of them and the clip.
 
     Returns:
-      uint8 `[S, image_size, image_size, 2]`, (x, y); no motion is 128, or 127 for x if flipped. Of
-      `GridViews` as `test_view`, without the first axis.
+      uint8 `[S, image_size, image_size, 2]`, (x, y); no motion is 128, or 127 for x if flipped.
     """
     frames = views.training_frames(clip.num_frames, draws)
-    if isinstance(views, GridViews):
-        return _windows(clip, frames)
     return _crops(clip, frames, views, spec, training_crop(draws, views))
 
 

@@ -27,6 +27,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "clip.dtype": (*_DTYPES, "auto"),
     "features.motion_dtype": (*_DTYPES, "auto"),
     "zero_shot.phrases": (*PHRASES, ""),
+    "fusion.fit": ("gradient", "ridge"),
     "evaluation.crops": (1, 10),
     "predict.crops": (1, 10),
 }
@@ -122,6 +123,11 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             )
         if config.fusion.normalize:
             yield "config.fusion.normalize is of the heads mean and temporal; attention has its own"
+    if config.fusion.fit == "ridge" and (config.fusion.head != "mean" or config.fusion.hidden):
+        yield (
+            f"config.fusion.fit='ridge' makes a linear head; config.fusion.head="
+            f"'{config.fusion.head}' must be mean and config.fusion.hidden={config.fusion.hidden} 0"
+        )
     if not 0 <= motion.flip_probability <= 1:
         yield f"config.motion.flip_probability={motion.flip_probability} is not a probability"
     if config.fusion.hidden < 0:

@@ -46,8 +46,7 @@ def draw_results(workdir: Path, out: Path) -> list[Path]:
     scores = np.load(workdir / "evaluate" / "scores.npz")
     counts = confusion_counts(scores["label"], scores["fusion"].argmax(axis=1), len(class_names))
     with figure_style():
-        figures = {
-            "curves.png": draw_curves(workdir),
+        figures = dict(zip(["curves.png"], draw_curves(workdir), strict=False)) | {
             "rows.png": _draw_rows(rows),
             "confusion.png": draw_confusion(counts, class_names),
         }

@@ -80,7 +80,7 @@ def keyframes(
       path: A local video file.
       k: Number of frames, at least 1.
       query: What the frames are to show, a word or a sentence; '' for whatever happens.
-      clip: CLIP for the query, as `moclip_jax.load_clip` takes it.
+      clip: CLIP for the query, as `moclip_jax.load_tower` takes it.
       source: As `frames`.
 
     Returns:

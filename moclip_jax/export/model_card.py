@@ -22,7 +22,8 @@ SETTINGS = {
     ),
     "features": ("train_views",),
     "fusion": (
-        "head", "hidden", "dropout", "batch_size", "num_epochs", "learning_rate", "weight_decay",
+        "fit", "head", "hidden", "dropout", "batch_size", "num_epochs", "learning_rate",
+        "weight_decay",
     ),
 }  # fmt: skip
 

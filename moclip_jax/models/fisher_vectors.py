@@ -154,6 +154,7 @@ class FisherNetwork(nnx.Module):
       encoders: of each scale, a `FisherEncoder` for each kind of histogram.
       center: mean Fisher vector of the training videos, `[D]`.
       components: their principal components, scaled, `[D, num_features]`.
+      mirrored: bool, whether it was fitted to mirror images too.
       classifier: `nnx.Linear` to the classes.
     """
 
@@ -174,6 +175,7 @@ class FisherNetwork(nnx.Module):
         size = sum(2 * math.prod(shape) for shape in each)
         self.center = nnx.Param(jnp.zeros(size))
         self.components = nnx.Param(jnp.zeros((size, config.num_features)))
+        self.mirrored = nnx.Variable(jnp.zeros((), jnp.bool))
         self.classifier = nnx.Linear(config.num_features, config.num_classes, rngs=rngs)
 
     def places(self, fields: jax.Array) -> list["Places"]:

@@ -72,7 +72,7 @@ def write_report(
     counts = confusion_counts(label, scores["fusion"].argmax(axis=1), len(class_names))
     with figure_style():
         figures = {
-            "curves": _svg(draw_curves(workdir)),
+            "curves": [_svg(figure) for figure in draw_curves(workdir)],
             "class_figures": [_svg(figure) for figure in draw_classes(accuracy, class_names)],
             "confusion": _svg(draw_confusion(counts, class_names)),
         }
@@ -88,7 +88,7 @@ def write_report(
             for name, row in rows.items()
         },
         agreement=agreement(scores, label),
-        helped=_helped(accuracy, class_names),
+        classes=class_gains(accuracy, class_names),
         named_classes=label_step(len(class_names)),
         confused=[
             {"true": class_names[i], "guess": class_names[j], "count": n, "of": counts[i].sum()}
@@ -192,6 +192,7 @@ def _hard_clips(
                     "correct": scores[row][position].argmax() == label[position],
                 }
                 for row, title in ROW_TITLES.items()
+                if row in scores
             },
             "frame": _jpeg(frame),
             "fields": [_jpeg((255 * field).astype(np.uint8)) for field in fields],
@@ -200,16 +201,22 @@ def _hard_clips(
     ]
 
 
-def _helped(accuracy: dict[str, np.ndarray], class_names: Sequence[str]) -> dict[str, list[str]]:
-    gain = accuracy["motion"] - accuracy["clip_head"]
+def class_gains(
+    accuracy: dict[str, np.ndarray], class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return what motion adds to each tested class, the largest gain first.
+
+    Each entry has `name`, the accuracy of `clip_head`, `motion` and `fusion` (0 to 1), and `gain`:
+    that of the fusion over `clip_head`.
+    """
+    gain = accuracy["fusion"] - accuracy["clip_head"]
     tested = np.flatnonzero(np.isfinite(gain))
-    best = tested[np.argsort(-gain[tested], kind="stable")]
-    return {
-        "motion": [f"{class_names[c]} (+{100 * gain[c]:.0f})" for c in best[:5] if gain[c] > 0],
-        "appearance": [
-            f"{class_names[c]} (+{-100 * gain[c]:.0f})" for c in best[::-1][:5] if gain[c] < 0
-        ],
-    }
+    order = tested[np.argsort(-gain[tested], kind="stable")]
+    rows = ("clip_head", "motion", "fusion")
+    return [
+        {"name": class_names[c], "gain": gain[c]} | {row: accuracy[row][c] for row in rows}
+        for c in order
+    ]
 
 
 def _times(workdir: Path) -> list[dict[str, Any]]:

@@ -15,13 +15,13 @@ from matplotlib.ticker import MaxNLocator
 # Rows of the results in the order of the table, and their titles in the report.
 ROW_TITLES = {
     "zero_shot": "zero-shot CLIP",
-    "clip_head": "CLIP head",
+    "clip_head": "appearance head",
     "motion": "motion",
     "fusion": "fusion",
 }
 HISTORIES = {
     "motion network": "motion/history.jsonl",
-    "CLIP head": "fusion/clip_head/history.jsonl",
+    "appearance head": "fusion/clip_head/history.jsonl",
     "fusion head": "fusion/fusion/history.jsonl",
 }
 # With more labels than this on an axis, only every second, third ... class is named.
@@ -65,11 +65,13 @@ def label_step(num_classes: int) -> int:
     return -(-num_classes // MOST_LABELS)
 
 
-def draw_curves(workdir: Path) -> Figure:
-    """Draw loss and accuracy of each trained network by epoch."""
-    # Fisher vectors are fitted without epochs.
+def draw_curves(workdir: Path) -> list[Figure]:
+    """Draw loss and accuracy of each trained network by epoch; nothing if all were fitted."""
+    # Fisher vectors and heads in closed form have no epochs.
     histories = {title: workdir / path for title, path in HISTORIES.items()}
     histories = {title: path for title, path in histories.items() if path.exists()}
+    if not histories:
+        return []
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots(2, len(histories), sharex="col", squeeze=False)
     styles = {
@@ -97,7 +99,7 @@ def draw_curves(workdir: Path) -> Figure:
         axes[1, column].set_xlabel("epoch")
         axes[1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].legend(frameon=False)
-    return figure
+    return [figure]
 
 
 def draw_classes(accuracy: dict[str, np.ndarray], class_names: Sequence[str]) -> list[Figure]:
@@ -109,8 +111,8 @@ def draw_classes(accuracy: dict[str, np.ndarray], class_names: Sequence[str]) ->
     figures = []
     for part in np.array_split(order, max(pages, 1)):
         figure = Figure(figsize=(9, 1.1 + 0.2 * len(part)), layout="constrained")
-        axes = figure.subplots(1, len(ROW_TITLES) + 1, sharey=True)
-        for axis, (row, title) in zip(axes, ROW_TITLES.items(), strict=False):
+        axes = figure.subplots(1, len(accuracy) + 1, sharey=True)
+        for axis, row in zip(axes, accuracy, strict=False):
             axis.barh(
                 range(len(part)),
                 100 * accuracy[row][part],
@@ -119,7 +121,7 @@ def draw_classes(accuracy: dict[str, np.ndarray], class_names: Sequence[str]) ->
                 linewidth=0.4,
             )
             axis.set_xlim(0, 105)
-            axis.set_title(title, fontsize=9)
+            axis.set_title(ROW_TITLES[row], fontsize=9)
         axes[-1].barh(
             range(len(part)),
             100 * gain[part],
@@ -129,7 +131,7 @@ def draw_classes(accuracy: dict[str, np.ndarray], class_names: Sequence[str]) ->
         )
         axes[-1].axvline(0, color="0.2", linewidth=0.8)
         axes[-1].set_xlim(-105, 105)
-        axes[-1].set_title("motion - CLIP head", fontsize=9)
+        axes[-1].set_title("motion - appearance", fontsize=9)
         for axis in axes:
             axis.grid(axis="x", alpha=0.3)
             axis.tick_params(axis="x", labelsize=7)

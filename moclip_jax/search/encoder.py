@@ -60,6 +60,7 @@ class ClipEncoder:
         self.identity = {"clip": source}
         self.video = VideoSpec(source="auto", max_frames=None, max_seconds=None)
         self.clip, tokenizer = load_tower(source)
+        _check_text_side(self.clip, source)
         self.text = TextTower(self.clip, tokenizer)
 
     def chunks(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
@@ -130,8 +131,19 @@ class TrainedEncoder:
     @functools.cached_property
     def text(self) -> "TextTower":
         """See `Encoder`."""
+        _check_text_side(self._model.model.clip, self.identity["workdir"])
         assert self._model.load_tokenizer is not None
         return TextTower(self._model.model.clip, self._model.load_tokenizer())
+
+
+def _check_text_side(clip: Any, source: str) -> None:
+    from moclip_jax.models.imagenet_tower import ImageNetTower
+
+    if isinstance(clip, ImageNetTower):
+        raise ValueError(
+            f"{source}: its image network has no text side, so words cannot be searched for; "
+            "choose a CLIP, or a run with one"
+        )
 
 
 class TextTower:

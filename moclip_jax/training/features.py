@@ -15,7 +15,12 @@ from ml_collections import ConfigDict
 
 from moclip_jax.config import network_views, token_layers
 from moclip_jax.input_pipeline.batches import PreparedDataset, view_batches
-from moclip_jax.input_pipeline.views import GridViews, MotionViews, num_images
+from moclip_jax.input_pipeline.views import (
+    GridViews,
+    MotionViews,
+    flip_windows,
+    num_images,
+)
 from moclip_jax.models.efficientnet import EfficientNetConfig
 from moclip_jax.models.fisher_vectors import FisherNetwork
 from moclip_jax.models.inference import clip_for_inference, motion_network_for_inference
@@ -124,8 +129,12 @@ def extract_features(
     """Write the features of the `train`, `validation` and `test` videos to `directory`.
 
     Training videos get `config.features.train_views` augmented views, the others the crops of their
-    test protocol. Files that exist are kept.
+    test protocol. Fisher vectors have the test view in training too, and its mirror image if they
+    were fitted to these. Files that exist are kept.
     """
+    train_views, mirrored = config.features.train_views, False
+    if isinstance(network, FisherNetwork):
+        train_views, mirrored = 0, bool(network.mirrored[...])
     extract = make_extract_step(
         network,
         clip,
@@ -174,7 +183,7 @@ def extract_features(
             dataset,
             names,
             motion=views,
-            augmented_views=config.features.train_views if augmented else 0,
+            augmented_views=train_views if augmented else 0,
             frames=config.clip.frame,
             image_size=clip.config.image_size,
             resize_size=clip.config.preprocessing.resize_size,
@@ -188,6 +197,9 @@ def extract_features(
         ).as_numpy_iterator()
         pending: list[dict[str, np.ndarray]] = []
         for number, batch in enumerate(batches, start=first_batch + 1):
+            if augmented and mirrored:
+                flipped = flip_windows(batch["motion"])
+                batch["motion"] = np.concatenate([batch["motion"], flipped], axis=1)
             pending.append(extract(batch))
             progress.advance()
             if number % batches_per_file == 0 or number == num_batches:

@@ -93,6 +93,7 @@ def fit_fisher_network(
             f"{100 * accuracy[0]:.1f}"
         )
         vectors, scores = (vectors, scores[1:]) if used else (vectors[:1], scores[:1])
+    network.mirrored[...] = jnp.asarray(len(vectors) > 1)
     fit_classifier(
         network,
         np.concatenate(vectors),

@@ -1,6 +1,6 @@
 """Stage `fusion`: train the fusion head, and a head on CLIP alone for comparison."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from moclip_jax.models.fusion import FusionConfig
+from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.models.heads import Head, apply_head, build_head
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.progress import say
@@ -18,6 +18,7 @@ from moclip_jax.runtime.tree_io import load_tree, save_tree
 from moclip_jax.training.features import Features
 from moclip_jax.training.metrics import class_weights
 from moclip_jax.training.optimizers import head_optimizer
+from moclip_jax.training.ridge import fit_ridge_head
 from moclip_jax.training.scan_epoch import DeviceData, place_data
 from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
 
@@ -92,6 +93,7 @@ def train_heads(
     mesh: Mesh,
     directory: Path,
     about: Mapping[str, Any] | None = None,
+    groups: Sequence[str] = (),
 ) -> None:
     """Train both heads on cached features, and write each to `directory/NAME/network`.
 
@@ -103,8 +105,17 @@ def train_heads(
       mesh: The devices.
       directory: The stage's folder; training resumes from its newest checkpoint.
       about: What else the heads are made from, see `Task.about`.
+      groups: Of the training videos; for `config.fusion.fit='ridge'`.
     """
     fusion = config.fusion
+    if fusion.fit == "ridge":
+        for name, head_config in head_configs.items():
+            head = build_head(head_config, rngs=nnx.Rngs(config.seed))
+            assert isinstance(head, FusionHead)  # As the checks of the configuration say.
+            say(f"fusion: {name} in closed form")
+            fit_ridge_head(head, train, groups)
+            save_tree(directory / name / "network", nnx.state(head))
+        return
     steps_per_epoch = len(train.label) // fusion.batch_size
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     # Both heads use the same copy.

@@ -226,6 +226,11 @@ class Pipeline:
             each_segment=split == "test" or self.config.fusion.head != "mean",
         )
 
+    def groups(self, split: str) -> list[str]:
+        """Return the group of each video of a split."""
+        entries = {entry.name: entry for entry in self.dataset.index}
+        return [entries[name].group for name in self.splits[split]]
+
     @property
     def rows(self) -> dict[str, Any]:
         """The results of each row, as the stage `evaluate` wrote them."""
@@ -299,6 +304,7 @@ def _fusion(run: Pipeline) -> None:
             "preprocessing": dataclasses.asdict(run.dataset.spec),
             "weights": run.weights,
         },
+        groups=run.groups("train"),
     )
 
 

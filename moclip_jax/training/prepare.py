@@ -49,7 +49,8 @@ def video_splits(config: ConfigDict, dataset: PreparedDataset) -> dict[str, list
 
 def trained_in_batches(config: ConfigDict) -> tuple[str, ...]:
     """Return the sections of the networks that are trained by gradient descent."""
-    return ("fusion",) if config.motion.backbone == FISHER else ("motion", "fusion")
+    motion = () if config.motion.backbone == FISHER else ("motion",)
+    return motion if config.fusion.fit == "ridge" else (*motion, "fusion")
 
 
 def check_batch_sizes(config: ConfigDict, splits: dict[str, list[str]]) -> None:

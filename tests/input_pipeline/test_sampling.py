@@ -85,25 +85,3 @@ def test_test_windows_are_evenly_spaced_and_end_with_the_video(num_windows, wind
             place = last_start * k / (num_windows - 1) if num_windows > 1 else 0
             start = 1 + round(place)
             assert row == [min(start + t, num_frames - 1) for t in range(window)], num_frames
-
-
-def test_training_windows_begin_anywhere_in_their_parts():
-    num_windows, window, num_frames = 4, 15, 100
-    rng = np.random.default_rng(6)
-    starts = np.array(
-        [
-            sampling.training_windows(num_frames, num_windows, window, rng.random(num_windows))
-            for _ in range(2000)
-        ]
-    )[..., 0]
-    # 85 starts, frames 1 to 85, in four parts.
-    for k in range(num_windows):
-        first, last = 85 * k / 4, 85 * (k + 1) / 4
-        assert set(starts[:, k]) == set(range(1 + int(first), 1 + int(np.ceil(last))))
-    edges = [
-        sampling.training_windows(num_frames, num_windows, window, np.full(num_windows, u))
-        for u in (0.0, np.nextafter(1, 0))
-    ]
-    assert edges[0][0, 0] == 1 and edges[1][-1, -1] == num_frames - 1
-    short = sampling.training_windows(6, num_windows, window, rng.random(num_windows))
-    assert short.min() == 1 and short.max() == 5

@@ -94,6 +94,19 @@ def test_a_run_ends_with_a_report_that_shows_its_results_and_needs_no_other_file
         assert float(cells[4]) == pytest.approx(row["gflops"], rel=0.01)
         assert cells[5].replace(",", "") == str(row["trainable_params"])
         assert cells[6] == row["protocol"]
+    scores = np.load(finished_run / "evaluate" / "scores.npz")
+    right = {row: scores[row].argmax(1) == scores["label"] for row in scores if row != "label"}
+    class_names = json.loads((finished_run / "export" / "metadata.json").read_text())["class_names"]
+    by_class = {
+        cells[0]: [float(cell) for cell in cells[1:]] for cells in page.tables["classes"][1:]
+    }
+    assert by_class.keys() == set(class_names)
+    for label, name in enumerate(class_names):
+        own = [
+            100 * right[row][scores["label"] == label].mean()
+            for row in ("clip_head", "motion", "fusion")
+        ]
+        assert by_class[name] == pytest.approx([*own, own[2] - own[0]], abs=0.06)
     for stage, seconds, *_ in page.tables["times"][1:]:
         assert (finished_run / stage).is_dir()
         assert float(seconds) >= 0
@@ -138,6 +151,19 @@ def test_counts_agree_with_counting_one_video_at_a_time():
         )
         expected = sum(own) / len(own) if own else float("nan")
         assert accuracy[c] == pytest.approx(expected, nan_ok=True)
+    accuracies = {row: report.class_accuracy(scores[row], label, rejected) for row in rows}
+    gains = report.class_gains(accuracies, [f"class {c}" for c in range(5)])
+    assert {row["name"] for row in gains} == {"class 0", "class 1", "class 2", "class 4"}
+    for row in gains:
+        c = int(row["name"].removeprefix("class "))
+        videos = sum(a == c for a in label) + (rejected == c).sum()
+        for name in ("clip_head", "motion", "fusion"):
+            right = sum(
+                np.argmax(s) == c for s, a in zip(scores[name], label, strict=True) if a == c
+            )
+            assert row[name] == pytest.approx(right / videos)
+        assert row["gain"] == pytest.approx(row["fusion"] - row["clip_head"])
+    assert [row["gain"] for row in gains] == sorted((row["gain"] for row in gains), reverse=True)
     pairs = report.most_confused(counts, 4)
     wrong = sorted((counts[i, j] for i in range(5) for j in range(5) if i != j), reverse=True)
     assert [count for _, _, count in pairs] == wrong[:4]

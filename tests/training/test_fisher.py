@@ -6,10 +6,11 @@ import pytest
 from flax import nnx
 
 import moclip_jax
-from moclip_jax.configs import testing
+from moclip_jax.configs import testing, video_folder
 from moclip_jax.models.fisher_vectors import FisherConfig, FisherNetwork
 from moclip_jax.models.motion_descriptors import Scale
 from moclip_jax.training import pipeline
+from moclip_jax.training.features import load_features
 from moclip_jax.training.fisher import (
     RIDGE,
     fit_classifier,
@@ -77,19 +78,35 @@ def test_a_run_with_fisher_vectors_learns_motion_and_its_export_gives_the_same_l
     config = testing.get_config()
     config.dataset.options.num_train_groups = 4
     config.dataset.options.num_frames = 24
-    config.motion.backbone = "fisher"
+    own = video_folder.get_config()
+    for section in ("motion", "fusion"):
+        config[section].update(own[section])
     config.motion.num_segments = config.evaluation.num_segments = 4
     config.predict.num_segments = 4
     config.selection.mode = "last"
-    pipeline.run(config, tmp_path)
+    results = pipeline.run(config, tmp_path)
+    printed = capsys.readouterr().out
     # A mirror image shows the same motion.
-    assert "motion: mirror images used: " in capsys.readouterr().out
+    assert "motion: mirror images used: " in printed
+    # The heads are fitted in closed form (tests/training/test_ridge.py).
+    assert "fusion: share of appearance " in printed
+    assert results is not None
+    top1 = {name: row["top1"] for name, row in results["rows"].items()}
+    assert top1["fusion"] >= max(top1["motion"], top1["clip_head"])
+    page = (tmp_path / "report.html").read_text()
+    assert "Loss and accuracy by epoch" not in page and "Confusion matrix" in page
+    assert "fitted in closed form" in (tmp_path / "export" / "README.md").read_text()
+    # In training the motion and its mirror image, which differ; in the test the motion alone.
+    train = load_features(tmp_path / "features", "train", 36 * 4)
+    assert train.motion.shape[1:] == (2, 1, 512)
+    assert not np.allclose(train.motion[:, 0], train.motion[:, 1])
     scores = np.load(tmp_path / "evaluate" / "scores.npz")
     right = scores["motion"].argmax(1) % 6 == scores["label"] % 6
     assert right.mean() > 0.8
 
     model = moclip_jax.load(tmp_path)
     features = np.load(next((tmp_path / "features" / "test").glob("*.npz")))
+    assert features["motion"].shape[1:] == (1, 1, 512)
     motion = model.model.motion
     logits = motion.classifier(jnp.asarray(features["motion"][:, 0, 0]))
     np.testing.assert_allclose(logits, scores["motion"][features["index"]], atol=1e-4)

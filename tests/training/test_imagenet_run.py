@@ -11,6 +11,7 @@ from moclip_jax import predict, visualize
 from moclip_jax.configs import testing
 from moclip_jax.export.saved_model import export_stablehlo
 from moclip_jax.models.flops import count_parameters
+from moclip_jax.search.encoder import open_encoder
 from moclip_jax.training import ablate, pipeline
 from moclip_jax.training.evaluate import fused_logits
 from moclip_jax.training.features import load_features
@@ -36,8 +37,9 @@ def test_an_imagenet_tower_takes_the_place_of_clip_and_knows_no_words(
     assert rows["clip_head"]["params"] == parameters + rows["clip_head"]["trainable_params"]
     # B0 takes 0.386 billion multiply-adds of 224 x 224 pixels.
     cost = rows["clip_head"]["gflops_per_view"]["appearance"]
-    assert cost == pytest.approx(0.386 * (48 / 224) ** 2, rel=0.05)
-    assert "-" in ablate.format_ablations({"base": rows}).splitlines()[1].split()
+    # The smallest maps of 48 pixels are those of 64.
+    assert 0.386 * (48 / 224) ** 2 < cost < 0.386 * (64 / 224) ** 2
+    assert "-" in ablate.format_ablations({"base": [rows]}).splitlines()[1].split()
     weights = json.loads((workdir / "features" / "weights.json").read_text())
     assert weights["clip"]["source"] == config.clip.source
     assert not (workdir / "export" / "tokenizer").exists()
@@ -55,6 +57,8 @@ def test_an_imagenet_tower_takes_the_place_of_clip_and_knows_no_words(
     view = check_predict(recognizer)
     with pytest.raises(ValueError, match="has no text side, so it knows its trained classes alone"):
         recognizer.probabilities(view, ("a star", "a ring"))
+    with pytest.raises(ValueError, match="so words cannot be searched for; choose a CLIP"):
+        _ = open_encoder({"workdir": str(workdir)}).text
     export_stablehlo(recognizer, tmp_path / "stablehlo")
     assert (tmp_path / "stablehlo" / "model.stablehlo").exists()
 
