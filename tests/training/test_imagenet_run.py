@@ -15,6 +15,7 @@ from moclip_jax.search.encoder import open_encoder
 from moclip_jax.training import ablate, pipeline
 from moclip_jax.training.evaluate import fused_logits
 from moclip_jax.training.features import load_features
+from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 from tests.pretrained.test_imagenet_towers import write_timm_folder
 from tests.training.test_order_run import check_predict
 
@@ -63,7 +64,9 @@ def test_an_imagenet_tower_takes_the_place_of_clip_and_knows_no_words(
     assert (tmp_path / "stablehlo" / "model.stablehlo").exists()
 
     capsys.readouterr()
-    assert predict.main(["--workdir", str(workdir), "--classes=a, b", str(tmp_path)]) == 1
+    video = tmp_path / "video.mp4"
+    write_video(video, drifting_frames(12))
+    assert predict.main(["--workdir", str(workdir), "--classes=a, b", str(video)]) == 1
     assert "leave out labels of your own" in capsys.readouterr().err
 
     # Exports open from their Orbax folder too, which has no text features.
