@@ -166,7 +166,7 @@ def inference_only(binaries, tmp_path) -> dict[str, str]:
     only_training = requirements("requirements.txt") - requirements("requirements-inference.txt")
     names = {Requirement(line).name.replace("-", "_") for line in only_training}
     names = (names - {"optax", "orbax_checkpoint", "orbax_export"}) | {"tensorflow", "orbax.export"}
-    assert {"tensorflow_datasets", "clu", "tensorboard"} < names
+    assert {"tensorflow_datasets", "tensorboard"} < names
     (tmp_path / "hide").mkdir()
     (tmp_path / "hide" / "sitecustomize.py").write_text(HIDE.format(names=sorted(names)))
     return {**os.environ, "PYTHONPATH": str(tmp_path / "hide")}

@@ -1,7 +1,6 @@
 """Recognize the action in videos with an exported ONNX model, without JAX.
 
-It needs numpy, av, pillow and onnxruntime, and `model.onnx` and `inputs.json` beside it:
-`python predict_onnx.py VIDEO...`. Frames are re-encoded as in training, for motion vectors.
+It needs numpy, av, pillow, onnxruntime, and `model.onnx` and `inputs.json` in its own folder.
 """
 
 import io
