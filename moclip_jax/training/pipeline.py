@@ -284,6 +284,8 @@ def _motion(run: Pipeline) -> None:
 
 
 def _features(run: Pipeline) -> None:
+    # Raises where the head cannot read this image network, before any feature is computed.
+    _ = run.head_configs
     run.check_weights(note=True)
     clip, _ = run.clip_and_tokenizer
     arguments = run.config, run.dataset, run.splits, run.network, clip, run.mesh

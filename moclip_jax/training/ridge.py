@@ -13,7 +13,8 @@ from flax import nnx
 from moclip_jax.models.fusion import FusionHead
 from moclip_jax.runtime.progress import say
 from moclip_jax.training.features import Features
-from moclip_jax.training.fisher import RIDGE, class_weights, fit_temperature
+from moclip_jax.training.fisher import RIDGE, fit_temperature
+from moclip_jax.training.metrics import class_weights
 
 # Of appearance in the squared distance between two videos; the rest is motion's.
 SHARES = np.linspace(0, 1, 11)
@@ -109,7 +110,7 @@ def _weighed(streams: Sequence[np.ndarray], share: float) -> np.ndarray:
 
 def _solve(x: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return kernel and bias of the regression on one-against-all targets, classes alike."""
-    weight = class_weights(labels, num_classes)
+    weight = class_weights(labels, num_classes)[labels]
     targets = 2.0 * np.eye(num_classes)[labels] - 1
     bias = np.average(targets, axis=0, weights=weight)
     weighted = (x * weight[:, None]).T
