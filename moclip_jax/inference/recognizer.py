@@ -63,10 +63,8 @@ class Recognizer:
 
         Args:
           load_model: returns the trained `MoCLIP`, texts included; called at most once.
-          class_names: one for each logit.
           load_tokenizer: returns CLIP's tokenizer; called only for labels of the user's own.
-          clip_dtype: `config.clip.dtype`.
-          motion_dtype: `config.features.motion_dtype`.
+          clip_dtype: `config.clip.dtype`; `motion_dtype` is `config.features.motion_dtype`.
           program: file that keeps the compiled program, from `program_file`; None for none.
           folder: the export that the model comes from.
         """
