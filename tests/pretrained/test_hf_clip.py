@@ -162,7 +162,7 @@ def test_a_source_that_is_not_there_says_what_to_download(tmp_path):
         load_tower("some-owner/some-clip@refs/pr/15")
     command = "hf download some-owner/some-clip --revision refs/pr/15 --local-dir clip"
     assert command in str(caught.value)
-    file = tmp_path / "model.safetensors"
+    file = tmp_path / "weights.safetensors"
     file.touch()
     with pytest.raises(NotADirectoryError, match="is a file; a tower is a folder"):
         load_tower(file)
