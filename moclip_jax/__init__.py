@@ -18,8 +18,9 @@
 Names are imported when they are first used, so that `import moclip_jax` is fast.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from moclip_jax.runtime.lazy_imports import lazy_imports
 
 __version__ = "0.1.0"
 
@@ -67,15 +68,4 @@ _HOMES = {
 }
 
 __all__ = [*_HOMES, "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_imports(__name__, _HOMES)

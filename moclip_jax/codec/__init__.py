@@ -16,8 +16,9 @@ a multiple of 64 bytes, so that `torch.from_dlpack(array)` and `jax.numpy.from_d
 nothing. Names are imported when they are first used. `docs/codec.md` is the guide.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from moclip_jax.runtime.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
     from moclip_jax.codec.camera import camera_motion as camera_motion
@@ -37,15 +38,4 @@ _HOMES = {
 }
 
 __all__ = [*_HOMES]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_imports(__name__, _HOMES)

@@ -9,8 +9,9 @@ It needs LanceDB (`requirements-search.txt`). Names are imported when they are f
 `docs/long_video.md` is the guide.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from moclip_jax.runtime.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
     from moclip_jax.search.build import index_stream as index_stream
@@ -21,11 +22,4 @@ if TYPE_CHECKING:
 _HOMES = {"Moment": "query", "Searcher": "query", "index_stream": "build", "index_videos": "build"}
 
 __all__ = [*_HOMES]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_imports(__name__, _HOMES)

@@ -8,27 +8,13 @@ import numpy as np
 import pytest
 
 from moclip_jax.input_pipeline.video.clip import (
-    VideoSpec,
     clip_from_frames,
     read_clip,
 )
 from moclip_jax.input_pipeline.video.decode import check_video
-from moclip_jax.input_pipeline.video.motion_vectors import read_motion_vectors
 from moclip_jax.input_pipeline.video.times import frame_times
-from tests.input_pipeline.video_fixtures import (
-    drifting_frames,
-    remux,
-    write_video,
-)
-
-SPEC = VideoSpec(width=96, height=64, clip_frames=3)
-NATIVE = dataclasses.replace(SPEC, source="native")
-SIZE = (48, 64)
-UNEVEN = np.cumsum([0, 33, 33, 34, 33, 400, 33, 33, 1200, 40, 40, 2500, 33, 33, 900])
-
-
-def seconds(path) -> list[float]:
-    return [frame.time_s for frame in read_motion_vectors(path)]
+from tests.input_pipeline.video.test_containers import NATIVE, SIZE, SPEC, UNEVEN, seconds
+from tests.input_pipeline.video_fixtures import drifting_frames, remux, write_video
 
 
 @pytest.mark.parametrize(
