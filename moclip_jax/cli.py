@@ -20,6 +20,7 @@ COMMANDS = {
     "export": ("moclip_jax.export", "write a model as StableHLO, SavedModel or ONNX"),
     "ablate": ("moclip_jax.training.ablate", "train the variants of an ablation study"),
     "splits": ("moclip_jax.training.splits", "train on each split of a data set and average"),
+    "few-shot": ("moclip_jax.training.few_shot", "train with few videos of each class"),
     "report": ("moclip_jax.reporting.report", "write the report of a finished run again"),
     "import-published": (
         "moclip_jax.pretrained.import_published",

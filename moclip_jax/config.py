@@ -98,6 +98,11 @@ def default_config() -> ConfigDict:
     config.selection.mode = "heldout"
     # Share of the training split's groups that is held out.
     config.selection.heldout_fraction = 0.1
+    # Training videos of each class, by group, from which groups are held out too: few-shot
+    # learning. 0 for all.
+    config.selection.shots = 0
+    # File with a line `path label` for each training video to use; empty for all.
+    config.selection.shot_list = ""
 
     config.motion = ConfigDict()
     # Where motion comes from: reencode (the canonical form, as published), native (the vectors of

@@ -21,6 +21,7 @@ from moclip_jax.input_pipeline.datasets.preparation import (
 )
 from moclip_jax.input_pipeline.datasets.records import parse_record
 from moclip_jax.input_pipeline.datasets.registry import DATASETS
+from moclip_jax.input_pipeline.datasets.shots import choose_shots, read_shot_list
 from moclip_jax.input_pipeline.video.clip import VideoSpec
 
 
@@ -51,6 +52,8 @@ class PreparedDataset:
         selection: str = "heldout",
         heldout_fraction: float = 0.1,
         seed: int = 0,
+        shots: int = 0,
+        shot_list: str = "",
     ) -> dict[str, list[str]]:
         """Divide the videos into training, validation and test.
 
@@ -59,6 +62,10 @@ class PreparedDataset:
             subset, taken from every class where groups lie within classes. 'test': the test subset,
             as the published code does. 'last': nothing, the last checkpoint is taken.
           heldout_fraction: Share of the training subset's groups held out.
+          shots: Videos of each class that the training subset is reduced to, see `choose_shots`; 0
+            for all. Groups are held out of these.
+          shot_list: File of the videos that it is reduced to before, see `read_shot_list`; empty
+            for none.
 
         Returns:
           Names of videos under 'train', 'validation', 'test' and 'rejected_test'. The last are the
@@ -66,7 +73,8 @@ class PreparedDataset:
           three hold prepared videos only.
 
         Raises:
-          ValueError: There is no such split or selection, or too few groups to hold any out.
+          ValueError: There is no such split or selection, too few groups to hold any out, or a
+            wrong list.
         """
         if not 1 <= split <= self.num_splits:
             raise ValueError(f"split is {split}, the data set has 1 to {self.num_splits}")
@@ -79,6 +87,12 @@ class PreparedDataset:
             elif subset == "test":
                 rejected_test.append(entry.name)
         train, test = of_subset["train"], of_subset["test"]
+        if shot_list:
+            known = [entry for entry in self.index if entry.subsets[split - 1] == "train"]
+            listed = read_shot_list(pathlib.Path(shot_list).expanduser(), known, self.class_names)
+            train = [entry for entry in train if entry.name in listed]
+        if shots:
+            train = choose_shots(train, shots, seed)
         if selection == "heldout":
             train, validation = _hold_out(train, heldout_fraction, seed)
         elif selection == "test":

@@ -44,6 +44,9 @@ def video_splits(config: ConfigDict, dataset: PreparedDataset) -> dict[str, list
         selection=config.selection.mode,
         heldout_fraction=config.selection.heldout_fraction,
         seed=config.seed,
+        # Reports are also written of runs of earlier versions, which had neither.
+        shots=config.selection.get("shots", 0),
+        shot_list=config.selection.get("shot_list", ""),
     )
 
 

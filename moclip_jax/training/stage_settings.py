@@ -1,6 +1,8 @@
 """The settings that the result of each stage depends on, which `stages.py` compares."""
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -27,11 +29,20 @@ def motion_settings(config: ConfigDict) -> dict[str, Any]:
         "seed": config.seed,
         "split": config.dataset.split,
         "video": config.video.to_dict(),
-        "selection": config.selection.to_dict(),
+        # What is not set is left out, so that the results of earlier versions are kept.
+        "selection": {name: value for name, value in config.selection.items() if value},
+        **_shot_list(config.selection.shot_list),
         "motion": result_settings(config.motion),
-        # Said only if set, so that the results of earlier versions are kept.
         **({"balanced_loss": True} if config.balanced_loss else {}),
     }
+
+
+def _shot_list(path: str) -> dict[str, Any]:
+    """Return a digest of the list: it may be changed under its name."""
+    if not path:
+        return {}
+    content = Path(path).expanduser().read_bytes()
+    return {"shot_list": hashlib.sha256(content).hexdigest()}
 
 
 def features_settings(config: ConfigDict) -> dict[str, Any]:

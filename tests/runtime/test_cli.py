@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 RECIPE_COMMANDS = (
     "moclip_jax.main",
     "moclip_jax.training.ablate",
+    "moclip_jax.training.few_shot",
     "moclip_jax.training.splits",
     "moclip_jax.pretrained.import_published",
 )

@@ -1,4 +1,4 @@
-"""The two commands that run the recipe several times: what they share and what they report."""
+"""The commands that run the recipe several times: what they share and what they report."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from moclip_jax.configs import testing, ucf101
-from moclip_jax.training import ablate, pipeline, splits
+from moclip_jax.training import ablate, few_shot, pipeline, splits
 
 
 def test_every_variant_is_a_valid_configuration_that_differs_from_the_base(tmp_path):
@@ -105,3 +105,28 @@ def test_variants_are_run_with_several_seeds_beside_the_base_of_the_same_seed(
     _, base, linear = ablate.format_ablations(table).splitlines()
     assert base.split()[-2:] == ["12.5", "3"]
     assert f"35.0 +-  {deviation:.1f}" in linear and "25.0" in base
+
+
+def test_numbers_of_shots_are_compared_over_the_same_data_in_a_markdown_table(
+    tmp_path, monkeypatch
+):
+    seen = []
+
+    def fake_run(config, workdir):
+        seen.append((workdir.name, config.selection.shots, config.seed, config.dataset.data_dir))
+        top1 = 0.1 * config.selection.shots + 0.1 * config.seed
+        return {"rows": {"motion": {"top1": top1, "balanced_accuracy": top1}}}
+
+    monkeypatch.setattr(pipeline, "run", fake_run)
+    table = few_shot.run_few_shot(testing.get_config(), tmp_path, [2, 4, 0], num_seeds=2)
+    assert seen == [
+        (f"shots{shots}_seed{seed}", shots, seed, str(tmp_path / "data"))
+        for shots in (2, 4, 0)
+        for seed in (0, 1)
+    ]
+    assert json.loads((tmp_path / "few_shot.json").read_text()) == table
+    assert few_shot.format_few_shot(table).splitlines() == [
+        "| row | K=2 | K=4 | all |",
+        "| --- | --- | --- | --- |",
+        "| motion | 25.0 ± 7.1 | 45.0 ± 7.1 | 5.0 ± 7.1 |",
+    ]

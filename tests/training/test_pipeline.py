@@ -130,6 +130,8 @@ def test_every_config_has_exactly_the_fields_of_the_common_one(module):
         ),
         (("motion.backbone", "fusion.head"), ("fisher", "temporal"), "without their order"),
         (("motion.backbone", "predict.crops"), ("fisher", 10), "config.predict.crops must be 1"),
+        ("selection.shots", -1, "config.selection.shots=-1 must be 0 (all) or more"),
+        ("selection.shot_list", "none.txt", "config.selection.shot_list='none.txt' is not a file"),
         ("video.max_seconds", 0.0, "config.video.max_seconds=0.0"),
         ("motion.resize_size", 8, "config.motion.resize_size=8"),
         ("motion.decay_epochs", (5,), "config.motion.decay_epochs"),
@@ -175,6 +177,7 @@ def test_a_stage_depends_on_its_own_settings_and_those_before_it():
     assert changed_stages("video.max_frames", 20_000) == stages[1:]
     assert changed_stages("motion.source", "auto") == stages
     assert changed_stages("motion.learning_rate", 0.1) == stages[1:]
+    assert changed_stages("selection.shots", 4) == stages[1:]
     assert changed_stages("clip.frame", "random") == stages[2:]
     assert changed_stages("features.motion_dtype", "bfloat16") == stages[2:]
     assert changed_stages("fusion.hidden", 8) == stages[3:]
