@@ -17,12 +17,12 @@ Both visit the same places with the same motion, and their middle frame is the s
 Groups are (background, palette) pairs, so a group never shares either with another group.
 """
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
 
-SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+from moclip_jax.input_pipeline.datasets.shape_masks import SHAPES, TILE_PIXELS, shape_mask
+
 MOTIONS = ("rising", "falling", "sliding", "spinning", "growing", "shrinking")
 # Those that turn into one another where time runs backwards.
 REVERSIBLE_MOTIONS = ("rising", "falling", "growing", "shrinking")
@@ -46,7 +46,6 @@ _DRIFT = 0.05  # of the camera over the whole clip, at most
 _ZOOM = (1.55, 1.70)  # the size at either end of the clip against that at the middle
 _TURN = (2.2, 3.0)  # radians over the whole clip
 
-_SPRITE = 80  # pixels a side of the stored tile, which spans -1..1 in tile coordinates
 _TEXTURE = 42.0  # amplitude of each octave of the tile's texture, in grey levels
 _NOISE = 3.0  # standard deviation of the frames' noise, in grey levels
 
@@ -77,7 +76,7 @@ class _State:
     angle: float
     drift: np.ndarray  # [2] camera drift over the whole clip (x, y)
     window: np.ndarray  # [2] 0..1, where in the group's background the clip is filmed (x, y)
-    texture: np.ndarray  # [_SPRITE, _SPRITE] -1..1
+    texture: np.ndarray  # [TILE_PIXELS, TILE_PIXELS] -1..1
     distractors: np.ndarray  # [k, 6] form, x, y, size, angle, grey, each 0..1
 
 
@@ -240,6 +239,7 @@ def _draw_state(group_seed: int, clip_seed: int) -> _State:
     luma = float(np.dot(COLORS[color], (0.299, 0.587, 0.114)))
     # Light under a dark shape and dark under a light one.
     tile_grey = rng.uniform(195, 225) if luma < 135 else rng.uniform(40, 70)
+    tile = (TILE_PIXELS, TILE_PIXELS)
     return _State(
         color=color,
         tile_grey=tile_grey,
@@ -250,7 +250,7 @@ def _draw_state(group_seed: int, clip_seed: int) -> _State:
         angle=rng.uniform(0, 2 * np.pi),
         drift=rng.uniform(-_DRIFT, _DRIFT, size=2),
         window=rng.uniform(0, 1, size=2),
-        texture=_noise_field(rng, _SPRITE, _SPRITE, 7) + _noise_field(rng, _SPRITE, _SPRITE, 13),
+        texture=_noise_field(rng, *tile, 7) + _noise_field(rng, *tile, 13),
         distractors=rng.uniform(0, 1, size=(rng.integers(4, 8), 6)),
     )
 
@@ -350,66 +350,24 @@ def _paint(
     """Blend the sprite into the frame at (x, y), in place, with bilinear sampling."""
     height, width, _ = frame.shape
     box, u, v = _tile_coordinates(height, width, x, y, radius, angle)
-    column = np.clip((u + 1) * (_SPRITE / 2) - 0.5, 0, _SPRITE - 1.001)
-    row = np.clip((v + 1) * (_SPRITE / 2) - 0.5, 0, _SPRITE - 1.001)
+    column = np.clip((u + 1) * (TILE_PIXELS / 2) - 0.5, 0, TILE_PIXELS - 1.001)
+    row = np.clip((v + 1) * (TILE_PIXELS / 2) - 0.5, 0, TILE_PIXELS - 1.001)
     left, top = column.astype(np.int32), row.astype(np.int32)
     fx, fy = (column - left)[..., None], (row - top)[..., None]
     flat = sprite.reshape(-1, 3)
-    corner = top * _SPRITE + left
+    corner = top * TILE_PIXELS + left
     upper = flat[corner] + fx * (flat[corner + 1] - flat[corner])
-    lower = flat[corner + _SPRITE] + fx * (flat[corner + _SPRITE + 1] - flat[corner + _SPRITE])
+    corner += TILE_PIXELS
+    lower = flat[corner] + fx * (flat[corner + 1] - flat[corner])
     color = upper + fy * (lower - upper)
     cover = np.clip((1 - np.hypot(u, v)) * np.float32(radius) + 0.5, 0, 1)[..., None]
     frame[box] += cover * (color - frame[box])
 
 
 def _sprite(shape: str, state: _State) -> np.ndarray:
-    """Return the tile with the shape on it, float32 [_SPRITE, _SPRITE, 3]."""
-    mask = _shape_mask(shape)[..., None]
+    """Return the tile with the shape on it, float32 [TILE_PIXELS, TILE_PIXELS, 3]."""
+    mask = shape_mask(shape)[..., None]
     color = np.array(COLORS[state.color], np.float32)
     tile = np.float32(state.tile_grey)
     # One texture over tile and shape alike, so that its motion does not outline the shape.
     return tile + mask * (color - tile) + np.float32(_TEXTURE) * state.texture[..., None]
-
-
-def _polygon(shape: str) -> np.ndarray:
-    """Return the corners [n, 2] of a shape that has any, in tile coordinates."""
-    if shape == "cross":
-        arm, tip = 0.24, 0.82
-        quarter = np.array([(arm, tip), (arm, arm), (tip, arm)])
-        turned = [quarter]
-        for _ in range(3):
-            turned.append(turned[-1] @ np.array([(0, -1), (1, 0)]))
-        return np.concatenate(turned)
-    corners, radii = {
-        "square": (4, (0.86,)),
-        "triangle": (3, (0.88,)),
-        "star": (10, (0.9, 0.38)),
-    }[shape]
-    angles = 2 * np.pi * np.arange(corners) / corners
-    radius = np.resize(radii, corners)
-    return np.stack([radius * np.sin(angles), -radius * np.cos(angles)], axis=-1)
-
-
-@functools.cache
-def _shape_mask(shape: str) -> np.ndarray:
-    """Return how much of each sprite pixel the shape covers, float32 [_SPRITE, _SPRITE] 0..1."""
-    fine = 4
-    axis = (np.arange(_SPRITE * fine) + 0.5) / (_SPRITE * fine) * 2 - 1
-    x, y = axis[None, :], axis[:, None]
-    if shape == "circle":
-        inside = np.hypot(x, y) < 0.66
-    elif shape == "ring":
-        distance = np.hypot(x, y)
-        inside = (distance < 0.84) & (distance > 0.50)
-    else:
-        # Even-odd rule: count the edges that a ray to the right crosses.
-        inside = np.zeros((axis.size, axis.size), bool)
-        corners = _polygon(shape)
-        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-            if y0 == y1:
-                continue
-            crossing = x0 + (y - y0) * (x1 - x0) / (y1 - y0)
-            inside ^= ((y0 > y) != (y1 > y)) & (x < crossing)
-    blocks = inside.reshape(_SPRITE, fine, _SPRITE, fine)
-    return blocks.mean(axis=(1, 3), dtype=np.float32)

@@ -22,7 +22,7 @@ import optax
 from absl import app, flags
 from flax import nnx
 
-from moclip_jax.input_pipeline.datasets.shapes import SHAPES
+from moclip_jax.input_pipeline.datasets.shape_masks import SHAPES
 from moclip_jax.models.clip import CLIP, CLIPConfig, normalize_images
 from moclip_jax.models.clip_config import CLIPTextConfig, CLIPVisionConfig
 from moclip_jax.models.image_preprocessing import ImagePreprocessing
