@@ -52,7 +52,7 @@ def main() -> None:
         graph, state = nnx.split(clip)
         image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
         cost = multiply_adds(
-            lambda s, x, graph=graph: nnx.merge(graph, s).encode_image(x), state, image
+            lambda s, x, graph=graph: nnx.merge(graph, s).image_features(x), state, image
         )
         parameters = (count_parameters(part) / 1e6 for part in (clip.vision, clip))
         sizes = "".join(

@@ -166,6 +166,9 @@ def default_config() -> ConfigDict:
     # Which of the kept RGB frames CLIP sees: middle, random (one, drawn once for each video), or
     # uniform_K for K evenly spaced ones.
     config.clip.frame = "middle"
+    # What the heads read of a frame: projected, CLIP's embedding, or pooled, the features before
+    # the projection, which linear probes of CLIP read. An ImageNet network's are always pooled.
+    config.clip.features = "projected"
     # Of the computation: float32, bfloat16, or auto: bfloat16 on a GPU or TPU, float32 on a CPU;
     # there bfloat16 is for products alone, and auto takes it where a CPU has units for it (AMX).
     config.clip.dtype = "auto"

@@ -47,6 +47,7 @@ _POSITIVE = {
 
 def _problems(config: ConfigDict) -> Iterator[str]:
     from moclip_jax.input_pipeline.views import num_images
+    from moclip_jax.models.clip_config import IMAGE_FEATURES
     from moclip_jax.models.efficientnet_config import EfficientNetConfig
     from moclip_jax.models.heads import HEADS
     from moclip_jax.models.motion_network import MOTION_HEADS
@@ -61,8 +62,12 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     for stage in config.stages.split(","):
         if stage.strip() not in STAGES:
             yield f"config.stages: unknown stage '{stage.strip()}'; there are {', '.join(STAGES)}"
-    heads = {"motion.head": MOTION_HEADS, "fusion.head": tuple(HEADS)}
-    for name, known in (_CHOICES | heads).items():
+    of_models = {
+        "motion.head": MOTION_HEADS,
+        "clip.features": IMAGE_FEATURES,
+        "fusion.head": tuple(HEADS),
+    }
+    for name, known in (_CHOICES | of_models).items():
         value, written = setting(name)
         if value not in known:
             *others, last = (str(choice) or "empty" for choice in known)

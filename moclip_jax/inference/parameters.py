@@ -11,8 +11,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from moclip_jax.config import motion_network_config
+from moclip_jax.models.clip_config import CLIPConfig
 from moclip_jax.models.fusion import FusionConfig
-from moclip_jax.models.imagenet_tower import ImageNetTower
 from moclip_jax.models.moclip import MoCLIP, MoCLIPConfig
 from moclip_jax.models.towers import tower_config
 from moclip_jax.runtime.device import computation_dtype
@@ -32,7 +32,11 @@ def build_model(
       ValueError: the parameters are damaged, or those of other networks.
     """
     clip_config = tower_config(
-        metadata["clip"], metadata.get("preprocessor"), dtype=computation_dtype(config.clip.dtype)
+        metadata["clip"],
+        metadata.get("preprocessor"),
+        dtype=computation_dtype(config.clip.dtype),
+        # Exports of before there was a choice.
+        features=config.clip.get("features", "projected"),
     )
     model_config = MoCLIPConfig(
         motion_network_config(config.motion, len(metadata["class_names"])),
@@ -78,8 +82,8 @@ def _read_orbax(model: MoCLIP, path: Path) -> None:
         "clip": nnx.state(model.clip),
         "head": nnx.state(model.head),
     }
-    if not isinstance(model.clip, ImageNetTower):
-        text = (config.fusion.num_classes, config.clip.num_features)
+    if isinstance(config.clip, CLIPConfig):
+        text = (config.fusion.num_classes, config.clip.projection_dim)
         expected["text"] = jax.ShapeDtypeStruct(text, jnp.float32)
     parameters = load_tree(path, expected)
     for name in ("motion", "clip", "head"):

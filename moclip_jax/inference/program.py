@@ -75,8 +75,8 @@ def compile_program(
 ) -> Program:
     """Return a compiled function of `motion` and `images`, as `MoCLIP` takes them.
 
-    It returns the logits float32 `[B, classes]` and CLIP's feature float32 `[B, D]`, which labels
-    of the user's own are compared with.
+    It returns the logits float32 `[B, classes]` and CLIP's embedding float32 `[B, D]`, which labels
+    of the user's own are compared with (of an ImageNet tower its features).
 
     Args:
       shapes: of `motion` and `images`.
@@ -87,6 +87,7 @@ def compile_program(
     from flax import nnx
     from jax.experimental import serialize_executable
 
+    from moclip_jax.models.clip import CLIP
     from moclip_jax.models.moclip import fused_logits
     from moclip_jax.runtime.device import compiler_options
 
@@ -97,7 +98,9 @@ def compile_program(
         merged = nnx.merge(graph, jax.tree.unflatten(structure, arrays))
         appearance, tokens = merged.appearance_features(images)
         logits = fused_logits(merged.head, merged.motion_features(motion), appearance, tokens)
-        return logits.astype(jnp.float32), appearance.mean(axis=1).astype(jnp.float32)
+        mean = appearance.mean(axis=1).astype(jnp.float32)
+        clip = merged.clip
+        return logits.astype(jnp.float32), clip.embeddings(mean) if isinstance(clip, CLIP) else mean
 
     # XLA's CPU backend cannot serialize what itself came out of JAX's cache of compiled programs.
     # That finds programs by their names too, so a new name makes it compile.

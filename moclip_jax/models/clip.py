@@ -98,13 +98,23 @@ class VisionTower(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Float [N, H, W, 3], normalised -> float32 [N, projection_dim]."""
+        return self.project(self.pooled(images))
+
+    def pooled(self, images: jax.Array) -> jax.Array:
+        """Float [N, H, W, 3], normalised -> float32 [N, width]: what `project` takes."""
         x = self.embed(images)
         if self.config.pooling == "attention":
             return self._pool(self.encoder(x))
-        return self._project(self.encoder.first_token(x))
+        return self.post_norm(self.encoder.first_token(x)).astype(jnp.float32)
+
+    def project(self, pooled: jax.Array) -> jax.Array:
+        """Float32 [N, width] -> float32 [N, projection_dim]; a SigLIP's are the same."""
+        if self.config.pooling == "attention":
+            return pooled
+        return self.projection(pooled).astype(jnp.float32)
 
     def with_tokens(self, images: jax.Array, num_layers: int) -> tuple[jax.Array, jax.Array]:
-        """As `CLIP.encode_image_with_tokens`."""
+        """As `CLIP.image_features_with_tokens`, with pooled features."""
         x = self.embed(images)
         kept = []
         for layer in range(self.config.num_layers):
@@ -116,10 +126,7 @@ class VisionTower(nnx.Module):
     def _pool(self, x: jax.Array) -> jax.Array:
         if self.config.pooling == "attention":
             return self.pooling(self.post_norm(x)).astype(jnp.float32)
-        return self._project(x[:, 0])
-
-    def _project(self, first: jax.Array) -> jax.Array:
-        return self.projection(self.post_norm(first)).astype(jnp.float32)
+        return self.post_norm(x[:, 0]).astype(jnp.float32)
 
 
 class TextTower(nnx.Module):
@@ -184,20 +191,36 @@ class CLIP(nnx.Module):
         """
         return self.vision(images)
 
-    def encode_image_with_tokens(
+    def image_features(self, images: jax.Array) -> jax.Array:
+        """Return what heads read of images, float32 [N, num_features]: `config.features` of them.
+
+        Args:
+          images: as `encode_image`.
+        """
+        return self._features(self.vision.pooled(images))
+
+    def image_features_with_tokens(
         self, images: jax.Array, num_layers: int
     ) -> tuple[jax.Array, jax.Array]:
-        """Embed images, and return what the last layers make of their tokens.
+        """Return `image_features`, and what the last layers make of the tokens.
 
         Args:
           images: as `encode_image`.
           num_layers: Of the image tower, counted from its end.
 
         Returns:
-          The embeddings, as `encode_image`, and [N, num_layers, 3, tokens, width]: of each layer
-          the output, query and key. The tokens are as `VisionTower.embed` orders them.
+          The features, and [N, num_layers, 3, tokens, width]: of each layer the output, query and
+          key. The tokens are as `VisionTower.embed` orders them.
         """
-        return self.vision.with_tokens(images, num_layers)
+        pooled, tokens = self.vision.with_tokens(images, num_layers)
+        return self._features(pooled), tokens
+
+    def _features(self, pooled: jax.Array) -> jax.Array:
+        return pooled if self.config.features == "pooled" else self.vision.project(pooled)
+
+    def embeddings(self, features: jax.Array) -> jax.Array:
+        """Return the embeddings float32 [N, projection_dim] of `image_features`."""
+        return self.vision.project(features) if self.config.features == "pooled" else features
 
     def encode_text(self, tokens: jax.Array) -> jax.Array:
         """Embed texts: int32 [N, L] from `moclip_jax.pretrained.tokenize`, L <= max_length.

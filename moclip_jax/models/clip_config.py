@@ -11,6 +11,7 @@ from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, ImagePr
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
 VISION_POOLINGS = ("class_token", "attention")
 TEXT_POOLINGS = ("end_token", "highest_id", "last_token")
+IMAGE_FEATURES = ("projected", "pooled")
 
 # Hugging Face wrote this id into the configurations of OpenAI's models although their end token is
 # another one. For model_type "clip" it stands for "pool at the highest id", which is where their
@@ -99,6 +100,8 @@ class CLIPConfig:
       layer_norm_eps: of every LayerNorm.
       dtype: of the computation; parameters are always float32.
       preprocessing: how images are resized and normalised.
+      features: what heads read of an image: its embedding ("projected"), or what the projection
+        maps to it ("pooled"), as the linear probes of Radford et al. do. A SigLIP projects nothing.
     """
 
     vision: CLIPVisionConfig
@@ -108,9 +111,15 @@ class CLIPConfig:
     layer_norm_eps: float = 1e-5  # torch's default, not Flax's 1e-6
     dtype: Any = jnp.float32
     preprocessing: ImagePreprocessing = DEFAULT_PREPROCESSING
+    features: str = "projected"
 
     def __post_init__(self):
         _check_known("activation", self.activation, ACTIVATIONS)
+        _check_known("features", self.features, IMAGE_FEATURES)
+        if self.is_siglip and self.features == "pooled":
+            raise ValueError(
+                "CLIP features 'pooled': a SigLIP has no projection; choose 'projected'"
+            )
         if self.is_siglip != (self.text.pooling == "last_token"):
             raise ValueError(
                 f"CLIP's vision pooling {self.vision.pooling!r} and text pooling "
@@ -134,8 +143,8 @@ class CLIPConfig:
 
     @property
     def num_features(self) -> int:
-        """Length of the feature of an image, that of `CLIP.encode_image`."""
-        return self.projection_dim
+        """Length of the feature of an image, that of `CLIP.image_features`."""
+        return self.vision.hidden_size if self.features == "pooled" else self.projection_dim
 
     @classmethod
     def named(cls, name: str, **overrides: Any) -> "CLIPConfig":

@@ -118,7 +118,7 @@ class EVLDecoder(nnx.Module):
 
         Args:
           tokens: floating [N, frames, layers, 3, 1 + patches, width]: of each layer the output,
-            query and key, as `CLIP.encode_image_with_tokens` returns them.
+            query and key, as `CLIP.image_features_with_tokens` returns them.
           rngs: with a stream `dropout`, for training.
 
         Returns:

@@ -38,7 +38,7 @@ class ImageNetConfig:
 
     @property
     def num_features(self) -> int:
-        """Length of the feature of an image, that of `ImageNetTower.encode_image`."""
+        """Length of the feature of an image, that of `ImageNetTower.image_features`."""
         return self.backbone.num_features
 
     @classmethod
@@ -69,7 +69,7 @@ class ImageNetTower(nnx.Module):
         self.vision = EfficientNet(config.backbone, rngs=rngs)
         del self.vision.classifier
 
-    def encode_image(self, images: jax.Array) -> jax.Array:
+    def image_features(self, images: jax.Array) -> jax.Array:
         """Return pooled features: float32 [N, image_size, image_size, 3] -> [N, num_features].
 
         Args:

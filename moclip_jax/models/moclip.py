@@ -123,16 +123,16 @@ def appearance_features(
     """Return features float32 [B, frames, D] of uint8 images [B, frames, H, W, 3], and tokens.
 
     The tokens are float16, of the image tower's last `token_layers` layers; None if that is 0. See
-    `CLIP.encode_image_with_tokens`.
+    `CLIP.image_features_with_tokens`.
     """
     batch, frames = images.shape[:2]
     pixels = normalize_images(images.reshape(-1, *images.shape[2:]), clip.config.preprocessing)
     if not token_layers:
-        return clip.encode_image(pixels).reshape(batch, frames, -1), None
+        return clip.image_features(pixels).reshape(batch, frames, -1), None
     assert isinstance(clip, CLIP)  # As `fusion_config` has checked.
-    embeds, tokens = clip.encode_image_with_tokens(pixels, token_layers)
+    features, tokens = clip.image_features_with_tokens(pixels, token_layers)
     tokens = tokens.astype(jnp.float16).reshape(batch, frames, *tokens.shape[1:])
-    return embeds.reshape(batch, frames, -1), tokens
+    return features.reshape(batch, frames, -1), tokens
 
 
 def fused_logits(

@@ -1,5 +1,6 @@
 """Frozen image networks of all kinds, by their configurations."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,9 +23,19 @@ def build_tower(config: TowerConfig, *, rngs: nnx.Rngs) -> Tower:
 
 
 def tower_config(
-    config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, *, dtype: Any = jnp.float32
+    config: Mapping[str, Any],
+    preprocessor: Mapping[str, Any] | None,
+    *,
+    dtype: Any = jnp.float32,
+    features: str = "projected",
 ) -> TowerConfig:
     """Read what an export's metadata says of its tower, as `to_hf` of the configuration gave it.
+
+    Args:
+      config: from `to_hf`.
+      preprocessor: from `ImagePreprocessing.to_hf`.
+      dtype: of the computation.
+      features: of a `CLIPConfig`.
 
     Raises:
       ValueError: it is of a kind that is not known here.
@@ -32,4 +43,5 @@ def tower_config(
     if config.get("model_type") == KIND:
         assert preprocessor is not None
         return ImageNetConfig.from_hf(config, preprocessor, dtype=dtype)
-    return CLIPConfig.from_hf(config, preprocessor, dtype=dtype)
+    clip = CLIPConfig.from_hf(config, preprocessor, dtype=dtype)
+    return dataclasses.replace(clip, features=features)

@@ -100,7 +100,7 @@ class ClipEncoder:
         prepared = self.clip.config.preprocessing
 
         def encode(state: nnx.State, images: jax.Array) -> jax.Array:
-            features = nnx.merge(graph, state).encode_image(normalize_images(images, prepared))
+            features = nnx.merge(graph, state).image_features(normalize_images(images, prepared))
             return features.astype(jnp.float32)
 
         return functools.partial(jax.jit(encode, compiler_options=compiler_options()), state)

@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "EVL head, 8 frames": {"fusion.head": "evl", "clip.frame": "uniform_8"},
     "4 frames": {"clip.frame": "uniform_4"},
     "8 frames": {"clip.frame": "uniform_8"},
+    "pooled CLIP features": {"clip.features": "pooled"},
     "random frame": {"clip.frame": "random"},
     "3 segments": {"evaluation.num_segments": 3},
     "8 segments": {"evaluation.num_segments": 8},

@@ -63,13 +63,13 @@ def cost_of_one_view(config: ConfigDict, network: MotionModel, clip: Tower) -> d
     def one_image(state: nnx.State, image: jax.Array) -> Any:
         merged = nnx.merge(clip_graph, state)
         assert isinstance(merged, CLIP)
-        return merged.encode_image_with_tokens(image, layers)
+        return merged.image_features_with_tokens(image, layers)
 
     tokens = {"tokens": multiply_adds(one_image, clip_state, image)} if layers else {}
     return tokens | {
         "motion": multiply_adds(one_field, motion_state, field),
         "appearance": multiply_adds(
-            lambda state, x: nnx.merge(clip_graph, state).encode_image(x), clip_state, image
+            lambda state, x: nnx.merge(clip_graph, state).image_features(x), clip_state, image
         ),
     }
 
@@ -114,7 +114,9 @@ def evaluate(
     """
     scores = {}
     if text is not None:
-        scores["zero_shot"] = zero_shot_logits(features.appearance.mean(axis=1), text)
+        assert isinstance(clip, CLIP)
+        embeddings = clip.embeddings(features.appearance.mean(axis=1))
+        scores["zero_shot"] = zero_shot_logits(np.asarray(embeddings), text)
     scores |= {
         "clip_head": fused_logits(heads["clip_head"], features),
         "motion": motion_logits(network, features.motion),

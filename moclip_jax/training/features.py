@@ -53,7 +53,7 @@ class Features(NamedTuple):
       appearance: Float32 `[videos, frames, D]` of the image network, not normalised.
       label: Int32 `[videos]`.
       tokens: Float16 `[videos, frames, layers, 3, 1 + patches, width]` of CLIP's image tower, see
-        `CLIP.encode_image_with_tokens`; None if no head sees them.
+        `CLIP.image_features_with_tokens`; None if no head sees them.
     """
 
     motion: np.ndarray

@@ -20,6 +20,7 @@ from moclip_jax.config_checks import check_config
 from moclip_jax.export.exporter import export_model
 from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset
+from moclip_jax.models.clip import CLIP
 from moclip_jax.models.fusion import FusionConfig
 from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, check_frame_size
 from moclip_jax.models.imagenet_tower import ImageNetTower
@@ -197,6 +198,8 @@ class Pipeline:
         """The frozen image network and its tokenizer; None where it has no text side."""
         settings = self.config.clip
         clip, tokenizer = load_tower(settings.source, dtype=computation_dtype(settings.dtype))
+        if isinstance(clip, CLIP):
+            clip.config = dataclasses.replace(clip.config, features=settings.features)
         image_size = clip.config.image_size
         check_frame_size(clip.config.preprocessing, image_size, self.config.video.frame_size)
         return clip, tokenizer

@@ -54,6 +54,9 @@ def features_settings(config: ConfigDict) -> dict[str, Any]:
     if token_layers(config):
         features["token_layers"] = token_layers(config)
     sections = {name: config[name].to_dict() for name in ("clip", "evaluation")}
+    if sections["clip"]["features"] == "projected":
+        # Said only if chosen, so that the results of earlier versions are kept.
+        del sections["clip"]["features"]
     return {**sections, "features": features}
 
 

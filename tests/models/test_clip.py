@@ -98,6 +98,26 @@ def test_embeddings_and_logits_agree_with_torch(case):
     np.testing.assert_allclose(logits, case.golden["logits_per_image"], **CLOSE)
 
 
+def test_pooled_features_are_torchs_class_token_after_the_last_norm(case):
+    config = case.clip.config
+    if config.is_siglip:
+        with pytest.raises(ValueError, match="a SigLIP has no projection; choose 'projected'"):
+            dataclasses.replace(config, features="pooled")
+        return
+    pooled = nnx.merge(*nnx.split(case.clip))
+    pooled.config = dataclasses.replace(config, features="pooled")
+    token = case.golden["vision_states"][-1][:, 0].astype(np.float64)
+    norm = case.clip.vision.post_norm
+    token -= token.mean(axis=-1, keepdims=True)
+    token /= np.sqrt((token**2).mean(axis=-1, keepdims=True) + config.layer_norm_eps)
+    features = jax.jit(pooled.image_features)(case.images)
+    assert features.shape[-1] == pooled.config.num_features == config.vision.hidden_size
+    np.testing.assert_allclose(
+        features, token * np.asarray(norm.scale[...]) + np.asarray(norm.bias[...]), **CLOSE
+    )
+    np.testing.assert_allclose(pooled.embeddings(features), case.golden["image_embeds"], **CLOSE)
+
+
 def test_padding_and_text_after_the_end_do_not_matter(case):
     """The embedding is that of the tokens up to the first end."""
     text = jax.jit(case.clip.text)

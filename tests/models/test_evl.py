@@ -90,7 +90,7 @@ def test_tokens_are_those_of_the_last_layers_and_the_embedding_is_the_same():
     )
     clip = nnx.jit(lambda: CLIP(config, rngs=nnx.Rngs(0)))()
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-    embeds, tokens = clip.encode_image_with_tokens(images, 2)
+    embeds, tokens = clip.image_features_with_tokens(images, 2)
     np.testing.assert_allclose(embeds, clip.encode_image(images), rtol=1e-5, atol=1e-6)
     assert tokens.shape == (2, 2, 3, 5, 16)
     # By hand: what leaves a layer enters the next, whose norm and product give query and key.
@@ -101,7 +101,7 @@ def test_tokens_are_those_of_the_last_layers_and_the_embedding_is_the_same():
         x = block(x)
         for got, expected in zip(tokens[:, number].swapaxes(0, 1), (x, query, key), strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
-    _, frozen = clip_for_inference(clip, jnp.float32).encode_image_with_tokens(images, 2)
+    _, frozen = clip_for_inference(clip, jnp.float32).image_features_with_tokens(images, 2)
     np.testing.assert_allclose(frozen, tokens, rtol=1e-4, atol=1e-5)
 
 

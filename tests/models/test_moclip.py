@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moclip_jax.inference.program import compile_program
 from moclip_jax.models.clip import normalize_images
 from moclip_jax.models.clip_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from moclip_jax.models.efficientnet import EfficientNetConfig
@@ -65,6 +66,18 @@ def test_the_logits_are_those_of_the_parts_composed_by_hand_bit_for_bit(model, i
 
     assert logits.shape == (2, CLASSES) and logits.dtype == jnp.float32
     np.testing.assert_array_equal(logits, by_hand(model, *inputs))
+
+
+def test_labels_are_compared_with_the_embedding_whatever_the_head_reads(model, inputs):
+    clip = dataclasses.replace(model.config.clip, features="pooled")
+    fusion = dataclasses.replace(model.config.fusion, appearance_features=16)
+    config = dataclasses.replace(model.config, clip=clip, fusion=fusion)
+    pooled = nnx.jit(lambda: MoCLIP(config, rngs=nnx.Rngs(1)))()
+    nnx.update(pooled.clip, nnx.state(model.clip))
+    shapes = {"motion": inputs[0].shape, "images": inputs[1].shape}
+    outputs = [compile_program(m, shapes, None)(*inputs) for m in (model, pooled)]
+    assert not np.allclose(outputs[0][0], outputs[1][0])
+    np.testing.assert_allclose(outputs[0][1], outputs[1][1], rtol=1e-5, atol=1e-6)
 
 
 def test_features_kept_on_disk_give_the_models_logits(model, inputs, logits):

@@ -75,7 +75,7 @@ def test_a_timm_folder_or_its_file_gives_pooled_features_and_no_texts(folder_and
     folded, _ = jax.jit(lambda tower, x: appearance_features(tower, x))(frozen, images)
     np.testing.assert_allclose(folded, features, atol=2e-5)
     with pytest.raises(ValueError, match=r"images are .*; this tower takes \[N, 48, 48, 3\]"):
-        tower.encode_image(normalize_images(images[0, :, :32]))
+        tower.image_features(normalize_images(images[0, :, :32]))
 
 
 def test_an_export_says_enough_to_build_the_tower_again(folder_and_network):

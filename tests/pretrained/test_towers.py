@@ -121,7 +121,7 @@ def test_a_siglip_in_the_form_for_inference_computes_the_same(siglip):
     frozen = clip_for_inference(siglip, jnp.float32)
     ours = jax.jit(siglip.encode_image)(images)
     np.testing.assert_allclose(jax.jit(frozen.encode_image)(images), ours, rtol=1e-5, atol=1e-5)
-    embeds, tokens = jax.jit(siglip.encode_image_with_tokens, static_argnums=1)(images, 1)
+    embeds, tokens = jax.jit(siglip.image_features_with_tokens, static_argnums=1)(images, 1)
     np.testing.assert_allclose(embeds, ours, rtol=1e-5, atol=1e-5)
     assert tokens.shape == (3, 1, 3, 36, 32)
     # What is left over beside the last patches is not looked at.
