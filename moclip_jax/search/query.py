@@ -58,12 +58,12 @@ class Searcher:
         """
         self._store = Store(Path(index).expanduser())
         self._encoder = encoder
-        self.refresh()
+        self._entries = self._by_number()
 
     def refresh(self) -> None:
         """Take up what was indexed since."""
-        self._store = Store(self._store.folder)
-        self._entries = {entry.id: entry for entry in self._store.entries().values()}
+        self._store = self._store.reopened()
+        self._entries = self._by_number()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -107,7 +107,11 @@ class Searcher:
         else:
             one_hot = np.eye(len(self.class_names), dtype=np.float32)[position]
             hits, background = self._nearest(one_hot, "probabilities", wanted), 0.0
+        moments: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]
         moments = merge_neighbours(hits, background) if merge else [(hit, [hit]) for hit in hits]
+        moments = moments[:top_k]
+        rows = np.array([best["_rowid"] for best, _ in moments], np.uint64)
+        pictures = self._store.take(rows, ["thumbnail"])
         return [
             Moment(
                 self._entries[best["file"]].path,
@@ -115,10 +119,13 @@ class Searcher:
                 max(hit["end_s"] for hit in part),
                 best["score"],
                 best["picture_s"],
-                best["thumbnail"],
+                picture["thumbnail"],
             )
-            for best, part in moments[:top_k]
+            for (best, part), picture in zip(moments, pictures, strict=True)
         ]
+
+    def _by_number(self) -> dict[int, Entry]:
+        return {entry.id: entry for entry in self._store.entries().values()}
 
     def _text(self, text: str) -> np.ndarray:
         if self._encoder is None:
@@ -126,14 +133,16 @@ class Searcher:
         return self._encoder.text(text)
 
     def _nearest(self, vector: np.ndarray, column: str, count: int) -> list[dict[str, Any]]:
-        columns = ["file", "start_s", "end_s", "picture_s", "activity", "thumbnail", "_distance"]
+        rows, scores = self._store.nearest(vector, column, count)
+        columns = ["file", "start_s", "end_s", "picture_s", "activity"]
         if self.class_names:
             columns.append("probabilities")
-        query = self._store.table.search(vector, vector_column_name=column).distance_type("dot")
-        hits = query.limit(count).select(columns).to_arrow().to_pylist()
-        # LanceDB's distance is 1 - product. What is indexed since `refresh` has no entry yet.
+        hits = self._store.take(rows, columns)
+        # What is indexed since `refresh` has no entry yet.
         return [
-            hit | {"score": 1 - hit["_distance"]} for hit in hits if hit["file"] in self._entries
+            hit | {"score": score}
+            for hit, score in zip(hits, scores.tolist(), strict=True)
+            if hit["file"] in self._entries
         ]
 
 

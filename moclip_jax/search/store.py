@@ -18,6 +18,8 @@ FORMAT = 1
 _DESCRIPTION, _STORE = "index.json", "store"
 # Rows whose vectors are read at once where all are read.
 _ROWS_AT_ONCE = 8192
+# Bytes of a column of vectors that is kept in memory for searches: 500,000 rows of 512 numbers.
+_MOST_IN_MEMORY = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Store:
         self.longest_s: float = self._description["longest_s"]
         database = lancedb().connect(str(folder / _STORE))
         self._files, self.table = database.open_table("files"), database.open_table("chunks")
+        # Columns of vectors and the numbers of their rows, as far as they were searched.
+        self._in_memory: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     @classmethod
     def create(
@@ -176,7 +180,7 @@ class Store:
     def finish(self) -> None:
         """Write the mean of all vectors, and tidy the tables up."""
         total, count = np.zeros(len(self.mean)), 0
-        for vectors in self._vectors():
+        for _, vectors in self._vectors("vector"):
             total += vectors.sum(axis=0, dtype=np.float64)
             count += len(vectors)
         self._description["mean"] = (total / max(count, 1)).tolist()
@@ -185,11 +189,61 @@ class Store:
             # Each addition is a file of its own until then; queries that run keep what they read.
             table.optimize(cleanup_older_than=datetime.timedelta(hours=1))
 
-    def _vectors(self) -> Iterator[np.ndarray]:
-        found = self.table.search().select(["vector"]).to_batches(_ROWS_AT_ONCE)
-        for batch in found:
-            flat = batch.column("vector").flatten().to_numpy(zero_copy_only=False)
-            yield flat.reshape(batch.num_rows, -1)
+    def reopened(self) -> "Store":
+        """Open the index again, and keep what is in memory if its chunks are the same."""
+        store = Store(self.folder)
+        same = store._description == self._description and store.table.version == self.table.version
+        if same:
+            store._in_memory = self._in_memory
+        return store
+
+    def nearest(self, vector: np.ndarray, column: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find the chunks whose vectors have the largest products with one vector.
+
+        All chunks are compared: in memory from the first search on, or by LanceDB, whose scan takes
+        several times as long, where the column is larger than 1 GiB.
+
+        Args:
+          vector: float32 `[D]`.
+          column: 'vector' or 'probabilities'.
+          count: Chunks to find at most.
+
+        Returns:
+          Row numbers, uint64 `[n]`, and products, float32 `[n]`, the largest first.
+        """
+        if self.table.count_rows() * vector.nbytes > _MOST_IN_MEMORY:
+            query = self.table.search(vector, vector_column_name=column).distance_type("dot")
+            found = query.limit(count).with_row_id(True).select(["_distance"]).to_arrow()
+            # LanceDB's distance is 1 - product.
+            return found["_rowid"].to_numpy(), 1 - found["_distance"].to_numpy()
+        if column not in self._in_memory:
+            self._in_memory[column] = self._read(column, len(vector))
+        rows, vectors = self._in_memory[column]
+        products = vectors @ vector
+        best = np.argsort(-products)[:count]
+        return rows[best], products[best]
+
+    def take(self, rows: np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Return some columns of the rows with these numbers, in their order."""
+        numbers = rows.tolist()
+        query = self.table.take_row_ids(numbers).select([*columns]).with_row_id()
+        # LanceDB returns them in the order of the file.
+        found = {row["_rowid"]: row for row in query.to_arrow().to_pylist()}
+        return [found[number] for number in numbers]
+
+    def _read(self, column: str, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+        count, begin = self.table.count_rows(), 0
+        rows, vectors = np.empty(count, np.uint64), np.empty((count, dimensions), np.float32)
+        for numbers, some in self._vectors(column):
+            part = slice(begin, begin + len(some))
+            rows[part], vectors[part], begin = numbers, some, part.stop
+        return rows, vectors
+
+    def _vectors(self, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        query = self.table.search().select([column]).with_row_id(True)
+        for batch in query.to_batches(_ROWS_AT_ONCE):
+            flat = batch.column(column).flatten().to_numpy(zero_copy_only=False)
+            yield batch.column("_rowid").to_numpy(), flat.reshape(batch.num_rows, -1)
 
 
 def lancedb() -> Any:

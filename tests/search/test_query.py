@@ -9,6 +9,7 @@ from benchmarks.localization import (
     overlap,
     recall_at_1,
 )
+from moclip_jax.search import store as store_module
 from moclip_jax.search.chunks import Chunk
 from moclip_jax.search.query import Searcher, merge_neighbours
 from moclip_jax.search.store import Entry, Store
@@ -49,7 +50,9 @@ def index(tmp_path_factory):
     return folder, vectors, odds, words
 
 
-def test_the_order_is_that_of_all_products(index):
+@pytest.mark.parametrize("most_in_memory", [1 << 30, 0], ids=["in_memory", "by_lancedb"])
+def test_the_order_is_that_of_all_products(index, monkeypatch, most_in_memory):
+    monkeypatch.setattr(store_module, "_MOST_IN_MEMORY", most_in_memory)
     folder, vectors, odds, words = index
     searcher = Searcher(folder, Words(words))
     for text, vector in words.items():
@@ -71,6 +74,11 @@ def test_the_order_is_that_of_all_products(index):
         found = searcher.search(label=label, top_k=4, merge=False)
         assert [moment.thumbnail for moment in found] == [bytes([row]) for row in best.tolist()]
         assert found[0].score == pytest.approx(odds[best[0], position], abs=1e-6)
+
+
+def test_an_empty_index_has_no_moment(tmp_path):
+    Store.create(tmp_path, {"clip": "tiny"}, (), 8, 10.0)
+    assert Searcher(tmp_path, Words({"a": np.ones(8, np.float32)})).search("a") == []
 
 
 def test_moments_of_the_index_are_the_chunks_joined_by_the_rule(index):
