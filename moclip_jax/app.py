@@ -1,9 +1,9 @@
-"""A web page that recognises videos: `python -m moclip_jax.app --workdir=DIR`.
+"""A web page that recognises videos, `--workdir=DIR`, or that searches them, `--index=INDEX`.
 
 Drop a video or choose an example, type labels of your own or leave them out, and see the labels,
-the motion that the network saw, and when what was seen. Everything stays on this machine: the page
-loads nothing from elsewhere, listens on the loopback address by default, and deletes
-uploads.
+the motion that the network saw, and when what was seen. With an index, ask in words and see the
+moments (`moclip_jax/search/page.py`). Everything stays on this machine: the page loads nothing from
+elsewhere, listens on the loopback address by default, and deletes uploads.
 """
 
 import argparse
@@ -98,8 +98,8 @@ def example_videos(class_names: Sequence[str], given: str, folder: Path) -> list
 class OnlyOwnContent:
     """ASGI middleware: rejects requests for other sites' content, and forbids pages to make any."""
 
-    def __init__(self, app: Any):
-        self._app = app
+    def __init__(self, app: Any, policy: str):
+        self._app, self._policy = app, policy
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on."""
@@ -109,9 +109,10 @@ class OnlyOwnContent:
         async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = POLICY
+                headers["Content-Security-Policy"] = self._policy
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "no-referrer"
+                headers["Cross-Origin-Resource-Policy"] = "same-origin"
             await send(message)
 
         app = self._app
@@ -207,15 +208,10 @@ def make_server_app(page: Any, host: str, max_megabytes: float) -> Any:
     """Return the ASGI application that serves the page, and only what belongs to it."""
     import fastapi
     import gradio
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(OnlyOwnContent)
-    if _is_loopback(host):
-        # A web site whose name is made to point here must not be able to talk to the page.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
     return gradio.mount_gradio_app(
-        app,
+        guarded(app, host, POLICY),
         page,
         path="/",
         allowed_paths=[],
@@ -227,6 +223,23 @@ def make_server_app(page: Any, host: str, max_megabytes: float) -> Any:
         mcp_server=False,
         pwa=False,
     )
+
+
+def guarded(app: Any, host: str, policy: str) -> Any:
+    """Add to an application what keeps other sites out of its pages, and its pages off them.
+
+    Args:
+      app: of Starlette or FastAPI.
+      host: the address that it is served at.
+      policy: the Content-Security-Policy of its answers.
+    """
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    app.add_middleware(OnlyOwnContent, policy=policy)
+    if _is_loopback(host):
+        # A web site whose name is made to point here must not be able to talk to the page.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
+    return app
 
 
 def _is_loopback(host: str) -> bool:
@@ -252,7 +265,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """Serve the page until it is stopped.
 
     Raises:
-      FileNotFoundError: there is no exported model.
+      FileNotFoundError: there is no exported model, or no index.
       ValueError: there is no example video where some should be.
       OSError: the address cannot be listened on.
     """
@@ -272,20 +285,8 @@ def serve(arguments: argparse.Namespace) -> None:
                 f"{sys.executable} -m pip install -r requirements-app.txt"
             ) from error
 
-        recognizer = load(arguments.workdir)
-        drawn = folder / "examples"
-        drawn.mkdir()
-        reader = ClipReader(recognizer, timeout_s=arguments.timeout)
-        opened.callback(reader.close)
-        page = make_page(
-            reader,
-            recognizer,
-            example_videos(recognizer.class_names, arguments.examples, drawn),
-            limits=f"Videos of at most {arguments.max_megabytes:g} MB; deleted after "
-            f"{arguments.keep_minutes:g} minutes.",
-            kept_s=60 * arguments.keep_minutes,
-        )
-        app = make_server_app(page, arguments.host, arguments.max_megabytes)
+        search = bool(arguments.index)
+        app = _searching(arguments) if search else _recognising(arguments, folder, opened)
         print(f"page: http://{arguments.host}:{server.getsockname()[1]}", flush=True)
         if not _is_loopback(arguments.host):
             print("anyone who reaches this address can use it: it has no password", flush=True)
@@ -293,16 +294,53 @@ def serve(arguments: argparse.Namespace) -> None:
         uvicorn.Server(config).run(sockets=[server])
 
 
+def _recognising(arguments: argparse.Namespace, folder: Path, opened: contextlib.ExitStack) -> Any:
+    recognizer = load(arguments.workdir)
+    drawn = folder / "examples"
+    drawn.mkdir()
+    reader = ClipReader(recognizer, timeout_s=arguments.timeout)
+    opened.callback(reader.close)
+    page = make_page(
+        reader,
+        recognizer,
+        example_videos(recognizer.class_names, arguments.examples, drawn),
+        limits=f"Videos of at most {arguments.max_megabytes:g} MB; deleted after "
+        f"{arguments.keep_minutes:g} minutes.",
+        kept_s=60 * arguments.keep_minutes,
+    )
+    return make_server_app(page, arguments.host, arguments.max_megabytes)
+
+
+def _searching(arguments: argparse.Namespace) -> Any:
+    from moclip_jax.search import page
+    from moclip_jax.search.query import Searcher
+
+    searcher = Searcher(arguments.index)
+    # Loads and compiles what the first visitor would wait for. A model without a text side can
+    # still be asked for its classes.
+    with contextlib.suppress(ValueError):
+        searcher.search("a", top_k=1)
+    return guarded(page.make_search_app(searcher), arguments.host, page.POLICY)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page; returns the exit status."""
     parser = CommandParser(
         "moclip_jax.app",
-        "A web page that recognises videos with a trained model.",
-        ("--workdir=runs/demo", "--workdir=runs/demo --port=8000 --examples=/data/some_videos"),
-        usage="--workdir=DIR [OPTION ...]",
+        "A web page that recognises videos with a trained model, or searches indexed ones.",
+        (
+            "--workdir=runs/demo",
+            "--workdir=runs/demo --port=8000 --examples=/data/some_videos",
+            "--index=videos.index",
+        ),
+        usage="--workdir=DIR | --index=INDEX [OPTION ...]",
     )
-    parser.add_argument(
-        "--workdir", required=True, metavar="DIR", help="folder of a finished run, or its export"
+    shown = parser.add_mutually_exclusive_group(required=True)
+    shown.add_argument(
+        "--workdir", default="", metavar="DIR", help="folder of a finished run, or its export"
+    )
+    shown.add_argument(
+        "--index", default="", metavar="INDEX", help="folder of an index, to be searched"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="0 takes any free one (7860)")

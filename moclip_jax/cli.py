@@ -16,7 +16,7 @@ COMMANDS = {
     "visualize": ("moclip_jax.visualize", "draw what a model sees of a video, or a run's figures"),
     "index": ("moclip_jax.search.build", "index videos or a stream for search"),
     "search": ("moclip_jax.search.find", "find moments of indexed videos in words"),
-    "app": ("moclip_jax.app", "serve a web page that labels videos"),
+    "app": ("moclip_jax.app", "serve a web page that labels videos, or searches them"),
     "export": ("moclip_jax.export", "write a model as StableHLO, SavedModel or ONNX"),
     "ablate": ("moclip_jax.training.ablate", "train the variants of an ablation study"),
     "splits": ("moclip_jax.training.splits", "train on each split of a data set and average"),

@@ -5,13 +5,10 @@ import http.client
 import itertools
 import json
 import os
-import queue
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +26,7 @@ from moclip_jax.input_pipeline.video.clip import VideoError, read_clip
 from moclip_jax.reporting.page_figures import motion_image, timeline_image
 from tests.input_pipeline import real_clips
 from tests.input_pipeline.video_fixtures import damage_packets, write_noisy_video
+from tests.served_page import chromium, get, requested, served
 
 MAX_MEGABYTES = 1.0
 SECRET = "only for the owner of this file"
@@ -53,37 +51,10 @@ def reader(recognizer) -> Iterator[ClipReader]:
 
 @pytest.fixture(scope="module")
 def page(finished_run, tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """The page as its command serves it; `folder` is the only place for temporary files."""
     folder = tmp_path_factory.mktemp("page")
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "moclip_jax.app", f"--workdir={finished_run}", "--port=0",
-            f"--max_megabytes={MAX_MEGABYTES}",
-        ],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"TMPDIR": str(folder)},
-    )  # fmt: skip
-    lines: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=lambda: lines.put(process.stdout.readline()), daemon=True).start()
-    try:
-        line = lines.get(timeout=180)
-        address = re.fullmatch(r"page: (http://127\.0\.0\.1:(\d+))\n", line)
-        assert address, line + process.stderr.read()
-        yield SimpleNamespace(url=address[1], port=int(address[2]), folder=folder, process=process)
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def get(page: SimpleNamespace, path: str, **headers: str) -> tuple[int, bytes]:
-    """Status and content for a path that is sent as it is, with its dots."""
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", page.port)) as connection:
-        connection.putrequest("GET", path, skip_host="Host" in headers)
-        for name, value in headers.items():
-            connection.putheader(name, value)
-        connection.endheaders()
-        response = connection.getresponse()
-        return response.status, response.read()
+    limit = f"--max_megabytes={MAX_MEGABYTES}"
+    with served(folder, f"--workdir={finished_run}", limit) as page:
+        yield page
 
 
 def upload(page: SimpleNamespace, content: bytes) -> tuple[int, bytes]:
@@ -148,30 +119,9 @@ def test_an_upload_that_is_too_large_is_rejected_and_not_kept(page):
     assert files(page.folder) - before == {kept}
 
 
-def chromium() -> tuple[str, str]:
-    """Paths of the browser and its driver, as Debian's packages install them; skips without."""
-    paths = tuple(shutil.which(name) or "" for name in ("chromium", "chromedriver"))
-    if not all(paths):
-        pytest.skip("no chromium and chromedriver here; `make browser` installs them on Debian")
-    return paths[0], paths[1]
-
-
 @pytest.fixture
 def browser(tmp_path) -> Iterator:
-    binary, driver = chromium()
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    for argument in (
-        "--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-sandbox",
-        "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
-        "--window-size=1300,1100",
-    ):  # fmt: skip
-        options.add_argument(argument)
-    service = webdriver.ChromeService(driver)
-    with webdriver.Chrome(options=options, service=service) as started:
+    with chromium(tmp_path / "profile") as started:
         yield started
 
 
@@ -229,14 +179,7 @@ def test_in_a_browser_an_uploaded_video_is_labelled_as_predict_labels_it(
     wait(lambda: "notes.mp4" in text(".toast-wrap"))
     assert str(page.folder) not in text(".toast-wrap")
 
-    requests = [
-        message["params"]["request"]["url"]
-        for entry in browser.get_log("performance")
-        if (message := json.loads(entry["message"])["message"])["method"]
-        == "Network.requestWillBeSent"
-    ]
-    # The browser's own pages (chrome:) and what is inside the page (data:, blob:) go nowhere.
-    sent = [url for url in requests if url.partition(":")[0] in ("http", "https", "ws", "wss")]
+    sent = requested(browser)
     assert len(sent) > 10
     assert [url for url in sent if not url.startswith(page.url)] == []
 
@@ -377,6 +320,9 @@ def test_mistakes_are_reported_in_a_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert app.main(["--workdir", str(tmp_path), "--port=0"]) == 1
     assert "pip install -r requirements-app.txt" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as error:
-        app.main(["--workdir", str(tmp_path), "--timeout=0"])
-    assert error.value.code == 2
+    assert app.main(["--index", str(tmp_path), "--port=0"]) == 1
+    assert "pip install -r requirements-app.txt" in capsys.readouterr().err
+    for arguments in (["--workdir=a", "--timeout=0"], ["--workdir=a", "--index=b"], []):
+        with pytest.raises(SystemExit) as error:
+            app.main(arguments)
+        assert error.value.code == 2
