@@ -27,9 +27,9 @@ from moclip_jax.codec.activity import Activity, ChunkCutter
 from moclip_jax.input_pipeline.video.decode import decode_frames
 from moclip_jax.input_pipeline.video.motion_vectors import EXPORT_VECTORS
 from moclip_jax.runtime.cli import CommandParser, run
-from moclip_jax.search.build import LONGEST_S, index_videos
 from moclip_jax.search.chunks import Chunk, read_chunks
 from moclip_jax.search.encoder import ClipEncoder, chunk_form
+from moclip_jax.search.indexing import LONGEST_S, index_videos
 from moclip_jax.search.query import Searcher, merge_neighbours
 from moclip_jax.search.store import Entry, Store
 

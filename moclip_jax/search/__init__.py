@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING
 from moclip_jax.runtime.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
-    from moclip_jax.search.build import index_stream as index_stream
-    from moclip_jax.search.build import index_videos as index_videos
+    from moclip_jax.search.indexing import index_stream as index_stream
+    from moclip_jax.search.indexing import index_videos as index_videos
     from moclip_jax.search.query import Moment as Moment
     from moclip_jax.search.query import Searcher as Searcher
 
-_HOMES = {"Moment": "query", "Searcher": "query", "index_stream": "build", "index_videos": "build"}
+_HOMES = {
+    "Moment": "query",
+    "Searcher": "query",
+    "index_stream": "indexing",
+    "index_videos": "indexing",
+}
 
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy_imports(__name__, _HOMES)

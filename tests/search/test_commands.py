@@ -100,15 +100,15 @@ def test_a_killed_run_is_resumed_and_gives_what_a_whole_one_gives(videos, index,
 # Dies when the first chunks of the second file were just stored.
 KILLED = """
 import os, signal, sys
-from moclip_jax.search import build, store
-build._BATCH = 1
+from moclip_jax.search import indexing, store
+indexing._BATCH = 1
 add = store.Store.add
 def add_and_die(self, file, *rest):
     add(self, file, *rest)
     if file == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 store.Store.add = add_and_die
-list(build.index_videos(sys.argv[2:], sys.argv[1], clip="tiny"))
+list(indexing.index_videos(sys.argv[2:], sys.argv[1], clip="tiny"))
 """
 
 
