@@ -1,8 +1,11 @@
 """Settings that every test runs under; they must stand before the first import of JAX."""
 
 import fcntl
+import http.server
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -81,3 +84,35 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pa
         if not (workdir / "report.html").exists():
             pipeline.run(testing.get_config(), workdir)
     return workdir
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[tuple[bytes, bool] | None]]]:
+    """The address of a stream, and its answers, one for each connection.
+
+    An answer is some bytes and whether all of them come; None, or no answer, is an error.
+    """
+    answers: list[tuple[bytes, bool] | None] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            answer = answers.pop(0) if answers else None
+            if answer is None:
+                self.send_error(503)
+                return
+            content, whole = answer
+            self.send_response(200)
+            self.send_header("Content-Type", "video/mp2t")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content if whole else content[: len(content) // 2])
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/live.ts", answers
+        server.shutdown()
+        thread.join()

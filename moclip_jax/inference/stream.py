@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec
-from moclip_jax.input_pipeline.video.motion_vectors import NoVectorsError
+from moclip_jax.input_pipeline.video.reconnect import Connections, Reconnection, StreamError
 from moclip_jax.input_pipeline.video.stream import read_stream
 from moclip_jax.runtime.text_io import json_line
-
-_LONGEST_WAIT_S = 30.0
 
 Label = Callable[[Clip], list[dict[str, Any]]]
 
@@ -55,36 +53,6 @@ class StreamWindow:
     clip: Clip
 
 
-@dataclasses.dataclass(frozen=True)
-class Reconnection:
-    """A lost connection that is made again after a wait.
-
-    Attributes:
-      connection: number of the lost connection, from 1.
-      reason: why it was lost.
-      wait_s: seconds until the next.
-    """
-
-    connection: int
-    reason: str
-    wait_s: float
-
-
-class StreamError(VideoError):
-    """A stream that cannot be read, also not by connecting again.
-
-    Attributes:
-      connection: number of the last connection, from 1.
-    """
-
-    def __init__(self, address: str, reason: str, connection: int):
-        super().__init__(address, reason)
-        self.connection = connection
-
-    def __reduce__(self):
-        return type(self), (self.path, self.reason, self.connection)
-
-
 def events(
     address: str,
     spec: VideoSpec,
@@ -103,9 +71,9 @@ def events(
       StreamError: the stream cannot be opened or read; addresses after `options.retries` more
         connections.
     """
-    connection = failures = 0
+    connections = Connections(address, options.retries, options.endless)
     while True:
-        connection += 1
+        lost = None
         try:
             for window in read_stream(
                 address,
@@ -115,24 +83,15 @@ def events(
                 timeout_s=options.timeout_s,
                 container_format=options.container_format,
             ):
-                failures = 0
-                yield StreamWindow(connection, window.start_s, window.end_s, window.video)
-            if not options.endless:
-                return
-            reason = "the stream ended"
+                connections.received()
+                yield StreamWindow(connections.number, window.start_s, window.end_s, window.video)
         except VideoError as error:
-            # A file or a pipe does not come back, and another try finds no other codec.
-            if "://" not in address or isinstance(error, NoVectorsError):
-                raise StreamError(address, error.reason, connection) from error
-            reason = error.reason
-        if failures >= options.retries:
-            raise StreamError(
-                address, f"{reason}; gave up after {failures} more connections", connection
-            )
-        wait = min(2.0**failures, _LONGEST_WAIT_S)
-        failures += 1
-        yield Reconnection(connection, reason, wait)
-        sleep(wait)
+            lost = error
+        again = connections.ended(lost)
+        if again is None:
+            return
+        yield again
+        sleep(again.wait_s)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

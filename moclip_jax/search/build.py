@@ -79,6 +79,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--timeout", type=float, default=10.0, metavar="S", help="seconds to wait for a stream (10)"
     )
+    parser.add_argument(
+        "--retries", type=int, default=5, metavar="N", help="connections in a row that may fail (5)"
+    )
+    parser.add_argument(
+        "--endless", action="store_true", help="connect again also where the stream ends"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a video and line")
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
     arguments = parser.parse(argv)
@@ -88,6 +94,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--longest={arguments.longest} must be at least 2 seconds")
     if not 0 < arguments.timeout < float("inf"):
         parser.error(f"--timeout={arguments.timeout} must be above 0")
+    if arguments.retries < 0:
+        parser.error(f"--retries={arguments.retries} must be at least 0")
     return arguments
 
 
@@ -112,9 +120,14 @@ def _build(arguments: argparse.Namespace) -> int:
     }  # fmt: skip
     reports: Iterable[Report]
     if arguments.stream:
-        reports = [
-            index_stream(arguments.stream, arguments.output, timeout_s=arguments.timeout, **options)
-        ]
+        reports = index_stream(
+            arguments.stream,
+            arguments.output,
+            timeout_s=arguments.timeout,
+            retries=arguments.retries,
+            endless=arguments.endless,
+            **options,
+        )
     else:
         skipped: list[Any] = []
         videos = list(find_videos(names_given(arguments.videos), skipped))

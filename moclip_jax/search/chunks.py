@@ -21,6 +21,7 @@ from moclip_jax.input_pipeline.video.block_motion import FrameBlocks, join_block
 from moclip_jax.input_pipeline.video.clip import Clip
 from moclip_jax.input_pipeline.video.coded_frames import CodedFrame, coded_frames
 from moclip_jax.input_pipeline.video.decode import open_video, pixel_aspect
+from moclip_jax.input_pipeline.video.limits import VideoError
 from moclip_jax.input_pipeline.video.orientation import shown_aspect
 from moclip_jax.input_pipeline.video.rgb_frames import frame_jpeg
 from moclip_jax.input_pipeline.video.spec import VideoSpec
@@ -103,7 +104,8 @@ def read_stream_chunks(address: str, form: ChunkForm, timeout_s: float) -> Itera
     """Read a stream chunk by chunk, to its end.
 
     Times count from the first frame of the connection; they go on where a jump of the stream's
-    own times begins another recording.
+    own times begins another recording. Of a connection that is lost, all frames that came are in a
+    chunk before the error is raised.
 
     Args:
       address: As `read_stream`.
@@ -114,17 +116,23 @@ def read_stream_chunks(address: str, form: ChunkForm, timeout_s: float) -> Itera
       VideoError: As `read_stream`.
     """
     maker, recording, offset, end = None, -1, 0.0, 0.0
-    for frame in read_stream_frames(address, form.video, timeout_s=timeout_s):
-        if frame.recording != recording:
-            if maker is not None:
-                yield from maker.end(end)
-            maker, recording = ChunkMaker(form, frame.source), frame.recording
-            offset = end - frame.time_s
-        assert maker is not None
-        end = offset + frame.time_s + frame.duration_s
-        yield from maker.add(frame.coded, offset + frame.time_s, frame.pixel_aspect)
+    lost = None
+    try:
+        for frame in read_stream_frames(address, form.video, timeout_s=timeout_s):
+            if frame.recording != recording:
+                if maker is not None:
+                    yield from maker.end(end)
+                maker, recording = ChunkMaker(form, frame.source), frame.recording
+                offset = end - frame.time_s
+            assert maker is not None
+            end = offset + frame.time_s + frame.duration_s
+            yield from maker.add(frame.coded, offset + frame.time_s, frame.pixel_aspect)
+    except VideoError as error:
+        lost = error
     if maker is not None:
         yield from maker.end(end)
+    if lost is not None:
+        raise lost
 
 
 class ChunkMaker:

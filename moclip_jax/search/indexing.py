@@ -111,8 +111,13 @@ def index_videos(
                 continue
             number = before.id if before else next(numbers)
             chunks = read(read_chunks, path, form)
-            known[path] = _index(store, encoder, Entry(number, path, size, mtime_ns), chunks)
-            yield _report(known[path], "failed" if known[path].error else "indexed")
+            entry, error = _index(store, encoder, Entry(number, path, size, mtime_ns), chunks)
+            if error:
+                # A file counts whole or not at all, as everywhere.
+                store.drop_chunks(number)
+                entry = dataclasses.replace(entry, num_chunks=0, duration_s=0.0, error=str(error))
+            known[path] = _finish(store, entry)
+            yield _report(known[path], "failed" if error else "indexed")
 
 
 def index_stream(
@@ -123,8 +128,14 @@ def index_stream(
     workdir: str = "",
     longest_s: float = LONGEST_S,
     timeout_s: float = 10.0,
-) -> Report:
+    retries: int = 5,
+    endless: bool = False,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Report]:
     """Index a stream until it ends; what was indexed can be searched some seconds later.
+
+    A lost connection to an address (`rtsp://...`) is made again after 1, 2, 4 ... 30 seconds. What
+    came before is kept; each connection has an entry and times of its own.
 
     Args:
       address: rtsp:// or http:// address, device, FIFO, growing file, or - for standard input.
@@ -133,24 +144,50 @@ def index_stream(
       workdir: As `index_videos`.
       longest_s: As `index_videos`.
       timeout_s: Seconds to wait for data.
+      retries: Connections in a row that may fail.
+      endless: Connect again also where the stream ends.
+      sleep: Waits some seconds.
 
-    Returns:
-      What was done; its `video` is the address and the time of the connection.
+    Yields:
+      What was done in each connection; its `video` is the address and the time of the connection.
 
     Raises:
       ValueError: As `index_videos`.
       OSError: As `index_videos`.
     """
+    from moclip_jax.input_pipeline.video.reconnect import Connections, StreamError
     from moclip_jax.search.chunks import read_stream_chunks
     from moclip_jax.search.encoder import chunk_form
     from moclip_jax.search.store import Entry
 
+    connections = Connections(address, retries, endless)
     with _writing(index, clip, workdir, longest_s) as (store, encoder):
-        number = max((entry.id for entry in store.entries().values()), default=0) + 1
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        chunks = read_stream_chunks(address, chunk_form(encoder, store.longest_s), timeout_s)
-        entry = _index(store, encoder, Entry(number, f"{address} at {now}", -1, 0), chunks)
-        return _report(entry, "failed" if entry.error else "indexed")
+        form = chunk_form(encoder, store.longest_s)
+        first = max((entry.id for entry in store.entries().values()), default=0) + 1
+        for number in itertools.count(first):
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+            chunks = read_stream_chunks(address, form, timeout_s)
+            entry, lost = _index(
+                store, encoder, Entry(number, f"{address} at {now}", -1, 0), chunks
+            )
+            if entry.num_chunks:
+                connections.received()
+            again = None
+            try:
+                again = connections.ended(lost)
+            except StreamError as error:
+                entry = dataclasses.replace(entry, error=str(error))
+            if again:
+                warning = f"{again.reason}; connected again after {again.wait_s:g} s"
+                entry = dataclasses.replace(entry, warning=warning)
+            if entry.num_chunks:
+                _finish(store, entry)
+            else:
+                store.remove(entry)
+            yield _report(entry, "failed" if entry.error else "indexed")
+            if again is None:
+                return
+            sleep(again.wait_s)
 
 
 @contextlib.contextmanager
@@ -190,15 +227,15 @@ def _writing(
 
 def _index(
     store: "Store", encoder: "Encoder", entry: "Entry", chunks: "Iterator[Chunk]"
-) -> "Entry":
-    """Index a file from its beginning; return its row, which is written last."""
+) -> "tuple[Entry, VideoError | None]":
+    """Store the chunks of a file or stream; return its row, and why it ended too early."""
     from moclip_jax.input_pipeline.video.limits import VideoError
 
+    live, frames, corrupt, lost = entry.size < 0, 0, 0, None
     store.drop_chunks(entry.id)
     store.put(entry)
-    frames = corrupt = 0
     try:
-        for batch in _batches(chunks, live=entry.size < 0):
+        for batch in _batches(chunks, live):
             vectors, probabilities = encoder.chunks(batch)
             thumbnails = [thumbnail(chunk.jpeg) for chunk in batch]
             store.add(entry.id, batch, thumbnails, vectors, probabilities)
@@ -207,32 +244,41 @@ def _index(
             entry = dataclasses.replace(
                 entry, num_chunks=entry.num_chunks + len(batch), duration_s=batch[-1].end_s
             )
-            if entry.size < 0:
+            if live:
                 store.put(entry)
     except VideoError as error:
-        if entry.size >= 0:
-            # A file counts whole or not at all, as everywhere.
-            store.drop_chunks(entry.id)
-            entry = dataclasses.replace(entry, num_chunks=0, duration_s=0.0)
-        entry = dataclasses.replace(entry, error=str(error))
+        lost = error
     if corrupt:
         warning = f"{corrupt} of its {frames} frames are damaged"
         entry = dataclasses.replace(entry, warning=warning)
+    return entry, lost
+
+
+def _finish(store: "Store", entry: "Entry") -> "Entry":
+    """Write a row as that of a file whose chunks are all there."""
     entry = dataclasses.replace(entry, done=True)
     store.put(entry)
     return entry
 
 
 def _batches(chunks: "Iterator[Chunk]", live: bool) -> "Iterator[list[Chunk]]":
+    from moclip_jax.input_pipeline.video.limits import VideoError
+
     batch: list[Chunk] = []
+    lost = None
     since = time.monotonic()
-    for chunk in chunks:
-        batch.append(chunk)
-        if len(batch) == _BATCH or (live and time.monotonic() - since >= _STREAM_BATCH_S):
-            yield batch
-            batch, since = [], time.monotonic()
+    try:
+        for chunk in chunks:
+            batch.append(chunk)
+            if len(batch) == _BATCH or (live and time.monotonic() - since >= _STREAM_BATCH_S):
+                yield batch
+                batch, since = [], time.monotonic()
+    except VideoError as error:
+        lost = error
     if batch:
         yield batch
+    if lost is not None:
+        raise lost
 
 
 def thumbnail(jpeg: bytes) -> bytes:

@@ -1,11 +1,9 @@
 """`predict --stream`: JSON lines of a local HTTP server, of a growing file, of standard input."""
 
 import argparse
-import http.server
 import json
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -21,34 +19,6 @@ SPEC = VideoSpec(width=64, height=48, clip_frames=1)
 def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("clips") / "a.ts"
     return write_video(path, drifting_frames(80), codec="mpeg2video", rate=25)
-
-
-@pytest.fixture
-def server():
-    """Serve what `answers` holds, one after the other: bytes, and whether all of them come."""
-    answers = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            if not answers:
-                self.send_error(503)
-                return
-            content, whole = answers.pop(0)
-            self.send_response(200)
-            self.send_header("Content-Type", "video/mp2t")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content if whole else content[: len(content) // 2])
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/live.ts", answers
-        server.shutdown()
-        thread.join()
 
 
 def arguments(*argv):

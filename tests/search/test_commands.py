@@ -134,7 +134,7 @@ def test_a_growing_file_is_indexed_as_a_stream(videos, tmp_path):
     index = tmp_path / "index"
     path = tmp_path / "camera.ts"
     write_video(path, scene("star", 7), codec="libx264")
-    report = index_stream(str(path), index, clip="tiny", timeout_s=0.5)
+    (report,) = index_stream(str(path), index, clip="tiny", timeout_s=0.5)
     assert report.action == "indexed" and report.duration_s == pytest.approx(5.0, abs=0.1)
     assert report.video.startswith(f"{path} at 20")
     (best, *_) = Searcher(index).search("a star")
@@ -142,8 +142,49 @@ def test_a_growing_file_is_indexed_as_a_stream(videos, tmp_path):
     # It stays when files are indexed, although no file has that name.
     assert by_name(index_videos([videos / "ring.mp4"], index)) == {"ring.mp4": "indexed"}
     assert report.video in {m.video for m in Searcher(index).search("a star")}
-    failed = index_stream(str(tmp_path / "absent.ts"), index, timeout_s=0.5)
+    (failed,) = index_stream(str(tmp_path / "absent.ts"), index, timeout_s=0.5)
     assert failed.action == "failed" and "no such file or device" in failed.error
+
+
+def test_a_lost_connection_is_made_again_and_what_came_is_kept(server, tmp_path):
+    address, answers = server
+    path = write_video(tmp_path / "camera.ts", scene("star", 7), codec="libx264")
+    # Half of it, two connections that fail, and the whole.
+    answers += [(path.read_bytes(), False), None, None, (path.read_bytes(), True)]
+    index, waits = tmp_path / "index", []
+    reports = list(index_stream(address, index, clip="tiny", timeout_s=5, sleep=waits.append))
+    assert waits == [1, 2, 4]
+    assert [report.action for report in reports] == ["indexed"] * 4
+    half, *refused, whole = reports
+    assert "broke off (" in half.warning and half.warning.endswith("connected again after 1 s")
+    assert all("cannot be opened (" in r.warning and r.num_chunks == 0 for r in refused)
+    assert whole.duration_s == pytest.approx(5.0, abs=0.1) and not whole.warning
+    # Half of the bytes are at rest for the most part: every frame that came is in a chunk.
+    came = half.duration_s
+    assert 1 < came < 5
+    searcher = Searcher(index)
+    assert {entry.path for entry in searcher.videos.values()} == {half.video, whole.video}
+    found = searcher.search("a star", top_k=50, merge=False)
+    assert max(m.end_s for m in found if m.video == half.video) == pytest.approx(came)
+    assert found[0].video == whole.video or found[0].end_s == pytest.approx(came)
+
+
+def test_connecting_again_ends_at_its_limit_and_what_came_is_kept(server, tmp_path, capsys):
+    address, answers = server
+    path = write_video(tmp_path / "camera.ts", scene("star", 7), codec="libx264")
+    answers += [(path.read_bytes(), True)]
+    index, waits = tmp_path / "index", []
+    options = {"clip": "tiny", "timeout_s": 5, "retries": 2, "endless": True}
+    *_, last = index_stream(address, index, sleep=waits.append, **options)
+    assert waits == [1, 2]
+    assert last.action == "failed" and "gave up after 2 more connections" in last.error
+    ((_, entry),) = Searcher(index).videos.items()
+    assert entry.duration_s == pytest.approx(5.0, abs=0.1) and entry.done
+    assert "the stream ended; connected again" in entry.warning
+    # The command ends with an error.
+    arguments = [f"--stream={address}", f"--output={index}", "--retries=0", "--json"]
+    assert build.main(arguments) == 1
+    assert "gave up after 0 more" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_classes_of_a_run_are_searched_by_their_label(finished_run, videos, tmp_path, capsys):
@@ -169,6 +210,7 @@ def test_mistakes_on_the_command_line_are_sentences(index, capsys):
         (build, ["-o", "x"], "name at least one VIDEO, or a --stream, but not both"),
         (build, ["a", "-o", "x", "--longest=1"], "--longest=1.0 must be at least 2 seconds"),
         (build, ["a", "-o", "x", "--timeout=0"], "--timeout=0.0 must be above 0"),
+        (build, ["a", "-o", "x", "--retries=-1"], "--retries=-1 must be at least 0"),
     ):
         with pytest.raises(SystemExit) as ended:
             command.main(arguments)

@@ -86,7 +86,7 @@ def test_only_videos_of_the_index_are_given_out(videos, tmp_path):
     shutil.copy(folder / "star.mp4", folder / "a.html")
     stream = write_video(tmp_path / "camera.ts", scene("star", 7), codec="libx264")
     list(index_videos(sorted(folder.iterdir()), index, clip="tiny"))
-    index_stream(str(stream), index, timeout_s=0.5)
+    list(index_stream(str(stream), index, timeout_s=0.5))
     searcher = Searcher(index)
     numbers = {Path(e.path).name.split(" at ")[0]: n for n, e in searcher.videos.items()}
     assert sorted(numbers) == ["a.html", "camera.ts", "ring.mp4", "secret.txt", "star.mp4"]
