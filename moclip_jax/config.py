@@ -204,10 +204,13 @@ def default_config() -> ConfigDict:
 
     config.fusion = ConfigDict()
     # mean (features averaged over segments and frames), temporal (plus convolutions over the
-    # segments in order), attention (a transformer over segments and frames) or evl (a decoder over
-    # the tokens of CLIP's image tower, of all frames). The head on CLIP alone is always mean. See
-    # docs/method.md.
+    # segments in order), attention (a transformer over segments and frames), evl (a decoder over
+    # the tokens of CLIP's image tower, of all frames) or text (starts as zero-shot CLIP and knows
+    # new classes by their words). The head on CLIP alone is always mean. See docs/method.md.
     config.fusion.head = "mean"
+    # How far the head text goes from zero-shot CLIP (0) to what was trained (1), or auto: what
+    # held-out groups of the training split ask for.
+    config.fusion.alpha = "auto"
     # Last layers of CLIP's image tower whose tokens evl reads.
     config.fusion.token_layers = 4
     # Width of the hidden layer (0 makes the head linear; attention: of the tokens), and the share
@@ -318,7 +321,8 @@ def fusion_config(
     That one is always `mean`, so that the rows of all variants compare with the same.
 
     Raises:
-      ValueError: The image tower has fewer layers than the head is to read, or no class token.
+      ValueError: The image tower has fewer layers than the head is to read, no class token, or no
+        texts.
     """
     from moclip_jax.input_pipeline.views import num_images
     from moclip_jax.models.fusion import FusionConfig
@@ -328,6 +332,12 @@ def fusion_config(
     name = fusion.head if motion_features else "mean"
     layers = token_layers(config) if motion_features else 0
     tokens = {}
+    if name == "text" and isinstance(clip, ImageNetConfig):
+        raise ValueError(
+            "config.fusion.head='text' starts from texts, which the image network of "
+            f"config.clip.source='{config.clip.source}' does not know; choose a CLIP, or another "
+            "head"
+        )
     if layers:
         if isinstance(clip, ImageNetConfig):
             raise ValueError(

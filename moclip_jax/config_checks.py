@@ -49,7 +49,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     from moclip_jax.input_pipeline.views import num_images
     from moclip_jax.models.clip_config import IMAGE_FEATURES
     from moclip_jax.models.efficientnet_config import EfficientNetConfig
-    from moclip_jax.models.heads import HEADS
+    from moclip_jax.models.heads import AVERAGING_HEADS, HEADS
     from moclip_jax.models.motion_network import MOTION_HEADS
     from moclip_jax.models.temporal import ATTENTION_HEADS
 
@@ -119,11 +119,16 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             f"config.motion.decay_epochs={motion.decay_epochs} reaches past "
             f"config.motion.num_epochs={motion.num_epochs}; shorten it too"
         )
-    if (motion.head, config.fusion.head) != ("mean", "mean") and motion.num_segments < 2:
+    ordered = motion.head != "mean" or config.fusion.head not in AVERAGING_HEADS
+    if ordered and motion.num_segments < 2:
         yield (
             f"config.motion.num_segments={motion.num_segments} has no order; the heads other than "
-            "mean need at least 2"
+            "mean and text need at least 2"
         )
+    if config.fusion.head == "text":
+        if clip.features != "projected":
+            yield "config.fusion.head='text' reads embeddings; set config.clip.features='projected'"
+        yield from _alpha_problems(config)
     if config.fusion.head == "attention":
         if config.fusion.hidden % ATTENTION_HEADS or config.fusion.hidden == 0:
             yield (
@@ -157,6 +162,23 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     for template in config.zero_shot.templates:
         if "{}" not in template:
             yield f"config.zero_shot.templates: '{template}' has no {{}} for the phrase"
+
+
+def _alpha_problems(config: ConfigDict) -> Iterator[str]:
+    alpha = config.fusion.alpha
+    if alpha == "auto":
+        if config.selection.mode != "heldout":
+            yield (
+                "config.fusion.alpha='auto' is chosen on held-out groups; set it to a number, or "
+                f"config.selection.mode='{config.selection.mode}' to 'heldout'"
+            )
+        return
+    try:
+        known = 0 <= float(alpha) <= 1
+    except ValueError:
+        known = False
+    if not known:
+        yield f"config.fusion.alpha='{alpha}' must be auto or a number from 0 to 1"
 
 
 def _fisher_problems(config: ConfigDict) -> Iterator[str]:

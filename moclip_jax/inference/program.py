@@ -75,8 +75,8 @@ def compile_program(
 ) -> Program:
     """Return a compiled function of `motion` and `images`, as `MoCLIP` takes them.
 
-    It returns the logits float32 `[B, classes]` and CLIP's embedding float32 `[B, D]`, which labels
-    of the user's own are compared with (of an ImageNet tower its features).
+    It returns the logits float32 `[B, classes]` and, float32 `[B, D]`, the `MoCLIP.label_features`
+    that labels of the user's own are compared with.
 
     Args:
       shapes: of `motion` and `images`.
@@ -87,7 +87,6 @@ def compile_program(
     from flax import nnx
     from jax.experimental import serialize_executable
 
-    from moclip_jax.models.clip import CLIP
     from moclip_jax.models.moclip import fused_logits
     from moclip_jax.runtime.device import compiler_options
 
@@ -97,10 +96,10 @@ def compile_program(
     def program(arrays: list[Any], motion: Any, images: Any) -> tuple[Any, Any]:
         merged = nnx.merge(graph, jax.tree.unflatten(structure, arrays))
         appearance, tokens = merged.appearance_features(images)
-        logits = fused_logits(merged.head, merged.motion_features(motion), appearance, tokens)
-        mean = appearance.mean(axis=1).astype(jnp.float32)
-        clip = merged.clip
-        return logits.astype(jnp.float32), clip.embeddings(mean) if isinstance(clip, CLIP) else mean
+        motion = merged.motion_features(motion)
+        logits = fused_logits(merged.head, motion, appearance, tokens)
+        of_labels = merged.label_features(motion, appearance)
+        return logits.astype(jnp.float32), of_labels.astype(jnp.float32)
 
     # XLA's CPU backend cannot serialize what itself came out of JAX's cache of compiled programs.
     # That finds programs by their names too, so a new name makes it compile.

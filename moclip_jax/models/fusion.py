@@ -23,7 +23,7 @@ class FusionConfig:
       normalize: brings each stream's features to unit length first; the published head does not.
       head: one of `moclip_jax.models.heads.HEADS`: `mean` averages features over segments and
         frames; `temporal` adds a temporal residual; `attention` sees a token of each; `evl` sees
-        the tokens of CLIP's image tower.
+        the tokens of CLIP's image tower; `text` starts from the words of the classes.
       num_segments: equal parts of the video that `temporal` and `attention` see.
       num_frames: frames that `attention` and `evl` see.
       token_layers: last layers of the tower whose tokens `evl` sees; 0 for the other heads.
@@ -110,11 +110,11 @@ class FusionHead(nnx.Module):
             raise ValueError(
                 f"FusionHead with motion_features={config.motion_features} {state} motion features"
             )
-        appearance = _averaged(appearance)
-        motion = None if motion is None else _averaged(motion)
+        appearance = averaged(appearance)
+        motion = None if motion is None else averaged(motion)
         if config.normalize:
-            appearance = _unit_length(appearance)
-            motion = None if motion is None else _unit_length(motion)
+            appearance = unit_length(appearance)
+            motion = None if motion is None else unit_length(motion)
         features = appearance
         if motion is not None:
             if motion.shape[-1] != config.motion_features:
@@ -158,9 +158,11 @@ def _draw(
     return jax.lax.dynamic_slice_in_dim(whole, first, shape[0])
 
 
-def _averaged(features: jax.Array) -> jax.Array:
+def averaged(features: jax.Array) -> jax.Array:
+    """Return `[B, D]`, the average over segments or frames of `[B, n, D]`, if there are any."""
     return features.mean(axis=1) if features.ndim == 3 else features
 
 
-def _unit_length(features: jax.Array) -> jax.Array:
+def unit_length(features: jax.Array) -> jax.Array:
+    """Return `[B, D]` of unit length."""
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True)

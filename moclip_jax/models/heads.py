@@ -6,14 +6,18 @@ from flax import nnx
 from moclip_jax.models.evl import EVLHead
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.models.temporal import AttentionHead, TemporalHead
+from moclip_jax.models.text_head import TextHead
 
-Head = FusionHead | AttentionHead | EVLHead
+Head = FusionHead | AttentionHead | EVLHead | TextHead
 HEADS: dict[str, type[Head]] = {
     "mean": FusionHead,
     "temporal": TemporalHead,
     "attention": AttentionHead,
     "evl": EVLHead,
+    "text": TextHead,
 }
+# Those that see features averaged over segments and frames.
+AVERAGING_HEADS = ("mean", "text")
 
 
 def build_head(config: FusionConfig, *, rngs: nnx.Rngs) -> Head:

@@ -17,6 +17,7 @@ from moclip_jax.models.fisher_vectors import FisherConfig, FisherNetwork
 from moclip_jax.models.fusion import FusionConfig
 from moclip_jax.models.heads import Head, apply_head, build_head
 from moclip_jax.models.motion_network import MotionNetwork, MotionNetworkConfig
+from moclip_jax.models.text_head import TextHead
 from moclip_jax.models.towers import Tower, TowerConfig, build_tower
 
 MotionModel = MotionNetwork | FisherNetwork
@@ -82,6 +83,20 @@ class MoCLIP(nnx.Module):
     def appearance_features(self, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Return `appearance_features` of CLIP, with the tokens that the head sees."""
         return appearance_features(self.clip, images, self.head.config.token_layers)
+
+    def label_features(self, motion: jax.Array, appearance: jax.Array) -> jax.Array:
+        """Return what labels in words are compared with, float32 [B, D].
+
+        It is CLIP's embedding, of an ImageNet tower its features; with a head that has learned what
+        motion adds to the embedding, the sum.
+
+        Args:
+          motion: as `fused_logits` takes it; so is `appearance`.
+        """
+        if isinstance(self.head, TextHead):
+            return self.head.embed(motion.mean(axis=1), appearance)
+        mean = appearance.mean(axis=1)
+        return self.clip.embeddings(mean) if isinstance(self.clip, CLIP) else mean
 
     def __call__(self, motion: jax.Array, images: jax.Array) -> jax.Array:
         """Return the logits, float32 [B, num_classes].

@@ -19,6 +19,7 @@ from moclip_jax.models.flops import count_parameters, multiply_adds
 from moclip_jax.models.heads import Head, apply_head
 from moclip_jax.models.moclip import MotionModel
 from moclip_jax.models.motion_network import MotionNetwork
+from moclip_jax.models.text_head import TextHead
 from moclip_jax.models.towers import Tower
 from moclip_jax.runtime.files import write_json
 from moclip_jax.training.features import Features
@@ -112,15 +113,20 @@ def evaluate(
       `gflops_per_view` (for one motion field, one image), `params` (of all networks that a video
       goes through) and `trainable_params` (trained for this row).
     """
-    scores = {}
+    scores, fusion = {}, heads["fusion"]
     if text is not None:
         assert isinstance(clip, CLIP)
         embeddings = clip.embeddings(features.appearance.mean(axis=1))
-        scores["zero_shot"] = zero_shot_logits(np.asarray(embeddings), text)
+        scores["zero_shot"] = (
+            # The start of that head: the same program gives the same bits.
+            fused_logits(fusion.interpolated(0.0), features)
+            if isinstance(fusion, TextHead)
+            else zero_shot_logits(np.asarray(embeddings), text)
+        )
     scores |= {
         "clip_head": fused_logits(heads["clip_head"], features),
         "motion": motion_logits(network, features.motion),
-        "fusion": fused_logits(heads["fusion"], features),
+        "fusion": fused_logits(fusion, features),
     }
     one_view = cost_of_one_view(config, network, clip)
     cost = cost_of_views(config, one_view)
@@ -154,7 +160,9 @@ def evaluate(
         "zero_shot": frames,
         "clip_head": frames,
         "motion": views + _head_name(config.motion.head),
-        "fusion": f"{views} + {frames}" + _head_name(config.fusion.head),
+        "fusion": f"{views} + {frames}"
+        + _head_name(config.fusion.head)
+        + (f", alpha {fusion.alpha[...]:.1f}" if isinstance(fusion, TextHead) else ""),
     }
     rows = {
         name: {

@@ -6,15 +6,18 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.models.heads import Head, apply_head, build_head
+from moclip_jax.models.text_head import ClassText, TextHead
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.progress import say
 from moclip_jax.runtime.tree_io import load_tree, save_tree
+from moclip_jax.training.evaluate import fused_logits
 from moclip_jax.training.features import Features
 from moclip_jax.training.metrics import class_weights
 from moclip_jax.training.optimizers import head_optimizer
@@ -22,6 +25,8 @@ from moclip_jax.training.ridge import fit_ridge_head
 from moclip_jax.training.scan_epoch import DeviceData, place_data
 from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
 
+# From zero-shot CLIP to the trained head.
+ALPHAS = np.linspace(0, 1, 11)
 # Row of the results -> whether its head uses motion features.
 HEADS = {"clip_head": False, "fusion": True}
 
@@ -94,6 +99,7 @@ def train_heads(
     directory: Path,
     about: Mapping[str, Any] | None = None,
     groups: Sequence[str] = (),
+    class_text: ClassText | None = None,
 ) -> None:
     """Train both heads on cached features, and write each to `directory/NAME/network`.
 
@@ -106,6 +112,7 @@ def train_heads(
       directory: The stage's folder; training resumes from its newest checkpoint.
       about: What else the heads are made from, see `Task.about`.
       groups: Of the training videos; for `config.fusion.fit='ridge'`.
+      class_text: Of the classes; for `config.fusion.head='text'`.
     """
     fusion = config.fusion
     if fusion.fit == "ridge":
@@ -126,6 +133,9 @@ def train_heads(
         if distributed.run_on_main((directory / name / "network").exists):
             continue
         head = build_head(head_config, rngs=nnx.Rngs(config.seed))
+        if isinstance(head, TextHead):
+            assert class_text is not None
+            head.start_from(class_text)
 
         def choices(epoch: int, first_step: int) -> dict[str, np.ndarray]:
             return feature_choices(
@@ -169,7 +179,24 @@ def train_heads(
             directory / name,
             mesh,
         )
+        if isinstance(trained, TextHead):
+            trained = trained.interpolated(_alpha(fusion.alpha, trained, validation))
         save_tree(directory / name / "network", nnx.state(trained))
+
+
+def _alpha(setting: str, head: TextHead, heldout: Features) -> float:
+    """Return the number that `config.fusion.alpha` is, or that held-out videos ask for."""
+    if setting != "auto":
+        return float(setting)
+    losses = [
+        optax.softmax_cross_entropy_with_integer_labels(
+            fused_logits(head.interpolated(alpha), heldout), heldout.label
+        ).mean()
+        for alpha in ALPHAS
+    ]
+    alpha = float(ALPHAS[np.argmin(losses)])
+    say(f"fusion: alpha {alpha:.1f} has the least loss on the held-out videos")
+    return alpha
 
 
 def load_head(config: FusionConfig, directory: Path) -> Head:

@@ -22,9 +22,10 @@ from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset
 from moclip_jax.models.clip import CLIP
 from moclip_jax.models.fusion import FusionConfig
+from moclip_jax.models.heads import AVERAGING_HEADS
 from moclip_jax.models.image_preprocessing import DEFAULT_PREPROCESSING, check_frame_size
-from moclip_jax.models.imagenet_tower import ImageNetTower
 from moclip_jax.models.moclip import MotionModel
+from moclip_jax.models.text_head import ClassText
 from moclip_jax.models.towers import Tower
 from moclip_jax.pretrained import load_tower
 from moclip_jax.reporting.report import TIME_FILE, write_report
@@ -56,6 +57,7 @@ from moclip_jax.training.stage_settings import (
     config_section,
     dataset_settings,
     features_settings,
+    fusion_settings,
     motion_settings,
 )
 from moclip_jax.training.stages import StageRecord, check_weights
@@ -207,14 +209,14 @@ class Pipeline:
     @functools.cached_property
     def network(self) -> MotionModel:
         """The trained motion network."""
-        num_classes = len(self.dataset.class_names)
-        return load_motion_network(self.config, num_classes, self.workdir / "motion")
+        classes = self.dataset.class_names
+        return load_motion_network(self.config, len(classes), self.workdir / "motion")
 
     @functools.cached_property
     def text(self) -> Any:
         """The text features of the classes, float32 `[classes, D]`, of unit length, or None."""
         clip, tokenizer = self.clip_and_tokenizer
-        if isinstance(clip, ImageNetTower):
+        if not isinstance(clip, CLIP):
             return None
         phrases = class_phrases(self.dataset.class_names, self.config.zero_shot.phrases)
         return class_embeddings(clip, tokenizer, phrases, self.config.zero_shot.templates)
@@ -226,7 +228,7 @@ class Pipeline:
             split,
             len(self.splits[split]),
             each_view=split == "train",
-            each_segment=split == "test" or self.config.fusion.head != "mean",
+            each_segment=split == "test" or self.config.fusion.head not in AVERAGING_HEADS,
         )
 
     def groups(self, split: str) -> list[str]:
@@ -297,6 +299,7 @@ def _features(run: Pipeline) -> None:
 
 def _fusion(run: Pipeline) -> None:
     run.check_weights()
+    starts = run.config.fusion.head == "text"
     train_heads(
         run.config,
         run.features("train"),
@@ -310,6 +313,7 @@ def _fusion(run: Pipeline) -> None:
             "weights": run.weights,
         },
         groups=run.groups("train"),
+        class_text=ClassText.of_clip(run.clip_and_tokenizer[0], run.text) if starts else None,
     )
 
 
@@ -376,7 +380,7 @@ STAGE_TABLE: dict[str, Stage] = {
     "prepare": Stage(dataset_settings, _prepare),
     "motion": Stage(motion_settings, _motion),
     "features": Stage(features_settings, _features),
-    "fusion": Stage(config_section("fusion"), _fusion),
+    "fusion": Stage(fusion_settings, _fusion),
     "evaluate": Stage(config_section("zero_shot"), _evaluate),
     "export": Stage(config_section("predict"), _export),
 }

@@ -60,6 +60,16 @@ def features_settings(config: ConfigDict) -> dict[str, Any]:
     return {**sections, "features": features}
 
 
+def fusion_settings(config: ConfigDict) -> dict[str, Any]:
+    """Return what the heads depend on."""
+    fusion = config.fusion.to_dict()
+    if fusion["head"] == "text":
+        return {"fusion": fusion} | config_section("zero_shot")(config)
+    # Left out, so that the results of earlier versions are kept.
+    del fusion["alpha"]
+    return {"fusion": fusion}
+
+
 def config_section(name: str) -> Callable[[ConfigDict], dict[str, Any]]:
     """Return a function that returns a section of the configuration under its name."""
     return lambda config: {name: config[name].to_dict()}

@@ -146,6 +146,14 @@ def test_every_config_has_exactly_the_fields_of_the_common_one(module):
         (("motion.head", "motion.num_segments"), ("temporal", 1), "num_segments=1 has no order"),
         (("fusion.head", "fusion.hidden"), ("attention", 0), "config.fusion.hidden=0 must be a"),
         (("fusion.head", "fusion.normalize"), ("attention", True), "attention has its own"),
+        (("fusion.head", "fusion.alpha"), ("text", "1.5"), "must be auto or a number from 0 to 1"),
+        (("fusion.head", "fusion.alpha"), ("text", "most"), "must be auto or a number from 0 to 1"),
+        (
+            ("fusion.head", "clip.features"),
+            ("text", "pooled"),
+            "set config.clip.features='projected'",
+        ),
+        (("fusion.head", "selection.mode"), ("text", "last"), "is chosen on held-out groups"),
         ("zero_shot.templates", ("a photo",), "a photo"),
     ],
 )
@@ -183,6 +191,7 @@ def test_a_stage_depends_on_its_own_settings_and_those_before_it():
     assert changed_stages("fusion.hidden", 8) == stages[3:]
     assert changed_stages("motion.head", "temporal") == stages[1:]
     assert changed_stages("fusion.head", "temporal") == stages[3:]
+    assert changed_stages("fusion.alpha", "0.5") == []  # of another head
     # Its tokens are stored with the features.
     assert changed_stages("fusion.head", "evl") == stages[2:]
     assert changed_stages("predict.num_segments", 8) == stages[5:]
