@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         "print a table, write a JSON file.",
         ("--quick", "--only=clip,motion --rounds=3"),
     )
-    parser.add_argument("--quick", action="store_true", help="fewer passes and rows, no tables")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer passes and rows, no tables but those named"
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="timed passes of each side")
     parser.add_argument(
         "--only", default="", metavar="NAMES", help=f"of {', '.join((*GROUPS, *TABLES))}"
@@ -90,7 +92,7 @@ def measure(groups: list[str], rounds: int, quick: bool, file: Path) -> None:
     for name in [group for group in groups if group in TABLES]:
         print(f"\n{name}:\n")
         sys.stdout.flush()
-        tables[name] = _apart(TABLES[name], rounds)
+        tables[name] = _apart(TABLES[name], rounds, quick)
     measured = {"rows": [row.to_json() for row in rows], "tables": tables}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(about | measured, indent=1) + "\n")
@@ -205,37 +207,52 @@ def _head(setup: Setup) -> Iterator[Any]:
     yield heads.head_training(setup.networks.folder, setup.peer, 5 if setup.quick else 100, 1)
 
 
-def _reading(rounds: int) -> list[dict[str, Any]]:
+def _reading(rounds: int, quick: bool) -> list[dict[str, Any]]:
     from benchmarks import video
     from benchmarks.peer import PYTHON
 
     return video.print_table(rounds, str(PYTHON))
 
 
-def _preparation(rounds: int) -> list[dict[str, Any]]:
+def _preparation(rounds: int, quick: bool) -> list[dict[str, Any]]:
     from benchmarks import preparation
 
     return preparation.print_rows(workers=1)
 
 
-def _pipeline(rounds: int) -> list[dict[str, Any]]:
+def _pipeline(rounds: int, quick: bool) -> list[dict[str, Any]]:
     from benchmarks import pipeline
 
     return pipeline.print_rows(rounds)
 
 
-def _startup(rounds: int) -> list[dict[str, Any]]:
+def _startup(rounds: int, quick: bool) -> list[dict[str, Any]]:
     from benchmarks import startup
 
     return startup.print_rows(rounds)
 
 
+def _codec(rounds: int, quick: bool) -> list[dict[str, Any]]:
+    from benchmarks import codec
+    from benchmarks.peer import PYTHON
+
+    return codec.print_table(1 if quick else rounds, str(PYTHON))
+
+
+def _search(rounds: int, quick: bool) -> list[dict[str, Any]]:
+    from benchmarks import search
+
+    return search.print_rows(quick)
+
+
 # Of one core, and with units of their own, so each prints its own table.
-TABLES: dict[str, Callable[[int], list[dict[str, Any]]]] = {
+TABLES: dict[str, Callable[[int, bool], list[dict[str, Any]]]] = {
     "reading": _reading,
     "preparation": _preparation,
     "pipeline": _pipeline,
     "startup": _startup,
+    "codec": _codec,
+    "search": _search,
 }
 
 GROUPS: dict[str, Callable[[Setup], Iterator[Any]]] = {

@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -245,20 +246,41 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse(argv)
     if arguments.memory_of:
         return run(lambda: _memory_of(arguments.memory_of))
-    return run(lambda: measure(arguments.only.split(","), arguments) and None)
+    sections = arguments.only.split(",")
+    if unknown := sorted(set(sections) - set(SECTIONS)):
+        parser.error(f"--only={unknown[0]}: there are {', '.join(SECTIONS)}")
+    lengths = arguments.minutes, arguments.seconds, arguments.hours
+    return run(lambda: measure(sections, arguments.folder, *lengths) and None)
 
 
-def measure(sections: list[str], arguments: object) -> dict[str, object]:
-    """Measure some sections."""
-    folder = pathlib.Path(arguments.folder)  # type: ignore[attr-defined]
-    os.makedirs(folder, exist_ok=True)
-    measured = {
-        "events": lambda: events(folder, arguments.minutes),  # type: ignore[attr-defined]
-        "speed": lambda: speed(folder, arguments.seconds),  # type: ignore[attr-defined]
-        "query": lambda: query(folder, 100_000),
-        "memory": lambda: memory(folder, arguments.hours),  # type: ignore[attr-defined]
+def measure(
+    sections: Sequence[str],
+    folder: str,
+    minutes: float,
+    seconds: float,
+    hours: float,
+    rows: int = 100_000,
+) -> dict[str, Any]:
+    """Measure some sections, and print each as it is done."""
+    root = pathlib.Path(folder)
+    os.makedirs(root, exist_ok=True)
+    measured: dict[str, Callable[[], Any]] = {
+        "events": lambda: events(root, minutes),
+        "speed": lambda: speed(root, seconds),
+        "query": lambda: query(root, rows),
+        "memory": lambda: memory(root, hours),
     }
     return {name: measured[name]() for name in sections}
+
+
+def print_rows(quick: bool) -> list[dict[str, Any]]:
+    """Measure all sections in a folder of their own, of short files if `quick`."""
+    with tempfile.TemporaryDirectory() as folder:
+        if quick:
+            found = measure(SECTIONS[:3], folder, 2.0, 60.0, 0.0, 10_000)
+        else:
+            found = measure(SECTIONS, folder, 60.0, 300.0, 10.0)
+    return [{"section": name, "measured": values} for name, values in found.items()]
 
 
 if __name__ == "__main__":
