@@ -21,6 +21,11 @@ COMMANDS = {
     "ablate": ("moclip_jax.training.ablate", "train the variants of an ablation study"),
     "splits": ("moclip_jax.training.splits", "train on each split of a data set and average"),
     "few-shot": ("moclip_jax.training.few_shot", "train with few videos of each class"),
+    "base-to-novel": (
+        "moclip_jax.training.base_to_novel",
+        "train on half of the classes, test on the others by their words",
+    ),
+    "transfer": ("moclip_jax.training.transfer", "test a model on another data set by words"),
     "report": ("moclip_jax.reporting.report", "write the report of a finished run again"),
     "import-published": (
         "moclip_jax.pretrained.import_published",

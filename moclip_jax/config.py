@@ -103,6 +103,8 @@ def default_config() -> ConfigDict:
     config.selection.shots = 0
     # File with a line `path label` for each training video to use; empty for all.
     config.selection.shot_list = ""
+    # Classes to train and test, the first of the data set; 0 for all.
+    config.selection.num_classes = 0
 
     config.motion = ConfigDict()
     # Where motion comes from: reencode (the canonical form, as published), native (the vectors of

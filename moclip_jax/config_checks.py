@@ -88,8 +88,10 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         yield f"config.dataset.split={dataset.split}; {dataset.name} has splits 1, 2 and 3"
     if not 0 < config.selection.heldout_fraction < 1:
         yield "config.selection.heldout_fraction must lie between 0 and 1"
-    if config.selection.shots < 0:
-        yield f"config.selection.shots={config.selection.shots} must be 0 (all) or more"
+    for field in ("shots", "num_classes"):
+        value, written = setting(f"selection.{field}")
+        if value < 0:
+            yield f"{written} must be 0 (all) or more"
     if config.selection.shot_list and not Path(config.selection.shot_list).expanduser().is_file():
         yield f"config.selection.shot_list='{config.selection.shot_list}' is not a file"
     if config.features.batch_size < 0:

@@ -232,6 +232,15 @@ def test_an_import_without_its_files(tmp_path):
     assert "error: --motion is missing; pass its file" in done.stderr
 
 
+def test_a_transfer_without_its_run(tmp_path):
+    command = [sys.executable, "-m", "moclip_jax.training.transfer", "--config=testing"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: --run is missing; pass the folder of a finished run" in done.stderr
+
+
 def test_a_batch_larger_than_the_training_split(tmp_path):
     config = testing.get_config()
     config.motion.batch_size = 4000

@@ -108,6 +108,19 @@ class PreparedDataset:
             "rejected_test": rejected_test,
         }
 
+    def first_classes(self, number: int) -> "PreparedDataset":
+        """Return the data set of the first classes alone, in the order of the labels.
+
+        Raises:
+          ValueError: It has fewer classes.
+        """
+        if number > len(self.class_names):
+            raise ValueError(
+                f"config.selection.num_classes={number}: the data set has {len(self.class_names)}"
+            )
+        index = tuple(entry for entry in self.index if entry.label < number)
+        return dataclasses.replace(self, class_names=self.class_names[:number], index=index)
+
     def labels(self, names: Sequence[str]) -> np.ndarray:
         """Return the classes of videos of the index, prepared or rejected, int64 `[n]`."""
         entries = {entry.name: entry for entry in self.index}

@@ -22,7 +22,7 @@ def open_dataset(config: ConfigDict, workdir: Path, *, only_open: bool = False) 
       FileNotFoundError: They do not exist, and `only_open` is set.
       ValueError: The files or settings of the data set are wrong, or have changed since.
     """
-    return distributed.run_on_main_first(
+    dataset = distributed.run_on_main_first(
         lambda: prepare_dataset(
             config.dataset.name,
             data_dir=config.dataset.data_dir or str(workdir / "data"),
@@ -35,6 +35,8 @@ def open_dataset(config: ConfigDict, workdir: Path, *, only_open: bool = False) 
             beam=config.dataset.beam,
         )
     )
+    number = config.selection.get("num_classes", 0)
+    return dataset.first_classes(number) if number else dataset
 
 
 def video_splits(config: ConfigDict, dataset: PreparedDataset) -> dict[str, list[str]]:
@@ -44,7 +46,7 @@ def video_splits(config: ConfigDict, dataset: PreparedDataset) -> dict[str, list
         selection=config.selection.mode,
         heldout_fraction=config.selection.heldout_fraction,
         seed=config.seed,
-        # Reports are also written of runs of earlier versions, which had neither.
+        # Reports are also written of runs of earlier versions, which had none of these.
         shots=config.selection.get("shots", 0),
         shot_list=config.selection.get("shot_list", ""),
     )

@@ -20,7 +20,9 @@ REPOSITORY = Path(__file__).parents[2]
 RECIPE_COMMANDS = (
     "moclip_jax.main",
     "moclip_jax.training.ablate",
+    "moclip_jax.training.base_to_novel",
     "moclip_jax.training.few_shot",
+    "moclip_jax.training.transfer",
     "moclip_jax.training.splits",
     "moclip_jax.pretrained.import_published",
 )
@@ -103,7 +105,7 @@ def test_an_option_that_does_not_exist_ends_with_status_2(module, capsys):
         (["--config=configs/demo.py"], "--workdir is missing"),
         (
             ["--config=configs/dem.py"],
-            "no such file; there are configs/demo.py, configs/demo_order.py",
+            "no such file; there are configs/demo.py, configs/demo_few.py, configs/demo_order.py",
         ),
         (["--config=README.md", "--workdir=x"], "cannot be run as a file of settings: SyntaxError"),
         (["--config=configs/demo.py", "--workdir=x", "more"], "unknown argument 'more'"),

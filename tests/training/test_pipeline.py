@@ -8,7 +8,7 @@ import pytest
 
 from moclip_jax.config import STAGES, default_config
 from moclip_jax.config_checks import check_config
-from moclip_jax.configs import demo, demo_order, hmdb51, testing, ucf101, video_folder
+from moclip_jax.configs import demo, demo_few, demo_order, hmdb51, testing, ucf101, video_folder
 from moclip_jax.runtime.tree_io import load_tree
 from moclip_jax.training import pipeline
 from moclip_jax.training.pipeline import stage_settings
@@ -98,12 +98,14 @@ def test_the_frozen_networks_are_bit_identical_after_the_head_was_trained(finish
             np.testing.assert_array_equal(a[...], b[...], err_msg=str(path))
 
 
-@pytest.mark.parametrize("module", [demo, demo_order, testing])
+@pytest.mark.parametrize("module", [demo, demo_few, demo_order, testing])
 def test_the_configs_that_need_nothing_are_valid(module):
     check_config(module.get_config())
 
 
-@pytest.mark.parametrize("module", [demo, demo_order, testing, ucf101, hmdb51, video_folder])
+@pytest.mark.parametrize(
+    "module", [demo, demo_few, demo_order, testing, ucf101, hmdb51, video_folder]
+)
 def test_every_config_has_exactly_the_fields_of_the_common_one(module):
     assert set(config_fields(module.get_config())) == set(config_fields(default_config()))
 
