@@ -8,30 +8,25 @@ elsewhere, listens on the loopback address by default, and deletes uploads.
 
 import argparse
 import contextlib
-import ipaddress
 import os
-import re
-import signal
-import socket
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import av
 from PIL import Image
 
 from moclip_jax.inference.clip_reader import ClipReader
+from moclip_jax.inference.label_sets import parse_labels
 from moclip_jax.inference.recognizer import Recognizer, load
 from moclip_jax.input_pipeline.datasets.shapes import MOTIONS, SHAPES, render_clip
 from moclip_jax.input_pipeline.video.clip import VideoError
 from moclip_jax.input_pipeline.video.files import videos_under
 from moclip_jax.reporting.page_figures import MOST_LABELS, motion_image, timeline_image
+from moclip_jax.runtime import http_server
 from moclip_jax.runtime.cli import CommandParser, run
 
-MOST_WORDS = 50
 # The browser may load nothing from elsewhere, whatever Gradio's page requests.
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
@@ -39,22 +34,6 @@ POLICY = (
     "worker-src 'self' blob:; font-src 'self' data:; connect-src 'self' blob: data:; "
     "frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
 )
-# Gradio would fetch addresses on the visitor's behalf; this page has no use for that.
-FOREIGN = re.compile(r"/(file=(https?|ftp):|proxy=)", re.IGNORECASE)
-
-
-def parse_words(text: str) -> tuple[str, ...]:
-    """Return the labels in a text, separated by commas or lines, each once.
-
-    Raises:
-      ValueError: there is a single one, which is no choice, or there are too many.
-    """
-    words = tuple(dict.fromkeys(w.strip() for w in re.split(r"[,\n]", text) if w.strip()))
-    if len(words) == 1:
-        raise ValueError("One label is no choice: give at least two, separated by commas, or none.")
-    if len(words) > MOST_WORDS:
-        raise ValueError(f"{len(words)} labels are too many; at most {MOST_WORDS}.")
-    return words
 
 
 def example_videos(class_names: Sequence[str], given: str, folder: Path) -> list[str]:
@@ -95,32 +74,6 @@ def example_videos(class_names: Sequence[str], given: str, folder: Path) -> list
     return videos
 
 
-class OnlyOwnContent:
-    """ASGI middleware: rejects requests for other sites' content, and forbids pages to make any."""
-
-    def __init__(self, app: Any, policy: str):
-        self._app, self._policy = app, policy
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request on."""
-        from starlette.datastructures import MutableHeaders
-        from starlette.responses import PlainTextResponse
-
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = self._policy
-                headers["X-Content-Type-Options"] = "nosniff"
-                headers["Referrer-Policy"] = "no-referrer"
-                headers["Cross-Origin-Resource-Policy"] = "same-origin"
-            await send(message)
-
-        app = self._app
-        if scope["type"] == "http" and FOREIGN.search(scope["path"]):
-            app = PlainTextResponse("not from here", status_code=403)
-        await app(scope, receive, send_with_policy)
-
-
 def make_page(
     reader: ClipReader,
     recognizer: Recognizer,
@@ -144,7 +97,7 @@ def make_page(
         try:
             if not path:
                 raise ValueError("Drop a video first, or choose an example.")
-            words = parse_words(text or "")
+            words = parse_labels(text or "")
             clip = reader.read(path)
             prediction = reader.predict(path, clip, words)
         except VideoError as error:
@@ -211,7 +164,7 @@ def make_server_app(page: Any, host: str, max_megabytes: float) -> Any:
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     return gradio.mount_gradio_app(
-        guarded(app, host, POLICY),
+        http_server.guarded(app, host, POLICY),
         page,
         path="/",
         allowed_paths=[],
@@ -225,42 +178,6 @@ def make_server_app(page: Any, host: str, max_megabytes: float) -> Any:
     )
 
 
-def guarded(app: Any, host: str, policy: str) -> Any:
-    """Add to an application what keeps other sites out of its pages, and its pages off them.
-
-    Args:
-      app: of Starlette or FastAPI.
-      host: the address that it is served at.
-      policy: the Content-Security-Policy of its answers.
-    """
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-
-    app.add_middleware(OnlyOwnContent, policy=policy)
-    if _is_loopback(host):
-        # A web site whose name is made to point here must not be able to talk to the page.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
-    return app
-
-
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
-@contextlib.contextmanager
-def _own_folder() -> Iterator[Path]:
-    """Give Gradio a folder for uploads and figures, deleted in the end, also on SIGTERM."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGTERM, stop)
-    with tempfile.TemporaryDirectory(prefix="moclip_jax_app_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        yield Path(folder)
-
-
 def serve(arguments: argparse.Namespace) -> None:
     """Serve the page until it is stopped.
 
@@ -272,26 +189,12 @@ def serve(arguments: argparse.Namespace) -> None:
     # Before Gradio is imported, which reads them then.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    with contextlib.ExitStack() as opened:
-        folder = opened.enter_context(_own_folder())
-        server = opened.enter_context(socket.create_server((arguments.host, arguments.port)))
-        # A missing package is reported before the model is loaded.
-        try:
-            import gradio  # noqa: F401
-            import uvicorn
-        except ModuleNotFoundError as error:
-            raise OSError(
-                f"the page needs {error.name}, which is not installed; install it with: "
-                f"{sys.executable} -m pip install -r requirements-app.txt"
-            ) from error
 
+    def make_app(folder: Path, opened: contextlib.ExitStack) -> Any:
         search = bool(arguments.index)
-        app = _searching(arguments) if search else _recognising(arguments, folder, opened)
-        print(f"page: http://{arguments.host}:{server.getsockname()[1]}", flush=True)
-        if not _is_loopback(arguments.host):
-            print("anyone who reaches this address can use it: it has no password", flush=True)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-        uvicorn.Server(config).run(sockets=[server])
+        return _searching(arguments) if search else _recognising(arguments, folder, opened)
+
+    http_server.serve(make_app, arguments, name="page", extra="app", packages=["gradio"])
 
 
 def _recognising(arguments: argparse.Namespace, folder: Path, opened: contextlib.ExitStack) -> Any:
@@ -320,7 +223,7 @@ def _searching(arguments: argparse.Namespace) -> Any:
     # still be asked for its classes.
     with contextlib.suppress(ValueError):
         searcher.search("a", top_k=1)
-    return guarded(page.make_search_app(searcher), arguments.host, page.POLICY)
+    return http_server.guarded(page.make_search_app(searcher), arguments.host, page.POLICY)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -342,21 +245,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown.add_argument(
         "--index", default="", metavar="INDEX", help="folder of an index, to be searched"
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="0 takes any free one (7860)")
     parser.add_argument("--examples", default="", metavar="DIR", help="videos to choose from")
     limits = {
-        "max_megabytes": (100.0, "of a video (100)"),
-        "timeout": (60.0, "seconds without progress until a video is given up (60)"),
-        "keep_minutes": (10.0, "before an upload is deleted (10)"),
+        "max_megabytes": (100.0, "of a video"),
+        "timeout": (60.0, "seconds without progress until a video is given up"),
+        "keep_minutes": (10.0, "before an upload is deleted"),
     }
-    for name, (default, text) in limits.items():
-        parser.add_argument(f"--{name}", type=float, default=default, metavar="N", help=text)
-    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
-    arguments = parser.parse(argv)
-    for name in limits:
-        if not 0 < getattr(arguments, name) < float("inf"):
-            parser.error(f"--{name}={getattr(arguments, name)} must be above 0")
+    arguments = http_server.parse_arguments(parser, argv, port=7860, limits=limits)
     return run(lambda: serve(arguments), traceback=arguments.traceback)
 
 

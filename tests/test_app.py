@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +19,12 @@ import pytest
 from moclip_jax import app
 from moclip_jax.inference import clip_reader
 from moclip_jax.inference.clip_reader import ClipReader
+from moclip_jax.inference.label_sets import parse_labels
 from moclip_jax.inference.recognizer import load
-from moclip_jax.input_pipeline.video import subprocess_pool
 from moclip_jax.input_pipeline.video.clip import VideoError, read_clip
 from moclip_jax.reporting.page_figures import motion_image, timeline_image
 from tests.input_pipeline import real_clips
+from tests.input_pipeline.misbehaving import end_by_a_crash, never_end, take_all_memory
 from tests.input_pipeline.video_fixtures import damage_packets, write_noisy_video
 from tests.served_page import chromium, get, requested, served
 
@@ -262,18 +262,6 @@ def test_the_page_warns_of_damaged_frames(recognizer, reader, tmp_path, monkeypa
     assert told == ["2 of its 24 frames are damaged"]
 
 
-def end_by_a_crash(*_):
-    os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def take_all_memory(*_):
-    return bytearray(subprocess_pool.MAX_READER_MEMORY + 1)
-
-
-def never_end(*_):
-    time.sleep(600)
-
-
 def test_a_file_that_crashes_or_holds_up_its_process_costs_only_its_own_answer(
     recognizer, clip, monkeypatch
 ):
@@ -295,12 +283,12 @@ def test_a_file_that_crashes_or_holds_up_its_process_costs_only_its_own_answer(
 
 
 def test_words_are_separated_by_commas_and_lines_and_a_single_one_is_no_choice():
-    assert app.parse_words(" a star, a ring\na star,,") == ("a star", "a ring")
-    assert app.parse_words("  ") == ()
+    assert parse_labels(" a star, a ring\na star,,") == ("a star", "a ring")
+    assert parse_labels("  ") == ()
     with pytest.raises(ValueError, match="One label is no choice: give at least two"):
-        app.parse_words("a star")
+        parse_labels("a star")
     with pytest.raises(ValueError, match="51 labels are too many; at most 50"):
-        app.parse_words(",".join(map(str, range(51))))
+        parse_labels(",".join(map(str, range(51))))
 
 
 def test_examples_are_the_files_of_a_folder_or_drawn_for_the_embedded_set(tmp_path):

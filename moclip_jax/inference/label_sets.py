@@ -1,5 +1,6 @@
 """Probabilities over the trained classes, or over labels of the user's own."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,22 @@ if TYPE_CHECKING:
 
 # Prompts around the user's own labels, which may be a thing, a person or a whole scene.
 WORD_TEMPLATES = ("{}", "a photo of {}.", "a video of {}.")
+# Of the user's own, in a page or a service.
+MOST_LABELS = 50
+
+
+def parse_labels(text: str) -> tuple[str, ...]:
+    """Return the labels in a text, separated by commas or lines, each once.
+
+    Raises:
+      ValueError: there is a single one, which is no choice, or there are too many.
+    """
+    words = tuple(dict.fromkeys(w.strip() for w in re.split(r"[,\n]", text) if w.strip()))
+    if len(words) == 1:
+        raise ValueError("One label is no choice: give at least two, separated by commas, or none.")
+    if len(words) > MOST_LABELS:
+        raise ValueError(f"{len(words)} labels are too many; at most {MOST_LABELS}.")
+    return words
 
 
 class LabelSet:

@@ -5,6 +5,7 @@ import pathlib
 import signal
 import time
 
+from moclip_jax.input_pipeline.video import subprocess_pool
 from moclip_jax.input_pipeline.video.clip import (
     Clip,
     VideoError,
@@ -36,3 +37,15 @@ def make(number: int, trap: str, folder: str) -> Clip:
     if trap == "slow":
         time.sleep(0.3)
     return clip_from_frames(drifting_frames(3, 32, 32, seed=number), SPEC, 25.0)
+
+
+def end_by_a_crash(*_):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def take_all_memory(*_):
+    return bytearray(subprocess_pool.MAX_READER_MEMORY + 1)
+
+
+def never_end(*_):
+    time.sleep(600)

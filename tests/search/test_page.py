@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from moclip_jax import app
+from moclip_jax.runtime import http_server
 from moclip_jax.search import Searcher, index_stream, index_videos, page
 from tests.input_pipeline.video_fixtures import write_video
 from tests.search.conftest import SHAPES, scene
@@ -19,7 +19,7 @@ from tests.served_page import chromium, get, requested, served
 
 def client(index: Path) -> TestClient:
     searching = page.make_search_app(Searcher(index))
-    guarded = app.guarded(searching, "127.0.0.1", page.POLICY)
+    guarded = http_server.guarded(searching, "127.0.0.1", page.POLICY)
     return TestClient(guarded, base_url="http://127.0.0.1")
 
 
