@@ -17,6 +17,7 @@ COMMANDS = {
     "index": ("moclip_jax.search.build", "index videos or a stream for search"),
     "search": ("moclip_jax.search.find", "find moments of indexed videos in words"),
     "app": ("moclip_jax.app", "serve a web page that labels videos, or searches them"),
+    "serve": ("moclip_jax.serve", "serve an HTTP API that labels videos"),
     "export": ("moclip_jax.export", "write a model as StableHLO, SavedModel or ONNX"),
     "ablate": ("moclip_jax.training.ablate", "train the variants of an ablation study"),
     "splits": ("moclip_jax.training.splits", "train on each split of a data set and average"),

@@ -56,6 +56,7 @@ _RUN_FILES = {
     "test_notebook",
     "test_preparation",
     "test_saved_model",
+    "test_serve",
     "test_ucf101_run",
 }
 

@@ -1,4 +1,4 @@
-"""The page as its command serves it, for tests, and a browser where there is one."""
+"""The page or the service as its command serves it, and a browser where there is one."""
 
 import contextlib
 import http.client
@@ -18,10 +18,10 @@ import pytest
 
 
 @contextlib.contextmanager
-def served(folder: Path, *arguments: str) -> Iterator[SimpleNamespace]:
+def served(folder: Path, *arguments: str, module: str = "app") -> Iterator[SimpleNamespace]:
     """Run the command; `folder` is its only place for temporary files."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "moclip_jax.app", "--port=0", *arguments],
+        [sys.executable, "-m", f"moclip_jax.{module}", "--port=0", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"TMPDIR": str(folder)},
     )  # fmt: skip
@@ -29,7 +29,7 @@ def served(folder: Path, *arguments: str) -> Iterator[SimpleNamespace]:
     threading.Thread(target=lambda: lines.put(process.stdout.readline()), daemon=True).start()
     try:
         line = lines.get(timeout=180)
-        address = re.fullmatch(r"page: (http://127\.0\.0\.1:(\d+))\n", line)
+        address = re.fullmatch(r"\w+: (http://127\.0\.0\.1:(\d+))\n", line)
         assert address, line + process.stderr.read()
         yield SimpleNamespace(url=address[1], port=int(address[2]), folder=folder, process=process)
     finally:

@@ -137,6 +137,7 @@ def test_the_wheel_is_small_and_names_what_each_extra_needs(wheel):
         "cuda": ["cuda"],
         "imagenet": ["imagenet"],
         "search": ["search"],
+        "serve": ["serve"],
     }
     assert set(metadata.get_all("Provides-Extra")) == set(files) - {""} == set(needed) - {""}
     for extra, names in files.items():

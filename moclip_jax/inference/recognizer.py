@@ -117,7 +117,7 @@ class Recognizer:
 
     def predict_clip(self, clip: Clip, *, top_k: int = 5, labels: Sequence[str] = ()) -> Prediction:
         """Recognize a clip in memory, from `read_clip`; arguments as `predict`."""
-        scores = self._scores(self.view(clip), top_k, labels)
+        scores = self.scores(self.view(clip), top_k, labels)
         return Prediction("", scores, end_s=_seconds(clip), warning=clip.warning)
 
     def predict_batch(
@@ -184,7 +184,7 @@ class Recognizer:
             except VideoError as error:
                 yield Prediction(name, error=str(error))
                 continue
-            scores, end_s = self._scores(view, top_k, labels), _seconds(outline)
+            scores, end_s = self.scores(view, top_k, labels), _seconds(outline)
             yield Prediction(name, scores, 0.0, end_s, parts, warning=outline.warning)
 
     def timeline(
@@ -357,9 +357,10 @@ class Recognizer:
             prediction = self.predict_clip(clip, top_k=top_k, labels=labels)
             yield dataclasses.replace(prediction, video=path, start_s=start_s, end_s=end_s)
 
-    def _scores(
-        self, view: dict[str, np.ndarray], top_k: int, labels: Sequence[str]
+    def scores(
+        self, view: dict[str, np.ndarray], top_k: int = 5, labels: Sequence[str] = ()
     ) -> tuple[Score, ...]:
+        """Return the `top_k` likeliest labels for what `view` gave; labels as `predict`."""
         label_set = self.label_set(labels)
         scores = self.probabilities(view, labels)
         best = np.argsort(-scores, kind="stable")[:top_k].tolist()

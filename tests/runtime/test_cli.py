@@ -31,6 +31,7 @@ OTHER_COMMANDS = (
     "moclip_jax.visualize",
     "moclip_jax.reporting.report",
     "moclip_jax.app",
+    "moclip_jax.serve",
     "moclip_jax.export",
     "benchmarks.draw_videos",
     "benchmarks.exports",
@@ -44,6 +45,7 @@ OTHER_COMMANDS = (
     "benchmarks.full_size",
     "benchmarks.own_words",
     "benchmarks.run",
+    "benchmarks.serve",
 )
 
 
