@@ -5,6 +5,7 @@
 
 import collections
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator
 
@@ -26,26 +27,36 @@ class CodedFrame:
     Attributes:
       frame: As it was decoded.
       picture: The same, upright.
-      blocks: Its motion.
-      coded: The frame whose vectors these are: `frame`, or that of the canonical form.
+      coded: The frame whose vectors are its motion: `frame`, or that of the canonical form.
     """
 
     frame: av.VideoFrame
     picture: av.VideoFrame
-    blocks: FrameBlocks
     coded: av.VideoFrame
+
+    @functools.cached_property
+    def blocks(self) -> FrameBlocks:
+        """Its motion.
+
+        Raises:
+          ValueError: As `frame_blocks`; never, unless frames are read with `motion=False`.
+        """
+        return frame_blocks(self.coded)
 
 
 class FrameCoder:
     """Gives decoded frames their motion."""
 
-    def __init__(self, spec: VideoSpec, source: str):
+    def __init__(self, spec: VideoSpec, source: str, *, motion: bool = True):
         """Start before the first frame.
 
         Args:
           spec: The canonical form.
           source: 'native', of frames that were decoded with `EXPORT_VECTORS`, or 'reencode'.
+          motion: Whether the motion of every frame is read; else when `CodedFrame.blocks` is first
+            asked for.
         """
+        self._motion = motion
         self._canonical = None if source == "native" else CanonicalStream(spec)
         self._upright = Uprighter()
         # The encoder may be some frames behind.
@@ -59,7 +70,7 @@ class FrameCoder:
         """
         picture = self._upright(frame)
         if self._canonical is None:
-            yield CodedFrame(frame, picture, frame_blocks(frame), frame)
+            yield self._read(CodedFrame(frame, picture, frame))
             return
         self._waiting.append((frame, picture))
         yield from self._paired(self._canonical.add(picture))
@@ -71,16 +82,24 @@ class FrameCoder:
 
     def _paired(self, encoded: list[av.VideoFrame]) -> Iterator[CodedFrame]:
         for frame in encoded:
-            yield CodedFrame(*self._waiting.popleft(), frame_blocks(frame), frame)
+            yield self._read(CodedFrame(*self._waiting.popleft(), frame))
+
+    def _read(self, coded: CodedFrame) -> CodedFrame:
+        if self._motion:
+            _ = coded.blocks
+        return coded
 
 
-def coded_frames(path: str | os.PathLike, spec: VideoSpec, source: str) -> Iterator[CodedFrame]:
+def coded_frames(
+    path: str | os.PathLike, spec: VideoSpec, source: str, *, motion: bool = True
+) -> Iterator[CodedFrame]:
     """Read a file from its first frame to its last.
 
     Args:
       path: A local video file.
       spec: The canonical form, and what the file may cost.
       source: 'native' or 'reencode', as `Clip.source` of the file.
+      motion: As `FrameCoder`.
 
     Yields:
       The frames, in display order.
@@ -88,7 +107,7 @@ def coded_frames(path: str | os.PathLike, spec: VideoSpec, source: str) -> Itera
     Raises:
       VideoError: As `decode_frames`, or a frame's motion cannot be read.
     """
-    coder = FrameCoder(spec, source)
+    coder = FrameCoder(spec, source, motion=motion)
     options = EXPORT_VECTORS if source == "native" else None
     number = 0
     try:

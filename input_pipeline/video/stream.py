@@ -74,7 +74,7 @@ def read_stream(
     damage = _Damage(address)
     cutter, recording = None, -1
     for frame in _read_frames(address, spec, timeout_s, container_format, damage):
-        with _named(address):
+        with named_errors(address):
             if frame.recording != recording:
                 if cutter is not None:
                     yield from damage.checked(cutter.end())
@@ -85,7 +85,7 @@ def read_stream(
                 cutter.add(frame.coded, frame.time_s, frame.duration_s, frame.pixel_aspect)
             )
     assert cutter is not None
-    with _named(address):
+    with named_errors(address):
         yield from damage.checked(cutter.end())
 
 
@@ -116,13 +116,15 @@ def read_stream_frames(
     *,
     timeout_s: float = 10.0,
     container_format: str | None = None,
+    motion: bool = True,
 ) -> Iterator[StreamFrame]:
     """Read a stream from one connection to its end, frame by frame.
 
-    Arguments and errors are those of `read_stream`. Damage is looked at after every frame.
+    Arguments and errors are those of `read_stream`; `motion` is that of `FrameCoder`. Damage is
+    looked at after every frame.
     """
     damage = _Damage(address)
-    for frame in _read_frames(address, spec, timeout_s, container_format, damage):
+    for frame in _read_frames(address, spec, timeout_s, container_format, damage, motion):
         damage.check()
         yield frame
 
@@ -133,10 +135,11 @@ def _read_frames(
     timeout_s: float,
     container_format: str | None,
     damage: "_Damage",
+    motion: bool = True,
 ) -> Iterator[StreamFrame]:
     with (
         _open_stream(address, spec, timeout_s, container_format) as (container, stream),
-        _named(address),
+        named_errors(address),
     ):
         native = native_wanted(address, spec, stream.codec_context.name)
         aspect = pixel_aspect(address, stream)
@@ -148,7 +151,7 @@ def _read_frames(
                 if recording is not None:
                     yield from recording.end()
                 number = 0 if recording is None else recording.number + 1
-                recording = _Recording(spec, native, aspect, number)
+                recording = _Recording(spec, native, aspect, number, motion)
             yield from recording.add(time, frame, clock.duration(frame))
         if recording is None:
             raise VideoError(address, "ended without a frame")
@@ -156,8 +159,8 @@ def _read_frames(
 
 
 @contextlib.contextmanager
-def _named(address: str) -> Iterator[None]:
-    """Name the address in the errors of FFmpeg and of frames."""
+def named_errors(address: str | os.PathLike) -> Iterator[None]:
+    """Name a file or an address in the errors of FFmpeg and of frames."""
     try:
         yield
     except av.FFmpegError as error:
@@ -237,10 +240,11 @@ def _frames(
 class _Recording:
     """Gives frames of one size and one clock their motion."""
 
-    def __init__(self, spec: VideoSpec, native: bool, aspect: Fraction, number: int):
+    def __init__(self, spec: VideoSpec, native: bool, aspect: Fraction, number: int, motion: bool):
         self.number = number
         self._source = "native" if native else "reencode"
-        self._coder, self._native, self._aspect = FrameCoder(spec, self._source), native, aspect
+        self._coder = FrameCoder(spec, self._source, motion=motion)
+        self._native, self._aspect = native, aspect
         self._size: tuple[int, int] | None = None
         # When frames are shown and how long, until their motion is there.
         self._times: collections.deque[tuple[float, float]] = collections.deque()

@@ -25,7 +25,7 @@ from moclip_jax.input_pipeline.video.limits import VideoError
 from moclip_jax.input_pipeline.video.orientation import shown_aspect
 from moclip_jax.input_pipeline.video.rgb_frames import frame_jpeg
 from moclip_jax.input_pipeline.video.spec import VideoSpec
-from moclip_jax.input_pipeline.video.stream import native_wanted, read_stream_frames
+from moclip_jax.input_pipeline.video.stream import named_errors, native_wanted, read_stream_frames
 from moclip_jax.input_pipeline.video.window_cutter import MAX_LEAD
 
 # Pictures of a chunk to choose from: of the last seconds every quarter of one, as a border may
@@ -95,9 +95,13 @@ def read_chunks(
         native = native_wanted(path, spec, stream.codec_context.name)
     source = "native" if native else "reencode"
     maker = ChunkMaker(form, source, cutter)
-    for coded in coded_frames(path, spec, source):
-        yield from maker.add(coded, clock.time_s(coded.frame), shown_aspect(coded.frame, aspect))
-    yield from maker.end(clock.end_s())
+    # Without a trained model the motion of B-frames, most of a file's, is not looked at.
+    frames = coded_frames(path, spec, source, motion=form.with_motion)
+    with named_errors(path):
+        for coded in frames:
+            shown = shown_aspect(coded.frame, aspect)
+            yield from maker.add(coded, clock.time_s(coded.frame), shown)
+        yield from maker.end(clock.end_s())
 
 
 def read_stream_chunks(address: str, form: ChunkForm, timeout_s: float) -> Iterator[Chunk]:
@@ -117,16 +121,18 @@ def read_stream_chunks(address: str, form: ChunkForm, timeout_s: float) -> Itera
     """
     maker, recording, offset, end = None, -1, 0.0, 0.0
     lost = None
+    frames = read_stream_frames(address, form.video, timeout_s=timeout_s, motion=form.with_motion)
     try:
-        for frame in read_stream_frames(address, form.video, timeout_s=timeout_s):
-            if frame.recording != recording:
-                if maker is not None:
-                    yield from maker.end(end)
-                maker, recording = ChunkMaker(form, frame.source), frame.recording
-                offset = end - frame.time_s
-            assert maker is not None
-            end = offset + frame.time_s + frame.duration_s
-            yield from maker.add(frame.coded, offset + frame.time_s, frame.pixel_aspect)
+        with named_errors(address):
+            for frame in frames:
+                if frame.recording != recording:
+                    if maker is not None:
+                        yield from maker.end(end)
+                    maker, recording = ChunkMaker(form, frame.source), frame.recording
+                    offset = end - frame.time_s
+                assert maker is not None
+                end = offset + frame.time_s + frame.duration_s
+                yield from maker.add(frame.coded, offset + frame.time_s, frame.pixel_aspect)
     except VideoError as error:
         lost = error
     if maker is not None:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from moclip_jax.codec import frame as codec_frame
 from moclip_jax.codec.selection import frame_activity
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from moclip_jax.input_pipeline.video.decode import VideoError
+from moclip_jax.input_pipeline.video.motion_vectors import VECTOR_DTYPE
 from moclip_jax.search.chunks import ChunkForm, read_chunks, read_stream_chunks
 from tests.codec.test_keyframes import with_events
 from tests.input_pipeline import real_clips
@@ -79,6 +81,23 @@ def test_the_motion_of_a_chunk_is_that_of_the_whole_file(tmp_path, source):
         assert clip.times[0] == 0 and len(clip.times) == clip.num_frames
         begin += clip.num_frames
     assert begin == 120
+    # Without the motion they are the same chunks.
+    assert list(read_chunks(path, ChunkForm(spec))) == [
+        dataclasses.replace(chunk, clip=None) for chunk in chunks
+    ]
+
+
+@pytest.mark.parametrize("with_motion", [False, True])
+def test_vectors_that_cannot_be_are_named_with_the_file(tmp_path, monkeypatch, with_motion):
+    path = write_video(tmp_path / "a.ts", drifting_frames(30, step=(1, 0)), codec="mpeg4")
+    off = np.zeros(1, VECTOR_DTYPE)
+    off["source"], off["w"], off["h"], off["dst_x"], off["dst_y"] = -1, 16, 16, 10, 8
+    monkeypatch.setattr(codec_frame, "frame_vectors", lambda frame: off)
+    form = dataclasses.replace(FORM, with_motion=with_motion)
+    with pytest.raises(VideoError, match=r"a\.ts: .*8-pixel grid"):
+        list(read_chunks(path, form))
+    with pytest.raises(VideoError, match=r"a\.ts: .*8-pixel grid"):
+        list(read_stream_chunks(str(path), form, timeout_s=0.5))
 
 
 def test_a_codec_without_vectors_is_cut_too(tmp_path):
