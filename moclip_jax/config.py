@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from moclip_jax.models.towers import TowerConfig
 
 STAGES = ("prepare", "motion", "features", "fusion", "evaluate", "export")
-DATASETS = ("hmdb51", "moving_shapes", "ucf101", "video_folder")
+DATASETS = ("hmdb51", "moving_shapes", "ucf101", "video_folder", "video_list")
 SELECTION_MODES = ("heldout", "test", "last")
 # The motion model without a convolution: `models/fisher_vectors.py`.
 FISHER = "fisher"
@@ -52,14 +52,15 @@ def default_config() -> ConfigDict:
     config.mesh.model = 1
 
     config.dataset = ConfigDict()
-    # ucf101, hmdb51, video_folder or moving_shapes.
+    # ucf101, hmdb51, video_folder, video_list (CSV and lists of lines `path label`) or
+    # moving_shapes.
     config.dataset.name = ""
     # Where prepared data is kept; empty means WORKDIR/data. Runs may share one folder.
     config.dataset.data_dir = ""
     # Folder with the video files; empty lets the ucf101 builder download them.
     config.dataset.videos = ""
     # Folder with the lists of the splits (classInd.txt, trainlistNN.txt, testlistNN.txt); empty
-    # looks in `videos` (ucf101: downloads them).
+    # looks in `videos` (ucf101: downloads them). video_list: a list, or a folder of lists.
     config.dataset.lists = ""
     # Which of the published train/test splits, from 1.
     config.dataset.split = 1

@@ -82,7 +82,9 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     if dataset.name in ("video_folder", "hmdb51") and not dataset.videos:
         yield "config.dataset.videos is empty; set it to the folder of class folders"
     for field in ("videos", "lists"):
-        if dataset[field] and not Path(dataset[field]).expanduser().is_dir():
+        path = Path(dataset[field]).expanduser()
+        is_list = (dataset.name, field) == ("video_list", "lists") and path.is_file()
+        if dataset[field] and not (path.is_dir() or is_list):
             yield f"config.dataset.{field}='{dataset[field]}' is not a folder"
     if dataset.name in ("ucf101", "hmdb51") and not 1 <= dataset.split <= 3:
         yield f"config.dataset.split={dataset.split}; {dataset.name} has splits 1, 2 and 3"

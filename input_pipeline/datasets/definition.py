@@ -134,17 +134,20 @@ def source_digest(*folders: str, hidden: bool = False) -> str:
     """Return a digest of the names and sizes of all files in some folders.
 
     Args:
-      *folders: Local folders; '' for none.
+      *folders: Local folders, or single files; '' for none.
       hidden: Whether hidden files count, and those in hidden folders. They are no part of a data
         set, and come and go with file browsers and editors.
 
     Returns:
-      A hexadecimal digest; '' if any of the folders does not exist (any more).
+      A hexadecimal digest; '' if any of them does not exist (any more).
     """
     digest = hashlib.sha256()
     for folder in folders:
-        if folder and not os.path.isdir(folder):
+        if folder and not os.path.exists(folder):
             return ""
+        if os.path.isfile(folder):
+            digest.update(pathlib.Path(folder).read_bytes())
+            continue
         paths = sorted(p for p in pathlib.Path(folder).rglob("*") if p.is_file()) if folder else []
         for path in paths:
             name = path.relative_to(folder)

@@ -181,7 +181,7 @@ def _split_by_seed(
 
 def _groups(folder: pathlib.Path, videos: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
     """Return the group of each video: its mark, or its own; copies are in one."""
-    groups = {path: _group(path, path.relative_to(folder).as_posix()) for path in videos}
+    groups = {path: group_of(path.relative_to(folder).as_posix()) for path in videos}
     for same in copies(videos):
         first = groups[same[0]]
         merged = {groups[path] for path in same}
@@ -203,11 +203,11 @@ def _source(
     spec: VideoSpec,
     group: str = "",
 ) -> Source:
-    entry = VideoEntry(name, label, group or _group(path, name), subsets)
+    entry = VideoEntry(name, label, group or group_of(name), subsets)
     return Source(entry, functools.partial(read_clip, str(path), spec))
 
 
-def _group(path: pathlib.Path, name: str) -> str:
-    """Return UCF101's mark `_gNN_` in the file's name; without it every video is its own group."""
-    match = _GROUP.search(path.stem)
+def group_of(name: str) -> str:
+    """Return UCF101's mark `_gNN_` in a file's name; without it every video is its own group."""
+    match = _GROUP.search(pathlib.PurePosixPath(name).stem)
     return match.group(1) if match else name
