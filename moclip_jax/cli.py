@@ -24,7 +24,7 @@ COMMANDS = {
     "few-shot": ("moclip_jax.training.few_shot", "train with few videos of each class"),
     "base-to-novel": (
         "moclip_jax.training.base_to_novel",
-        "train on half of the classes, test on the others by their words",
+        "train on half of the classes, test the others by words",
     ),
     "transfer": ("moclip_jax.training.transfer", "test a model on another data set by words"),
     "report": ("moclip_jax.reporting.report", "write the report of a finished run again"),

@@ -148,6 +148,12 @@ def test_the_wheel_is_small_and_names_what_each_extra_needs(wheel):
     assert not {"tensorflow", "tensorflow-cpu", "tensorflow-datasets", "torch"} & needed[""]
 
 
+def test_what_the_wheel_and_its_dependencies_ask_for_is_there(binaries, tmp_path):
+    """In the versions of the requirement files."""
+    checked = run(tmp_path, sys.executable, "-m", "pip", "--python", binaries / "python", "check")
+    assert checked == "No broken requirements found.\n"
+
+
 def test_training_needs_what_inference_needs_in_the_same_versions():
     assert requirements("requirements-inference.txt") < requirements("requirements.txt")
 
