@@ -34,6 +34,7 @@ OTHER_COMMANDS = (
     "moclip_jax.serve",
     "moclip_jax.export",
     "benchmarks.draw_videos",
+    "benchmarks.early_stop",
     "benchmarks.exports",
     "benchmarks.growth",
     "benchmarks.memory",
