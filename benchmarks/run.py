@@ -107,7 +107,8 @@ def described(about: dict[str, Any]) -> str:
         for name, version in {**machine["versions"], **other["versions"]}.items()
     )
     return (
-        f"{machine['processor']}, {machine['cores']} cores ({other['threads']} threads of torch), "
+        f"{machine['processor']}, {machine['cores']} cores ({other['threads']} threads of torch on "
+        f"{other['device']}), "
         f"{machine['memory_gib']} GiB; JAX on {machine['backend']} "
         f"({', '.join(machine['devices'])}); Python {machine['python']}, {versions}; "
         f"{about['rounds']} passes of each side in turns, load {machine['load_before']} before and "

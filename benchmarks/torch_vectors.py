@@ -1,4 +1,4 @@
-"""Motion fields of mv-extractor's vectors, as one writes them from the definition."""
+"""What the other side does with files: fields of mv-extractor's vectors, and FFmpeg's encoder."""
 
 import numpy as np
 
@@ -40,3 +40,19 @@ def own_vectors_field(vectors, height, width):
             columns = np.clip(left[inside] + right, 0, grid.shape[1] - 1)
             grid[rows, columns] = (vectors[:, 5:7] - vectors[:, 3:5])[inside]
     return np.kron(grid, np.ones((8, 8, 1), np.float32))[:height, :width]
+
+
+def reencode(video, path, threads):
+    """Write a video in the published form."""
+    import av
+
+    options = {"flags": "+qscale", "global_quality": "118", "g": "12"}
+    with av.open(video) as source, av.open(path, "w") as target:
+        source.streams.video[0].thread_type = "AUTO"
+        stream = target.add_stream("mpeg4", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 340, 256, "yuv420p"
+        stream.thread_count = threads
+        for frame in source.decode(video=0):
+            frame.pict_type = 0
+            target.mux(stream.encode(frame.reformat(340, 256, "yuv420p")))
+        target.mux(stream.encode(None))

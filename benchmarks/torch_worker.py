@@ -3,7 +3,8 @@
 Runs in an environment of its own (`make .venv-parity/.installed`), started by `benchmarks.peer`. It
 reads one JSON object a line and answers each with one: `{"make": NAME, ...}` sets a job up and
 gives its `id`, `{"run": ID}` does it once and gives its `seconds`, `{"output": ID, "path": FILE}`
-writes what it computed last as `.npy`. Nothing of this project is imported here.
+writes what it computed last as `.npy`. It works on CUDA where torch has it. Nothing of this
+project is imported here.
 """
 
 import collections
@@ -20,10 +21,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch_timm import import_timm
-from torch_vectors import accumulated_fields, own_vectors_field
+from torch_vectors import accumulated_fields, own_vectors_field, reencode
 
 # What the published recipe trains with.
 LEARNING_RATE, ADAM_EPS, WEIGHT_DECAY = 0.01, 1e-3, 1e-4
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class MotionNetwork(nn.Module):
@@ -51,6 +53,25 @@ class MotionNetwork(nn.Module):
         return self.backbone.forward_head(maps, pre_logits=True)
 
 
+def loaded(file):
+    """Return a file's array on the device."""
+    return torch.from_numpy(np.load(file)).to(DEVICE)
+
+
+def synchronize():
+    """Wait until the device has done its work."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_of(work):
+    """Do the work and return the seconds that it took."""
+    start = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - start
+
+
 def faster_layout(model, work):
     """Place the model into torch's contiguous or channels-last form, whichever `work` is faster in.
 
@@ -59,13 +80,8 @@ def faster_layout(model, work):
     times = {}
     for layout in (torch.contiguous_format, torch.channels_last):
         model.to(memory_format=layout)
-        work()
-        passes = []
-        for _ in range(3):
-            start = time.perf_counter()
-            work()
-            passes.append(time.perf_counter() - start)
-        times[layout] = min(passes)
+        seconds_of(work)
+        times[layout] = min(seconds_of(work) for _ in range(3))
     best = min(times, key=times.get)
     model.to(memory_format=best)
     return str(best).removeprefix("torch.")
@@ -73,7 +89,7 @@ def faster_layout(model, work):
 
 def products_in_bfloat16(narrow):
     """Return a context in which PyTorch multiplies in bfloat16, if it is to."""
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow)
+    return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=narrow)
 
 
 class Job:
@@ -104,7 +120,7 @@ class MotionInference(Job):
     def __init__(self, weights, classes, architecture, fields, narrow=False):
         self.model = MotionNetwork(weights, classes, architecture).eval()
         self.narrow = narrow
-        self.fields = torch.from_numpy(np.load(fields))
+        self.fields = loaded(fields)
         self.info = {"layout": faster_layout(self.model, self.run)}
 
     @torch.inference_mode()
@@ -119,8 +135,8 @@ class MotionTraining(Job):
 
     def __init__(self, weights, classes, fields, labels):
         self.model = MotionNetwork(weights, classes).train()
-        self.fields = torch.from_numpy(np.load(fields))
-        self.labels = torch.from_numpy(np.load(labels)).long()
+        self.fields = loaded(fields)
+        self.labels = loaded(labels).long()
         groups = collections.defaultdict(list)
         for name, parameter in self.model.named_parameters():
             stem = name.startswith("input_norm") or "conv_stem" in name
@@ -155,8 +171,8 @@ class ClipTower(Job):
     def __init__(self, folder, images, narrow=False):
         from transformers import CLIPVisionModelWithProjection
 
-        self.model = CLIPVisionModelWithProjection.from_pretrained(folder).eval()
-        self.images = torch.from_numpy(np.load(images)).permute(0, 3, 1, 2)
+        self.model = CLIPVisionModelWithProjection.from_pretrained(folder).to(DEVICE).eval()
+        self.images = loaded(images).permute(0, 3, 1, 2)
         self.narrow = narrow
         self.info = {
             "layout": faster_layout(self.model, self.run),
@@ -174,10 +190,8 @@ class HeadTraining(Job):
     """A plain loop over cached features in memory: AdamW, batches of 64, a random view of each."""
 
     def __init__(self, motion, appearance, label, classes, epochs, batch_size):
-        self.motion, self.appearance, self.labels = (
-            torch.from_numpy(np.load(path)) for path in (motion, appearance, label)
-        )
-        self.labels = self.labels.long()
+        self.motion, self.appearance = loaded(motion), loaded(appearance)
+        self.labels = loaded(label).long()
         self.classes, self.epochs, self.batch_size = classes, epochs, batch_size
 
     def run(self):
@@ -217,7 +231,7 @@ class FileToLabel(Job):
         from transformers import CLIPVisionModelWithProjection
 
         self.network = MotionNetwork(weights, classes).eval()
-        self.clip = CLIPVisionModelWithProjection.from_pretrained(folder).eval()
+        self.clip = CLIPVisionModelWithProjection.from_pretrained(folder).to(DEVICE).eval()
         self.head = nn.Sequential(
             nn.Linear(1280 + self.clip.config.projection_dim, 512),
             nn.ReLU(),
@@ -237,27 +251,12 @@ class FileToLabel(Job):
         self.mean = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
         self.std = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
-    def reencode(self, path):
-        """Write the file in the published form."""
-        import av
-
-        options = {"flags": "+qscale", "global_quality": "118", "g": "12"}
-        with av.open(self.video) as source, av.open(path, "w") as target:
-            source.streams.video[0].thread_type = "AUTO"
-            stream = target.add_stream("mpeg4", rate=25, options=options)
-            stream.width, stream.height, stream.pix_fmt = 340, 256, "yuv420p"
-            stream.thread_count = torch.get_num_threads()
-            for frame in source.decode(video=0):
-                frame.pict_type = 0
-                target.mux(stream.encode(frame.reformat(340, 256, "yuv420p")))
-            target.mux(stream.encode(None))
-
     def read(self):
         """Return type and vectors of every frame, and the image of the middle one."""
         if not self.reencoded:
             return self.read_vectors(self.video)
         with tempfile.NamedTemporaryFile(suffix=".avi") as file:
-            self.reencode(file.name)
+            reencode(self.video, file.name, torch.get_num_threads())
             return self.read_vectors(file.name)
 
     def read_vectors(self, path):
@@ -296,7 +295,7 @@ class FileToLabel(Job):
             scaled = (made[index] * 127.5 / 20).astype(np.int32) + 128
             scaled = np.clip(scaled, 0, 255).astype(np.uint8)
             fields.append(cv2.resize(scaled, (256, 256))[16:240, 16:240])
-        return torch.from_numpy(np.stack(fields))
+        return torch.from_numpy(np.stack(fields)).to(DEVICE)
 
     def clip_image(self, bgr):
         """Return float [1, 3, 224, 224] as CLIP takes it."""
@@ -308,7 +307,8 @@ class FileToLabel(Job):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - 224) // 2, (height - 224) // 2
         pixels = np.asarray(image.crop((left, top, left + 224, top + 224)), np.float32) / 255
-        return torch.from_numpy((pixels - self.mean) / self.std).permute(2, 0, 1)[None]
+        scaled = (pixels - self.mean) / self.std
+        return torch.from_numpy(scaled).to(DEVICE).permute(2, 0, 1)[None]
 
     @torch.inference_mode()
     def run(self):
@@ -316,6 +316,7 @@ class FileToLabel(Job):
         clock = [time.perf_counter()]
 
         def lap():
+            synchronize()
             clock.append(time.perf_counter())
             return clock[-1] - clock[-2]
 
@@ -361,6 +362,7 @@ def main():
     os.dup2(2, 1)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
+    torch.set_default_device(DEVICE)
     jobs = []
     for line in sys.stdin:
         request = json.loads(line)
@@ -371,15 +373,17 @@ def main():
             elif "run" in request:
                 start = time.perf_counter()
                 stages = jobs[request["run"]].run()
+                synchronize()
                 answer = {"seconds": time.perf_counter() - start, "stages": stages or {}}
             elif "output" in request:
-                np.save(request["path"], jobs[request["output"]].output.numpy())
+                np.save(request["path"], jobs[request["output"]].output.cpu().numpy())
                 answer = {}
             elif "drop" in request:
                 jobs[request["drop"]] = None
                 answer = {}
             else:
                 answer = {"versions": versions(), "threads": torch.get_num_threads()}
+                answer["device"] = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
         except Exception:
             answer = {"error": traceback.format_exc()}
         print(json.dumps(answer), file=answers, flush=True)
