@@ -15,7 +15,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 SHARED_PYTEST := $(PYTEST) -n $(WORKERS) --dist worksteal
 
-.PHONY: venv demo test test-fast slow reliability parity beam onnx lint format bench browser docs clean
+.PHONY: venv demo test test-fast slow reliability parity beam onnx lint format bench gpu-check browser docs clean
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -105,6 +105,10 @@ format: $(VENV)/.installed-dev
 # Side by side with PyTorch, timm, transformers and mv-extractor; BENCH=--quick takes three minutes.
 bench: $(PARITY)/.installed
 	$(BIN)/python -m benchmarks.run $(BENCH)
+
+# What an accelerator can change, beside PyTorch on the same card; CHECK=--quick does a little of each part.
+gpu-check: $(PARITY)/.installed
+	$(BIN)/python -m benchmarks.gpu_check $(CHECK)
 
 # The browser that the test of the page drives; where it cannot be had, that test is skipped.
 browser:

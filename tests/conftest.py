@@ -12,8 +12,11 @@ from pathlib import Path
 from moclip_jax.runtime.compilation_cache import processor_kind
 from tests.xla_flags import OLDER_FUSIONS, xla_flags
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = xla_flags(devices=4) + OLDER_FUSIONS
+# `make gpu-check` names the platform of its accelerator, of which there may be one alone.
+os.environ["JAX_PLATFORMS"] = os.environ.get("MOCLIP_TEST_PLATFORM", "cpu")
+os.environ["XLA_FLAGS"] = (
+    xla_flags(devices=1 if "MOCLIP_TEST_PLATFORM" in os.environ else 4) + OLDER_FUSIONS
+)
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -38,6 +41,10 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+_ON_ACCELERATOR = "MOCLIP_TEST_PLATFORM" in os.environ
+if _ON_ACCELERATOR:
+    # A GPU's products would otherwise have ten bits, and the tests compare with float32.
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 
 # Files whose tests run the whole program or start several processes.
@@ -63,8 +70,10 @@ _RUN_FILES = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `run` what `make test-fast` leaves out."""
+    """Mark as `run` what `make test-fast` leaves out; skip what a single device cannot run."""
     for item in items:
+        if _ON_ACCELERATOR and item.get_closest_marker("four_devices"):
+            item.add_marker(pytest.mark.skip(reason="needs four devices"))
         if item.path.stem in _RUN_FILES or "finished_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.run)
 

@@ -89,6 +89,7 @@ def test_the_gradient_through_norm_and_activation_is_that_of_their_definitions(
     )
 
 
+@pytest.mark.four_devices
 def test_statistics_of_a_sharded_batch_are_those_of_the_whole():
     x = jax.random.normal(jax.random.key(0), (8, 3, 3, 2)) * jnp.arange(1.0, 9.0).reshape(
         8, 1, 1, 1

@@ -101,6 +101,7 @@ def test_inference_equals_timm(name):
     np.testing.assert_allclose(logits, golden["eval_logits"], rtol=0, atol=5e-6)
 
 
+@pytest.mark.four_devices
 def test_training_on_a_mesh_uses_the_statistics_of_the_whole_batch():
     _, model, x = golden_case("tiny_motion")
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))

@@ -47,6 +47,7 @@ OTHER_COMMANDS = (
     "benchmarks.own_words",
     "benchmarks.run",
     "benchmarks.serve",
+    "benchmarks.gpu_check",
 )
 
 

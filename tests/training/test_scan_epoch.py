@@ -64,7 +64,7 @@ def history(directory) -> list[dict]:
     return [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.four_devices)])
 def test_the_compiled_epoch_trains_as_single_steps_do(tmp_path, devices):
     """Dropout, views and order included; the losses in the history too."""
     mesh = make_mesh(jax.devices()[:devices])
