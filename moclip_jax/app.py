@@ -108,6 +108,12 @@ def make_page(
             raise gradio.Error(str(error), duration=None) from error
         if prediction.warning:
             gradio.Warning(prediction.warning, duration=None)
+        if prediction.rejected:
+            gradio.Warning(
+                "Probably none of these classes: all are below "
+                f"{prediction.reject_below:.0%}, which few videos of them are.",
+                duration=None,
+            )
         return (
             {score.label: score.probability for score in prediction.scores[:MOST_LABELS]},
             motion_image(clip),

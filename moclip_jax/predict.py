@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from moclip_jax.inference.recognizer import Prediction
 
 CSV_FIELDS = (
-    "video", "start", "end", "rank", "label", "probability", "trained_as", "error", "warning"
+    "video", "start", "end", "rank", "label", "probability", "trained_as", "error", "warning",
+    "rejected",
 )  # fmt: skip
 
 
@@ -99,6 +100,8 @@ def to_json(prediction: "Prediction", *, with_timeline: bool) -> dict[str, Any]:
     result = {"video": prediction.video, "predictions": predictions(prediction)}
     if prediction.warning:
         result["warning"] = prediction.warning
+    if prediction.rejected:
+        result["rejected"] = f"none of the classes: below {prediction.reject_below:.3g}"
     if with_timeline:
         result["timeline"] = [
             {
@@ -119,6 +122,8 @@ def text_lines(result: dict[str, Any]) -> Iterator[str]:
     yield result["video"]
     if "warning" in result:
         yield f"  warning: {result['warning']}"
+    if "rejected" in result:
+        yield f"  probably {result['rejected']}"
     for guess in result["predictions"]:
         note = "  (trained class)" if "trained_as" in guess else ""
         yield f"  {guess['probability']:6.1%}  {guess['label']}{note}"
@@ -132,11 +137,11 @@ def csv_rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if "error" in result:
         yield result
     parts = ({"predictions": result.get("predictions", ())}, *result.get("timeline", ()))
-    damage = {"warning": result["warning"]} if "warning" in result else {}
+    notes = {name: result[name] for name in ("warning", "rejected") if name in result}
     for part in parts:
         place = {name: part[name] for name in ("start", "end") if name in part}
         for rank, guess in enumerate(part["predictions"], start=1):
-            yield {"video": result["video"], "rank": rank} | place | guess | damage
+            yield {"video": result["video"], "rank": rank} | place | guess | notes
 
 
 def make_printer(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], None]:

@@ -9,6 +9,7 @@ answered; docs/deploying.md has the fields and the statuses.
 import argparse
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -185,10 +186,9 @@ class Service:
         loop, status = asyncio.get_running_loop(), 200
         try:
             view, warning = await loop.run_in_executor(self._readers, self._view, path)
-            scores = await loop.run_in_executor(
-                self._network, self._model.scores, view, top_k, labels
-            )
-            prediction = Prediction(name, scores, warning=warning)
+            about = {"video": name, "warning": warning}
+            label = functools.partial(self._model.prediction, view, top_k, labels, **about)
+            prediction = await loop.run_in_executor(self._network, label)
         except VideoError as error:
             cause = error.__cause__
             status = 504 if isinstance(cause, WorkerError) and cause.timed_out else 422

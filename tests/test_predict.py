@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -281,6 +282,29 @@ def test_the_table_holds_a_line_for_each_label_of_the_whole_and_of_each_window(
     assert [row["rank"] for row in rows[1:]] == ["1", "2"] * 3
     assert [row["start"] for row in rows[1:3]] == ["", ""]
     assert rows[-1]["end"] == "10.0"
+
+
+def test_a_video_below_the_threshold_is_probably_none_of_the_classes(
+    finished_run, real_videos, tmp_path, capsys
+):
+    export = shutil.copytree(finished_run / "export", tmp_path / "export")
+    metadata = json.loads((export / "metadata.json").read_text())
+    # Of the held-out videos; a video of other things is below one that only certainty reaches.
+    assert 0 < metadata["reject_below"] < 1
+    metadata["reject_below"] = 0.9999
+    (export / "metadata.json").write_text(json.dumps(metadata))
+    model = load(export)
+    assert model.predict(real_videos[0]).rejected
+    assert not model.predict(real_videos[0], labels=["a star", "a ring"]).rejected
+    told = "none of the classes: below 1"
+    for form, expected in (
+        ("--json", f'"rejected": "{told}"'),
+        ("--csv", told),
+        (None, f"  probably {told}"),
+    ):
+        arguments = ["--workdir", str(export), *([form] if form else []), real_videos[0]]
+        assert predict.main(arguments) == 0
+        assert expected in capsys.readouterr().out
 
 
 def test_words_that_name_all_trained_classes_get_the_trained_heads_answer(

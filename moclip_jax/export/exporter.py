@@ -35,6 +35,8 @@ def export_model(
     rows: dict[str, Any],
     num_videos: Mapping[str, int],
     directory: Path,
+    *,
+    reject_below: float = 0.0,
 ) -> None:
     """Write the parameters, the tokenizer, `metadata.json` and the model card.
 
@@ -67,6 +69,7 @@ def export_model(
             "preprocessor": clip.config.preprocessing.to_hf(clip.config.image_size),
             "head": dataclasses.asdict(head.config),
             "parameters_sha256": hashlib.sha256(content).hexdigest(),
+            "reject_below": reject_below,
             "rows": rows,
             "versions": versions,
         },

@@ -57,6 +57,7 @@ def load_model(folder: Path) -> Recognizer:
         preprocessing=ImagePreprocessing.from_hf(metadata.get("preprocessor"), image_size),
         program=program,
         folder=folder,
+        reject_below=metadata.get("reject_below", 0.0),
     )
     if program is None or not program.exists():
         # Damage is reported now, not at the first video.

@@ -31,15 +31,23 @@ class Prediction:
       windows: predictions of the windows of a timeline, in order; empty where none was requested.
       error: why the file could not be used; '' where it could.
       warning: what is wrong with the file although it could be used; '' for nothing.
+      reject_below: probability, 0 to 1, below which it is probably none of the trained classes; 0
+        where the model has no such threshold, or chose among labels of the user's own.
     """
 
-    video: str
+    video: str = ""
     scores: tuple[Score, ...] = ()
     start_s: float = 0.0
     end_s: float = math.nan
     windows: tuple["Prediction", ...] = ()
     error: str = ""
     warning: str = ""
+    reject_below: float = 0.0
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the video probably shows none of the trained classes."""
+        return bool(self.scores) and self.probability < self.reject_below
 
     @property
     def label(self) -> str:

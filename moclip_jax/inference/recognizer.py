@@ -58,6 +58,7 @@ class Recognizer:
         preprocessing: ImagePreprocessing = DEFAULT_PREPROCESSING,
         program: Path | None = None,
         folder: Path | None = None,
+        reject_below: float = 0.0,
     ):
         """Make a recognizer; `load` makes one from an export. Other arguments: see the class.
 
@@ -67,6 +68,7 @@ class Recognizer:
           clip_dtype: `config.clip.dtype`; `motion_dtype` is `config.features.motion_dtype`.
           program: file that keeps the compiled program, from `program_file`; None for none.
           folder: the export that the model comes from.
+          reject_below: see `Prediction`.
         """
         self.class_names, self.image_size = tuple(class_names), image_size
         # The limits on the length of a video are those of training.
@@ -74,6 +76,7 @@ class Recognizer:
         self.views, self.frame = views, frame
         self._load_model, self.load_tokenizer = load_model, load_tokenizer
         self._program_file, self._folder = program, folder
+        self._reject_below = reject_below
         self.preprocessing = preprocessing
         self._dtypes = clip_dtype, motion_dtype
         self._label_sets: dict[tuple[str, ...], LabelSet] = {}
@@ -117,8 +120,8 @@ class Recognizer:
 
     def predict_clip(self, clip: Clip, *, top_k: int = 5, labels: Sequence[str] = ()) -> Prediction:
         """Recognize a clip in memory, from `read_clip`; arguments as `predict`."""
-        scores = self.scores(self.view(clip), top_k, labels)
-        return Prediction("", scores, end_s=_seconds(clip), warning=clip.warning)
+        about = {"end_s": _seconds(clip), "warning": clip.warning}
+        return self.prediction(self.view(clip), top_k, labels, **about)
 
     def predict_batch(
         self,
@@ -184,8 +187,8 @@ class Recognizer:
             except VideoError as error:
                 yield Prediction(name, error=str(error))
                 continue
-            scores, end_s = self.scores(view, top_k, labels), _seconds(outline)
-            yield Prediction(name, scores, 0.0, end_s, parts, warning=outline.warning)
+            about = {"end_s": _seconds(outline), "windows": parts, "warning": outline.warning}
+            yield self.prediction(view, top_k, labels, video=name, **about)
 
     def timeline(
         self,
@@ -295,10 +298,7 @@ class Recognizer:
         from moclip_jax.models.inference import moclip_for_inference
         from moclip_jax.runtime.device import matmul_dtype
 
-        clip_dtype, motion_dtype = self._dtypes
-        return moclip_for_inference(
-            self.model, matmul_dtype(clip_dtype), matmul_dtype(motion_dtype)
-        )
+        return moclip_for_inference(self.model, *map(matmul_dtype, self._dtypes))
 
     @functools.cached_property
     def _program(self) -> Program:
@@ -357,16 +357,16 @@ class Recognizer:
             prediction = self.predict_clip(clip, top_k=top_k, labels=labels)
             yield dataclasses.replace(prediction, video=path, start_s=start_s, end_s=end_s)
 
-    def scores(
-        self, view: dict[str, np.ndarray], top_k: int = 5, labels: Sequence[str] = ()
-    ) -> tuple[Score, ...]:
-        """Return the `top_k` likeliest labels for what `view` gave; labels as `predict`."""
+    def prediction(
+        self, view: dict[str, np.ndarray], top_k: int, labels: Sequence[str], **about: Any
+    ) -> Prediction:
+        """Return what `view` gave is recognized as; labels as `predict`, others as `Prediction`."""
         label_set = self.label_set(labels)
-        scores = self.probabilities(view, labels)
-        best = np.argsort(-scores, kind="stable")[:top_k].tolist()
-        return tuple(
-            Score(label_set.labels[i], float(scores[i]), label_set.trained_as[i]) for i in best
-        )
+        odds = self.probabilities(view, labels)
+        best = np.argsort(-odds, kind="stable")[:top_k].tolist()
+        scores = (Score(label_set.labels[i], float(odds[i]), label_set.trained_as[i]) for i in best)
+        threshold = 0.0 if labels else self._reject_below
+        return Prediction(scores=tuple(scores), reject_below=threshold, **about)
 
 
 def _read_here(function: Callable[..., Any], path: str, *arguments: Any) -> Any:

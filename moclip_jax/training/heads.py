@@ -21,6 +21,7 @@ from moclip_jax.training.evaluate import fused_logits
 from moclip_jax.training.features import Features
 from moclip_jax.training.metrics import class_weights
 from moclip_jax.training.optimizers import head_optimizer
+from moclip_jax.training.rejection import write_rejection
 from moclip_jax.training.ridge import fit_ridge_head
 from moclip_jax.training.scan_epoch import DeviceData, place_data
 from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
@@ -120,7 +121,8 @@ def train_heads(
             head = build_head(head_config, rngs=nnx.Rngs(config.seed))
             assert isinstance(head, FusionHead)  # As the checks of the configuration say.
             say(f"fusion: {name} in closed form")
-            fit_ridge_head(head, train, groups)
+            _, heldout = fit_ridge_head(head, train, groups)
+            write_rejection(directory / name, heldout)
             save_tree(directory / name / "network", nnx.state(head))
         return
     steps_per_epoch = len(train.label) // fusion.batch_size
@@ -181,6 +183,8 @@ def train_heads(
         )
         if isinstance(trained, TextHead):
             trained = trained.interpolated(_alpha(fusion.alpha, trained, validation))
+        if len(validation.label):
+            write_rejection(directory / name, np.asarray(fused_logits(trained, validation)))
         save_tree(directory / name / "network", nnx.state(trained))
 
 

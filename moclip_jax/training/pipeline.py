@@ -53,6 +53,7 @@ from moclip_jax.training.prepare import (
     trained_in_batches,
     video_splits,
 )
+from moclip_jax.training.rejection import read_rejection
 from moclip_jax.training.stage_settings import (
     config_section,
     dataset_settings,
@@ -355,6 +356,7 @@ def _export(run: Pipeline) -> None:
             run.rows,
             {split: len(names) for split, names in splits.items()},
             run.workdir / "export",
+            reject_below=read_rejection(run.workdir / "fusion" / "fusion"),
         )
 
     distributed.run_on_main(work)

@@ -21,7 +21,9 @@ SHARES = np.linspace(0, 1, 11)
 _FOLDS = 5
 
 
-def fit_ridge_head(head: FusionHead, train: Features, groups: Sequence[str]) -> float:
+def fit_ridge_head(
+    head: FusionHead, train: Features, groups: Sequence[str]
+) -> tuple[float, np.ndarray]:
     """Fit a linear head in place.
 
     Every view of a video's motion is a sample, with the appearance of the video.
@@ -33,7 +35,8 @@ def fit_ridge_head(head: FusionHead, train: Features, groups: Sequence[str]) -> 
       groups: of each of these, the person or scene that must not be on both sides.
 
     Returns:
-      The share of appearance, 1 for a head on appearance alone.
+      The share of appearance, 1 for a head on appearance alone; and logits float64 `[n, classes]`
+      of each video by a head that was fitted without its group, averaged over the views.
 
     Raises:
       ValueError: All videos are of one group.
@@ -83,7 +86,7 @@ def fit_ridge_head(head: FusionHead, train: Features, groups: Sequence[str]) -> 
     bias = bias - np.concatenate(centers) @ kernel
     head.classifier.kernel[...] = jnp.asarray(scale * kernel, jnp.float32)
     head.classifier.bias = nnx.Param(jnp.asarray(scale * bias, jnp.float32))
-    return share
+    return share, (scale * scores[share]).reshape(videos, views, -1).mean(axis=1)
 
 
 def _principal_components(x: np.ndarray, center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -41,7 +41,7 @@ def fitted(train: Features, *, normalize: bool = False, motion: bool = True):
         normalize=normalize,
     )
     head = FusionHead(config, rngs=nnx.Rngs(0))
-    return head, fit_ridge_head(head, averaged, groups(len(train.label)))
+    return head, fit_ridge_head(head, averaged, groups(len(train.label)))[0]
 
 
 @pytest.mark.parametrize("normalize", [False, True])
