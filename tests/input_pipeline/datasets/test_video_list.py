@@ -78,7 +78,7 @@ def test_kinetics_lists_and_its_missing_videos(videos, tmp_path, capsys):
         header + "high jump,abc,3,13,train\nyoga,gone,0,10,train\nyoga,lost,1,11,train\n"
     )
     (lists / "validate.csv").write_text(header + "yoga,d_f,120,130,validate\n")
-    with pytest.raises(ValueError, match=r"2 videos that are not there: gone_000000_000010\.mp4"):
+    with pytest.raises(ValueError, match=r"2 videos that are not there: gone_0.*missing=skip"):
         prepare(lists, tmp_path, videos)
     dataset = prepare(lists, tmp_path, videos, missing="skip")
     assert told(dataset) == [
