@@ -183,6 +183,7 @@ def train_heads(
         )
         if isinstance(trained, TextHead):
             trained = trained.interpolated(_alpha(fusion.alpha, trained, validation))
+        assert isinstance(trained, Head)
         if len(validation.label):
             write_rejection(directory / name, np.asarray(fused_logits(trained, validation)))
         save_tree(directory / name / "network", nnx.state(trained))
