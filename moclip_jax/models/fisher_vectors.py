@@ -20,6 +20,7 @@ from moclip_jax.models.motion_descriptors import (
     Places,
     Scale,
     motion_maps,
+    without_median,
 )
 
 _POSITION_SCALE = 3.0
@@ -195,7 +196,7 @@ class FisherNetwork(nnx.Module):
             )
         if fields.dtype != jnp.uint8:
             raise ValueError(f"FisherNetwork needs uint8 fields, got {fields.dtype}")
-        maps = motion_maps(fields.astype(jnp.float32) - 128)
+        maps = motion_maps(without_median(fields.astype(jnp.float32) - 128))
         return [Places(maps, scale) for scale in self.config.scales]
 
     def draw(self, fields: jax.Array, key: jax.Array, count: int) -> list[Descriptors]:

@@ -7,6 +7,7 @@ and Classification for Action Recognition" (CVPR 2014).
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -57,6 +58,18 @@ class Descriptors(NamedTuple):
     histograms: dict[str, jax.Array]
     positions: jax.Array
     weight: jax.Array
+
+
+def without_median(motion: jax.Array) -> jax.Array:
+    """Subtract each frame's median motion, which is the camera's where most blocks are background.
+
+    Args:
+      motion: float32 `[B, S, window, rows, columns, 2]`, (x, y) in pixels a frame.
+    """
+    blocks = motion.reshape(*motion.shape[:3], -1, 2)
+    ordered, middle = jnp.sort(blocks, axis=3), (blocks.shape[3] - 1) / 2
+    below, above = ordered[:, :, :, int(middle)], ordered[:, :, :, math.ceil(middle)]
+    return motion - ((below + above) / 2)[:, :, :, None, None]
 
 
 def motion_maps(motion: jax.Array) -> dict[str, jax.Array]:

@@ -83,6 +83,7 @@ def test_descriptors_follow_their_definition(kind, number):
     assert found.weight.shape == (1, 2 * places[0] * places[1])
     assert found.positions.shape == (1, found.weight.shape[1], 3)
     motion = fields[0].astype(int) - 128
+    motion = motion - np.median(motion, axis=(2, 3), keepdims=True)
     for segment in range(2):
         for top in range(places[0]):
             for left in range(places[1]):
