@@ -118,7 +118,7 @@ def planar_positions(config: CLIPVisionConfig) -> jax.Array:
     rows = np.broadcast_to(axis[:, None], (side, side, 2 * bands))
     columns = np.broadcast_to(axis[None], (side, side, 2 * bands))
     patches = np.concatenate([rows, columns], axis=-1).reshape(side * side, -1)
-    first = np.zeros((config.pooling == "class_token", config.hidden_size))
+    first = np.zeros((int(config.pooling == "class_token"), config.hidden_size))
     return jnp.asarray(0.3 * np.concatenate([first, patches]), jnp.float32)
 
 

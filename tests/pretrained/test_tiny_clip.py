@@ -19,7 +19,12 @@ from moclip_jax.pretrained.tiny_clip_data import (
     training_images,
 )
 from moclip_jax.pretrained.tiny_clip_evaluation import evaluate, model_card
-from moclip_jax.pretrained.train_tiny_clip import contrastive_loss, lengthen
+from moclip_jax.pretrained.train_tiny_clip import (
+    contrastive_loss,
+    lengthen,
+    planar_positions,
+    tiny_config,
+)
 
 
 def test_folder_is_small_and_complete():
@@ -107,6 +112,19 @@ def test_training_images_are_reproducible_and_labelled():
     np.testing.assert_array_equal(first.images, again.images)
     np.testing.assert_array_equal(first.shapes, np.tile(np.arange(6), 2))
     assert len(first.looks) == 12
+
+
+@pytest.mark.parametrize("siglip", [False, True])
+def test_training_starts_from_positions_that_rise_and_fall_with_the_patchs_place(siglip):
+    config = tiny_config(100, 1, siglip=siglip).vision
+    positions = np.asarray(planar_positions(config))
+    patches = positions[not siglip :].reshape(6, 6, config.hidden_size)
+    assert siglip or not positions[0].any()
+    # Half of the channels tell the row alone, the others the column.
+    half = config.hidden_size // 2
+    np.testing.assert_array_equal(patches[:, :1, :half], patches[:, 5:, :half])
+    np.testing.assert_array_equal(patches[:1, :, half:], patches[5:, :, half:])
+    assert len(np.unique(patches.reshape(36, -1), axis=0)) == 36
 
 
 def test_a_lengthened_clip_gives_short_texts_the_same_features_and_reads_long_ones():
