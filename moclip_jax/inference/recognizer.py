@@ -75,8 +75,7 @@ class Recognizer:
         self.video = dataclasses.replace(video, max_frames=None, max_seconds=None)
         self.views, self.frame = views, frame
         self._load_model, self.load_tokenizer = load_model, load_tokenizer
-        self._program_file, self._folder = program, folder
-        self._reject_below = reject_below
+        self._program_file, self._folder, self._reject_below = program, folder, reject_below
         self.preprocessing = preprocessing
         self._dtypes = clip_dtype, motion_dtype
         self._label_sets: dict[tuple[str, ...], LabelSet] = {}
@@ -120,8 +119,8 @@ class Recognizer:
 
     def predict_clip(self, clip: Clip, *, top_k: int = 5, labels: Sequence[str] = ()) -> Prediction:
         """Recognize a clip in memory, from `read_clip`; arguments as `predict`."""
-        about = {"end_s": _seconds(clip), "warning": clip.warning}
-        return self.prediction(self.view(clip), top_k, labels, **about)
+        view, end_s = self.view(clip), _seconds(clip)
+        return self.prediction(view, top_k, labels, end_s=end_s, warning=clip.warning)
 
     def predict_batch(
         self,
