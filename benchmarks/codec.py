@@ -2,8 +2,9 @@
 
     python -m benchmarks.codec [--rounds=7] [--mv-extractor=PYTHON]
 
-PYTHON is as for `benchmarks.video`. All sides read all vectors and frame types of a file; ours also
-accumulates, in a row of its own. Told is the processor's time, one thread, medians in turns.
+PYTHON is as for `benchmarks.video`. All sides read all vectors and frame types of a file. In rows
+of their own, ours and the loop with PyAV make a motion map of every frame, and ours accumulates.
+Told is the processor's time, one thread, medians in turns.
 """
 
 import pathlib
@@ -13,6 +14,7 @@ from collections.abc import Callable
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 
 from benchmarks.clips import generated_video, real_video, ucf101_like
 from benchmarks.video import MvExtractor, timed
@@ -54,17 +56,72 @@ def loop_with_pyav(path: str) -> list[np.ndarray]:
     return found
 
 
+def painted(
+    vectors: np.ndarray, kind: str, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a motion map by its definition: each vector is painted over its block.
+
+    Args:
+      vectors: of FFmpeg's `AVMotionVector`, of an upright frame.
+      kind: type of the frame.
+      height: of the frame in pixels.
+      width: of the frame in pixels.
+
+    Returns:
+      int `[h, w, 2]`, motion (x, y) forward in time, and bool `[h, w]`, where there is a vector.
+    """
+    known = np.zeros((height, width), bool)
+    past, coming = (np.zeros((height, width, 2), int) for _ in range(2))
+    has_past, has_coming = np.zeros_like(known), np.zeros_like(known)
+    for vector in vectors:
+        w, h = int(vector["w"]), int(vector["h"])
+        left, top = int(vector["dst_x"]) - w // 2, int(vector["dst_y"]) - h // 2
+        block = np.s_[top : top + h, left : left + w]
+        known[block] = True
+        shift = [
+            int(vector["src_x"]) - int(vector["dst_x"]),
+            int(vector["src_y"]) - int(vector["dst_y"]),
+        ]
+        if vector["source"] < 0:
+            has_past[block] = True
+            if any(shift):
+                past[block] = shift
+        elif kind == "B":
+            has_coming[block] = True
+            if any(shift):
+                coming[block] = shift
+    ahead = has_coming & ~has_past
+    return np.where(ahead[..., None], coming, -past), known
+
+
+def maps_with_pyav(path: str) -> list[np.ndarray]:
+    """Make the map of every frame from PyAV's vectors."""
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        height, width = stream.height, stream.width
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"flags2": "+export_mvs"}
+        maps = []
+        for frame in container.decode(video=0):
+            found = frame.side_data.get("MOTION_VECTORS")
+            vectors = () if found is None else found.to_ndarray()
+            maps.append(painted(vectors, PictureType(frame.pict_type).name, height, width)[0])
+        return maps
+
+
 def codec_vectors(path: str) -> list[np.ndarray]:
     """Read vectors by ours."""
     return [frame.vectors for frame in codec.frames(path, accumulated=False)]
 
 
 def check_equal(path: str) -> None:
-    """Raise an AssertionError if the loop with PyAV has other vectors."""
+    """Raise an AssertionError if the loop with PyAV has other vectors or maps."""
     for frame, vectors in zip(codec.frames(path), loop_with_pyav(path), strict=True):
         assert len(frame.vectors) == (0 if vectors is None else len(vectors))
         for name in _COLUMNS if vectors is not None else ():
             np.testing.assert_array_equal(frame.vectors[name], vectors[name], name)
+    for frame, expected in zip(codec.frames(path), maps_with_pyav(path), strict=True):
+        np.testing.assert_array_equal(frame.raw, expected.transpose(2, 0, 1), str(frame.index))
 
 
 def different_frames(path: str, python: str) -> list[int]:
@@ -102,30 +159,41 @@ def print_table(rounds: int, mv_extractor: str | None = None) -> list[dict[str, 
                     f"{max(map(len, runs))} of {count} frames a run, in {len(never)} in all of "
                     f"{_RUNS} runs"
                 )
-            ours = {
-                "vectors and types": timed(lambda path=path: codec_vectors(path)),
-                "and every map accumulated": timed(
-                    lambda path=path: [0 for _ in codec.frames(path)]
+            vectors = timed(lambda path=path: codec_vectors(path))
+            raw = timed(
+                lambda path=path: [
+                    frame.raw[0, 0, 0] for frame in codec.frames(path, accumulated=False)
+                ]
+            )
+            accumulated = timed(lambda path=path: [0 for _ in codec.frames(path)])
+            loop = timed(lambda path=path: loop_with_pyav(path))
+            sides: list[tuple[str, Callable[[], float], str, Callable[[], float]]] = [
+                ("vectors and types", vectors, "a loop with PyAV", loop),
+                ("and every map accumulated", accumulated, "a loop with PyAV", loop),
+                (
+                    "and every map",
+                    raw,
+                    "the same, each map painted",
+                    timed(lambda path=path: maps_with_pyav(path)),
                 ),
-            }
-            others: dict[str, Callable[[], float]] = {
-                "a loop with PyAV": timed(lambda path=path: loop_with_pyav(path)),
-            }
+            ]
             if extractor is not None:
-                others["mv-extractor"] = lambda path=path: extractor.seconds(path)
-            for mine, our_seconds in ours.items():
-                for other, other_seconds in others.items():
-                    times = [(our_seconds(), other_seconds()) for _ in range(rounds + 1)][1:]
-                    a, b = np.median(times, axis=0)
-                    found.append(
-                        {"file": file.name, "ours": mine, "against": other, "seconds": times}
-                    )
-                    print(
-                        f"{file.name:<18}{mine:<32}{count / a:9.0f}  {other:<28}"
-                        f"{count / b:9.0f}{b / a:7.2f}",
-                        flush=True,
-                    )
-    print("a loop with PyAV: equal in all frames")
+                their = lambda path=path: extractor.seconds(path)  # noqa: E731
+                sides += [
+                    ("vectors and types", vectors, "mv-extractor", their),
+                    ("and every map", raw, "mv-extractor, vectors", their),
+                    ("and every map accumulated", accumulated, "mv-extractor, vectors", their),
+                ]
+            for mine, our_seconds, other, other_seconds in sides:
+                times = [(our_seconds(), other_seconds()) for _ in range(rounds + 1)][1:]
+                a, b = np.median(times, axis=0)
+                found.append({"file": file.name, "ours": mine, "against": other, "seconds": times})
+                print(
+                    f"{file.name:<18}{mine:<32}{count / a:9.0f}  {other:<28}"
+                    f"{count / b:9.0f}{b / a:7.2f}",
+                    flush=True,
+                )
+    print("a loop with PyAV: vectors and maps equal in all frames")
     if extractor is not None:
         extractor.close()
     return found

@@ -153,7 +153,8 @@ def query(folder: pathlib.Path, rows: int, dimensions: int = 512) -> dict[str, f
             ]
             thumbnails = [bytes(3000)] * len(chunks)
             store.put(Entry(number, f"{number}.mp4", 1, 1, True))
-            store.add(number, chunks, thumbnails, vectors, np.zeros((len(chunks), 0)))
+            nothing = np.zeros((len(chunks), 0))
+            store.add(number, chunks, thumbnails, vectors, nothing, nothing)
         store.finish()
         targets = rng.normal(size=(21, dimensions)).astype(np.float32)
         targets /= np.linalg.norm(targets, axis=1, keepdims=True)

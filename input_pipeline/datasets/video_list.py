@@ -41,6 +41,7 @@ _SIDES = {"train": "train", "val": "val", "validate": "val", "validation": "val"
 _SIDE_IN_NAME = re.compile(r"train|val|test", re.IGNORECASE)
 _PATH_AND_LABEL = re.compile(r"(.*[^\s,])[\s,]+(\S+)")
 _CLASSES = "classes.txt"
+_TIMES = ("time_start", "time_end")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class VideoList(VideoDataset):
                 "of lists"
             )
         rows = list(_read_rows(lists))
-        class_names = _class_names(rows, lists if lists.is_dir() else lists.parent)
+        class_names, positions = _classes(rows, lists if lists.is_dir() else lists.parent)
         tested = any(row.side == "test" for row in rows)
         subsets = {"train": "train", "test": "test", "val": "unused" if tested else "test"}
         sources, files, missing = {}, {}, []
@@ -95,7 +96,9 @@ class VideoList(VideoDataset):
             if row.path in sources:
                 raise ValueError(f"{row.where}: {row.path} is listed twice")
             found: str | pathlib.Path | None = row.path
-            if "://" not in row.path:
+            if "://" in row.path:
+                _check_protocol(row)
+            else:
                 found = _find(pathlib.Path(config.videos), row)
             if found is None:
                 missing.append(f"{row.path} ({row.where})")
@@ -103,8 +106,7 @@ class VideoList(VideoDataset):
             if isinstance(found, pathlib.Path):
                 files[row.path] = found
             group = row.group or group_of(row.path)
-            label = class_names.index(row.label) if row.label in class_names else int(row.label)
-            entry = VideoEntry(row.path, label, group, (subsets[row.side],))
+            entry = VideoEntry(row.path, positions[row.label], group, (subsets[row.side],))
             sources[row.path] = Source(entry, functools.partial(_read, str(found), config.spec))
         if missing:
             told = f"the lists name {len(missing)} videos that are not there: "
@@ -146,36 +148,42 @@ def _read_lines(path: pathlib.Path, side: str) -> Iterator[_Row]:
 
 
 def _read_csv(path: pathlib.Path, side: str) -> Iterator[_Row]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        fields = reader.fieldnames or ()
-        kinetics = {"youtube_id", "time_start", "time_end"} <= set(fields)
-        if "label" not in fields or not (kinetics or "path" in fields):
-            raise ValueError(
-                f"{path}: its first line must name the columns path and label (or Kinetics' own), "
-                f"is {','.join(fields)!r}"
-            )
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            name = row.get("path") or ""
-            if kinetics:
-                times = (f"{int(row[field]):06d}" for field in ("time_start", "time_end"))
-                name = "_".join((row["youtube_id"], *times)) + ".mp4"
-            own = (row.get("split") or side).lower()
-            if own not in _SIDES:
-                raise ValueError(f"{where}: split is {own!r}, must be train, val or test")
-            if not name or not row["label"]:
-                raise ValueError(f"{where}: the path or the label is missing")
-            yield _Row(name, row["label"], _SIDES[own], row.get("group") or "", where)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not a text file") from error
+    reader = csv.DictReader(text.splitlines(keepends=True))
+    fields = reader.fieldnames or ()
+    kinetics = {"youtube_id", *_TIMES} <= set(fields)
+    if "label" not in fields or not (kinetics or "path" in fields):
+        raise ValueError(
+            f"{path}: its first line must name the columns path and label (or Kinetics' own), "
+            f"is {','.join(fields)!r}"
+        )
+    for row in reader:
+        where = f"{path}:{reader.line_num}"
+        name, label = row.get("path"), row["label"]
+        if kinetics:
+            # A line that is cut off has None in its last columns.
+            times = [(row[field] or "").strip() for field in _TIMES]
+            if not all(time.isdecimal() for time in times):
+                raise ValueError(f"{where}: times are {times}, must be whole seconds")
+            name = "_".join((row["youtube_id"], *(f"{int(time):06d}" for time in times))) + ".mp4"
+        own = (row.get("split") or side).lower()
+        if own not in _SIDES:
+            raise ValueError(f"{where}: split is {own!r}, must be train, val or test")
+        if not name or not label:
+            raise ValueError(f"{where}: the path or the label is missing")
+        yield _Row(name, label, _SIDES[own], row.get("group") or "", where)
 
 
-def _class_names(rows: Sequence[_Row], folder: pathlib.Path) -> list[str]:
-    """Return the classes: the names in the lists in order, or those of the numbers in them."""
+def _classes(rows: Sequence[_Row], folder: pathlib.Path) -> tuple[list[str], dict[str, int]]:
+    """Return the classes, and the position of each label of the lists among them."""
     labels = sorted({row.label for row in rows})
     if len(labels) < 2:
         raise ValueError(f"{folder}: the lists need at least two classes, have {labels}")
     if not all(label.isdecimal() for label in labels):
-        return labels
+        return labels, {label: position for position, label in enumerate(labels)}
     path = folder / _CLASSES
     if not path.is_file():
         raise ValueError(
@@ -187,7 +195,15 @@ def _class_names(rows: Sequence[_Row], folder: pathlib.Path) -> list[str]:
             raise ValueError(
                 f"{row.where}: {path} has {len(names)} classes, from 0: not {row.label}"
             )
-    return names
+    return names, {label: int(label) for label in labels}
+
+
+def _check_protocol(row: _Row) -> None:
+    """Raise ValueError for an address that nothing installed here opens, before any work."""
+    try:
+        fsspec.get_filesystem_class(row.path.partition("://")[0])
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{row.where}: {row.path} cannot be opened here: {error}") from error
 
 
 def _find(videos: pathlib.Path, row: _Row) -> pathlib.Path | None:

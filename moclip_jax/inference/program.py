@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Programs kept, of different exports or versions; each is as large as its networks.
 _MOST_PROGRAMS = 4
-Program = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
+Program = Callable[[np.ndarray, np.ndarray], tuple[Any, ...]]
 
 
 def program_file(identity: Any) -> Path | None:
@@ -75,8 +75,8 @@ def compile_program(
 ) -> Program:
     """Return a compiled function of `motion` and `images`, as `MoCLIP` takes them.
 
-    It returns the logits float32 `[B, classes]` and, float32 `[B, D]`, the `MoCLIP.label_features`
-    that labels of the user's own are compared with.
+    It returns, float32, the logits `[B, classes]`, the `MoCLIP.label_features` `[B, D]` that labels
+    of the user's own are compared with, and the motion features `[B, Dm]`, averaged.
 
     Args:
       shapes: of `motion` and `images`.
@@ -93,13 +93,13 @@ def compile_program(
     graph, state = nnx.split(model)
     arrays, structure = jax.tree.flatten(state)
 
-    def program(arrays: list[Any], motion: Any, images: Any) -> tuple[Any, Any]:
+    def program(arrays: list[Any], motion: Any, images: Any) -> tuple[Any, ...]:
         merged = nnx.merge(graph, jax.tree.unflatten(structure, arrays))
         appearance, tokens = merged.appearance_features(images)
         motion = merged.motion_features(motion)
         logits = fused_logits(merged.head, motion, appearance, tokens)
-        of_labels = merged.label_features(motion, appearance)
-        return logits.astype(jnp.float32), of_labels.astype(jnp.float32)
+        outputs = logits, merged.label_features(motion, appearance), motion.mean(axis=(1, 2))
+        return tuple(output.astype(jnp.float32) for output in outputs)
 
     # XLA's CPU backend cannot serialize what itself came out of JAX's cache of compiled programs.
     # That finds programs by their names too, so a new name makes it compile.

@@ -258,12 +258,12 @@ class Recognizer:
 
     def probabilities(self, view: dict[str, np.ndarray], labels: Sequence[str] = ()) -> np.ndarray:
         """Return float64 `[labels]` that sum to 1, for what `view` gave; labels as `predict`."""
-        return self.label_set(labels).probabilities(*self.outputs(view))
+        return self.label_set(labels).probabilities(*self.outputs(view)[:2])
 
-    def outputs(self, view: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the logits float32 `[classes]` and CLIP's feature `[D]`, for what `view` gave."""
-        logits, appearance = self._program(view["motion"], view["images"])
-        return np.asarray(logits[0]), np.asarray(appearance[0])
+    def outputs(self, view: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Return logits `[classes]`, CLIP's and the motion's feature, for what `view` gave."""
+        outputs = self._program(view["motion"], view["images"])
+        return tuple(np.asarray(output[0]) for output in outputs)
 
     def label_set(self, labels: Sequence[str] = ()) -> LabelSet:
         """Return the labels to choose from; their text features are computed once."""

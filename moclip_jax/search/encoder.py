@@ -28,8 +28,13 @@ class Encoder(Protocol):
     class_names: tuple[str, ...]
     video: VideoSpec
 
-    def chunks(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
-        """Return unit vectors float32 `[n, D]` and probabilities float32 `[n, classes]`."""
+    def chunks(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what is kept of chunks, float32.
+
+        Returns:
+          Unit vectors `[n, D]`, probabilities `[n, classes]`, and features of the motion `[n, Dm]`;
+          a CLIP alone has no classes and no features of motion.
+        """
 
     @property
     def text(self) -> "Callable[[str], np.ndarray]":
@@ -63,10 +68,10 @@ class ClipEncoder:
         _check_text_side(self.clip, source)
         self.text = TextTower(self.clip, tokenizer)
 
-    def chunks(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
+    def chunks(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `Encoder`."""
-        vectors = self.images([chunk.jpeg for chunk in chunks])
-        return vectors, np.zeros((len(chunks), 0), np.float32)
+        nothing = np.zeros((len(chunks), 0), np.float32)
+        return self.images([chunk.jpeg for chunk in chunks]), nothing, nothing
 
     def images(self, jpegs: Sequence[bytes]) -> np.ndarray:
         """Return the unit vectors of images, float32 `[n, D]`."""
@@ -117,16 +122,18 @@ class TrainedEncoder:
         self.identity = {"workdir": workdir}
         self.class_names, self.video = self._model.class_names, self._model.reading
 
-    def chunks(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray]:
+    def chunks(self, chunks: Sequence[Chunk]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `Encoder`."""
-        vectors, probabilities = [], []
+        vectors, probabilities, motions = [], [], []
         for chunk in chunks:
             assert chunk.clip is not None
-            logits, appearance = self._model.outputs(self._model.view(chunk.clip))
+            logits, appearance, motion = self._model.outputs(self._model.view(chunk.clip))
             odds = np.exp(logits - logits.max())
             vectors.append(appearance)
             probabilities.append(odds / odds.sum())
-        return _unit(np.stack(vectors)), np.stack(probabilities).astype(np.float32)
+            motions.append(motion)
+        kept = _unit(np.stack(vectors)), np.stack(probabilities).astype(np.float32)
+        return *kept, np.stack(motions)
 
     @functools.cached_property
     def text(self) -> "TextTower":

@@ -236,9 +236,8 @@ def _index(
     store.put(entry)
     try:
         for batch in _batches(chunks, live):
-            vectors, probabilities = encoder.chunks(batch)
             thumbnails = [thumbnail(chunk.jpeg) for chunk in batch]
-            store.add(entry.id, batch, thumbnails, vectors, probabilities)
+            store.add(entry.id, batch, thumbnails, *encoder.chunks(batch))
             frames += sum(chunk.num_frames for chunk in batch)
             corrupt += sum(chunk.num_corrupt for chunk in batch)
             entry = dataclasses.replace(

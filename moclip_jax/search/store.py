@@ -14,7 +14,7 @@ import numpy as np
 from moclip_jax.runtime.files import write_json
 from moclip_jax.search.chunks import Chunk
 
-FORMAT = 1
+FORMAT = 2
 _DESCRIPTION, _STORE = "index.json", "store"
 # Rows whose vectors are read at once where all are read.
 _ROWS_AT_ONCE = 8192
@@ -108,7 +108,7 @@ class Store:
         chunks = {
             "file": pa.int64(), "start_s": pa.float64(), "end_s": pa.float64(),
             "picture_s": pa.float64(), "activity": pa.float32(), "thumbnail": pa.binary(),
-            "vector": pa.list_(pa.float32(), dimensions),
+            "vector": pa.list_(pa.float32(), dimensions), "motion": pa.list_(pa.float32()),
         }  # fmt: skip
         if class_names:
             chunks["probabilities"] = pa.list_(pa.float32(), len(class_names))
@@ -154,8 +154,9 @@ class Store:
         thumbnails: Sequence[bytes],
         vectors: np.ndarray,
         probabilities: np.ndarray,
+        motion: np.ndarray,
     ) -> None:
-        """Append chunks of a file, all or none."""
+        """Append chunks of a file, all or none; what is kept of them as `Encoder.chunks` gives."""
         rows = [
             {
                 "file": file,
@@ -165,10 +166,11 @@ class Store:
                 "activity": chunk.activity,
                 "thumbnail": thumbnail,
                 "vector": vector,
+                "motion": features,
             }
             | ({"probabilities": odds} if self.class_names else {})
-            for chunk, thumbnail, vector, odds in zip(
-                chunks, thumbnails, vectors, probabilities, strict=True
+            for chunk, thumbnail, vector, odds, features in zip(
+                chunks, thumbnails, vectors, probabilities, motion, strict=True
             )
         ]
         self.table.add(rows)

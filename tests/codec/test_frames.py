@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.codec import painted
 from moclip_jax import codec
 from moclip_jax.codec.frame import aligned_empty
 from moclip_jax.input_pipeline.video.decode import VideoError, decode_frames
@@ -32,32 +33,6 @@ def folder(tmp_path_factory):
     for name, (encoder, options, rotation) in FORMS.items():
         write_video(folder / name, frames, codec=encoder, options=options, rotation=rotation)
     return folder
-
-
-def painted(vectors: np.ndarray, kind: str, height: int, width: int) -> tuple:
-    """Forward motion [h, w, 2] and where there is any, one vector and one pixel at a time."""
-    known = np.zeros((height, width), bool)
-    past, coming = (np.zeros((height, width, 2), int) for _ in range(2))
-    has_past, has_coming = np.zeros_like(known), np.zeros_like(known)
-    for vector in vectors:
-        w, h = int(vector["w"]), int(vector["h"])
-        left, top = int(vector["dst_x"]) - w // 2, int(vector["dst_y"]) - h // 2
-        block = np.s_[top : top + h, left : left + w]
-        known[block] = True
-        shift = [
-            int(vector["src_x"]) - int(vector["dst_x"]),
-            int(vector["src_y"]) - int(vector["dst_y"]),
-        ]
-        if vector["source"] < 0:
-            has_past[block] = True
-            if any(shift):
-                past[block] = shift
-        elif kind == "B":
-            has_coming[block] = True
-            if any(shift):
-                coming[block] = shift
-    ahead = has_coming & ~has_past
-    return np.where(ahead[..., None], coming, -past), known
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -11,12 +11,17 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from PIL import Image
 
+from moclip_jax.inference.recognizer import load
 from moclip_jax.input_pipeline.video.limits import VideoError
 from moclip_jax.runtime.files import exclusive_lock
 from moclip_jax.search import Searcher, build, find, index_stream, index_videos, store
+from moclip_jax.search.chunks import read_chunks
+from moclip_jax.search.encoder import chunk_form, open_encoder
 from tests.input_pipeline.video_fixtures import write_video
 from tests.search.conftest import SHAPES, scene
 
@@ -197,8 +202,25 @@ def test_classes_of_a_run_are_searched_by_their_label(finished_run, videos, tmp_
     label = searcher.class_names[0]
     found = searcher.search(label=label, top_k=3, merge=False)
     assert len(found) == 3 and 1 >= found[0].score >= found[1].score >= found[2].score > 0
-    # The very probabilities of the model for the chunk, and words beside them.
+    # Words beside them.
     assert searcher.search("a star")
+    # The features that the model has of a chunk's motion are kept, and are those of its network.
+    encoder = open_encoder({"workdir": str(finished_run)})
+    model = load(finished_run)
+    made = store.Store(index)
+    rows = made.table.to_arrow().to_pylist()
+    for path in paths:
+        file = made.entries()[path].id
+        kept = sorted((row["start_s"], row["motion"]) for row in rows if row["file"] == file)
+        chunks = list(read_chunks(path, chunk_form(encoder, made.longest_s)))
+        assert len(kept) == len(chunks) > 1
+        for (start_s, features), chunk in zip(kept, chunks, strict=True):
+            assert start_s == chunk.start_s and chunk.clip is not None
+            fields = jnp.asarray(model.view(chunk.clip)["motion"])
+            expected = model.model.motion_features(fields).mean(axis=(0, 1, 2))
+            # The kept program multiplies in bfloat16 where the processor does.
+            np.testing.assert_allclose(features, expected, atol=0.05 * np.abs(expected).max())
+        assert len({tuple(features) for _, features in kept}) == len(kept)
     assert find.main([str(index), "--label=absent"]) == 1
     assert "error: --label=absent: the index knows" in capsys.readouterr().err
 

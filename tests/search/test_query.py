@@ -44,7 +44,7 @@ def index(tmp_path_factory):
         # A name that is no UTF-8, as Linux has them.
         store.put(Entry(number, f"/videos/{number}\udcff'.mp4", 1, 1, True, 20, 40.0))
         thumbnails = [bytes([20 * number + i]) for i in range(20)]
-        store.add(number, chunks, thumbnails, vectors[rows], odds[rows])
+        store.add(number, chunks, thumbnails, vectors[rows], odds[rows], vectors[rows])
     store.finish()
     words = {f"word {i}": v for i, v in enumerate(rng.normal(size=(5, 8)).astype(np.float32))}
     return folder, vectors, odds, words
@@ -127,9 +127,9 @@ def test_what_cannot_be_is_named(index, tmp_path):
         searcher.search(label="fly")
     with pytest.raises(FileNotFoundError, match=r"no index at .*; make one: python -m"):
         Searcher(tmp_path)
-    (tmp_path / "index.json").write_text('{"format": 2}')
+    (tmp_path / "index.json").write_text('{"format": 3}')
     with pytest.raises(
-        ValueError, match=r"index.json has format 2; this version reads 1; delete the"
+        ValueError, match=r"index.json has format 3; this version reads 2; delete the"
     ):
         Searcher(tmp_path)
 

@@ -98,6 +98,9 @@ def test_lines_with_numbers_that_a_file_of_classes_names(videos, tmp_path):
     (lists / "classes.txt").write_text("yoga\n")
     with pytest.raises(ValueError, match=r"k_train_list\.txt:1: .*has 1 classes, from 0: not 1"):
         prepare(lists, tmp_path, videos)
+    # The name of a class may be the number of another.
+    (lists / "classes.txt").write_text("1\nhigh jump\n")
+    assert told(prepare(lists, tmp_path / "other", videos))[0][1] == "high jump"
     (lists / "classes.txt").write_text("yoga\nhigh jump\n")
     assert told(prepare(lists, tmp_path, videos)) == [
         ("0.mp4", "high jump", "0.mp4", "train"),
@@ -136,6 +139,13 @@ def test_an_address_that_cannot_be_opened_rejects_its_video_by_name(videos, tmp_
             "a.csv",
             "path,label,split\n0.mp4,,train\n",
             r"a\.csv:2: the path or the label is missing",
+        ),
+        ("a.csv", "label,youtube_id,time_start,time_end\na,x,1.5,3\n", r"a\.csv:2: times are \['1"),
+        ("a.csv", "label,youtube_id,time_start,time_end\na,x\n", r"times are .* must be whole sec"),
+        (
+            "a.csv",
+            "path,label,split\nno://x,a,train\n1.mp4,b,test\n",
+            r"no://x cannot be opened here: ",
         ),
         ("train.txt", "0.mp4\n", r"train\.txt:1: must be 'path label', is '0\.mp4'"),
         ("train.txt", "0.mp4 a\n0.mp4 b\n", r"train\.txt:2: 0\.mp4 is listed twice"),
