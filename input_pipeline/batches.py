@@ -63,8 +63,9 @@ def train_batches(
         the order.
 
     Returns:
-      Batches of `motion` uint8 `[b, S, size, size, 2]` and `label` int32 `[b]` with
-      `b = batch_size // process_count`; an incomplete last batch is left out.
+      Batches of `motion` uint8 `[b, S, size, size, 2]` and `label` int32 `[b]`, or multi-hot
+      float32 `[b, classes]`, with `b = batch_size // process_count`; an incomplete last batch is
+      left out.
 
     Raises:
       ValueError: Unknown or too few videos, or sizes that do not divide.
@@ -83,9 +84,11 @@ def train_batches(
     records = records.take(num_steps * batch_size).enumerate().skip(first_step * batch_size)
     records = _of_process(records, batch_size, local_size, process_index)
     epoch_seed = tf.constant(generator.integers(2**62, size=2), tf.int64)
-    function = _train_function(dataset, views)
+    function, labels = _train_function(dataset, views), _labels(dataset, names)
     examples = records.map(
-        lambda position, item: function(item[1], tf.random.fold_in(epoch_seed, position)),
+        lambda position, item: (
+            function(item[1], tf.random.fold_in(epoch_seed, position)) | {"label": labels[item[0]]}
+        ),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
@@ -126,9 +129,9 @@ def view_batches(
 
     Returns:
       Batches of `motion` uint8 `[b, V, S, size, size, 2]` and `images` uint8
-      `[b, k, image_size, image_size, 3]`, each if requested, `label` int32 `[b]`, `index` int32
-      `[b]` (position in `names`) and `mask` bool `[b]`; the last batch is filled up with zeros and
-      mask False.
+      `[b, k, image_size, image_size, 3]`, each if requested, `label` as `train_batches`, `index`
+      int32 `[b]` (position in `names`) and `mask` bool `[b]`; the last batch is filled up with
+      zeros and mask False.
 
     Raises:
       ValueError: Unknown videos or frames, nothing requested, or sizes that do not divide.
@@ -145,8 +148,12 @@ def view_batches(
     base_seed = tf.constant([seed, 4], tf.int64)
     image = (image_size, resize_size, resample, square)
     function = _view_function(dataset, motion, augmented_views, frames, image)
+    labels = _labels(dataset, names)
     examples = records.map(
-        lambda _, item: function(item[1], item[0], tf.random.fold_in(base_seed, item[0])),
+        lambda _, item: (
+            function(item[1], item[0], tf.random.fold_in(base_seed, item[0]))
+            | {"label": labels[item[0]]}
+        ),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
@@ -193,6 +200,12 @@ def _named(
     return records.map(locate).filter(lambda position, _: position >= 0)
 
 
+def _labels(dataset: PreparedDataset, names: Sequence[str]) -> tf.Tensor:
+    """Return the labels by position in `names`: int32, or multi-hot float32."""
+    labels = dataset.labels(names)
+    return tf.constant(labels, tf.float32 if dataset.multi_label else tf.int32)
+
+
 def _of_process(
     records: tf.data.Dataset, batch_size: int, local_size: int, process_index: int
 ) -> tf.data.Dataset:
@@ -213,15 +226,14 @@ def _train_function(dataset: PreparedDataset, views: MotionViews) -> Callable:
 
     @tf.function(autograph=False)
     def function(record: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = dataset.parse(record, ("label", *motion_features(spec)))
-        label = tf.cast(example.pop("label"), tf.int32)
+        example = dataset.parse(record, motion_features(spec))
         draws = _draw(seed, views.num_segments)
         if canonical:
             motion = training_kernel.training_view(example, draws, views, spec)
         else:
             one = Draws(*(part[None] for part in draws))
             motion = _motion_views(example, views, spec, one)[0]
-        return {"motion": motion, "label": label}
+        return {"motion": motion}
 
     return function
 
@@ -240,7 +252,7 @@ def _view_function(
 
     @tf.function(autograph=False)
     def function(record: tf.Tensor, index: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        features = dict.fromkeys(("label", *of_motion, *of_frames))
+        features = dict.fromkeys((*of_motion, *of_frames))
         example = dataset.parse(record, tuple(features))
         view = {}
         if motion is not None:
@@ -252,7 +264,6 @@ def _view_function(
         if frames is not None:
             stored = {name: example[name] for name in of_frames}
             view["images"] = _images(stored, frames, image, spec, seed)
-        view["label"] = tf.cast(example["label"], tf.int32)
         view["index"] = tf.cast(index, tf.int32)
         view["mask"] = tf.constant(True)
         return view

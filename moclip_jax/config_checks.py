@@ -146,6 +146,8 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             f"config.fusion.fit='ridge' makes a linear head; config.fusion.head="
             f"'{config.fusion.head}' must be mean and config.fusion.hidden={config.fusion.hidden} 0"
         )
+    if dataset.options.get("multi_label"):
+        yield from _multi_label_problems(config)
     if not 0 <= motion.flip_probability <= 1:
         yield f"config.motion.flip_probability={motion.flip_probability} is not a probability"
     if config.fusion.hidden < 0:
@@ -183,6 +185,17 @@ def _alpha_problems(config: ConfigDict) -> Iterator[str]:
         known = False
     if not known:
         yield f"config.fusion.alpha='{alpha}' must be auto or a number from 0 to 1"
+
+
+def _multi_label_problems(config: ConfigDict) -> Iterator[str]:
+    needed = "needs one label a video, which config.dataset.options.multi_label=True does not give"
+    if config.balanced_loss:
+        yield f"config.balanced_loss=True {needed}; set it to False"
+    if config.fusion.head == "text":
+        yield f"config.fusion.head='text' {needed}; choose another head"
+    for field, unset in (("shots", 0), ("shot_list", "")):
+        if config.selection[field]:
+            yield f"config.selection.{field} {needed}; set it to {unset!r}"
 
 
 def _fisher_problems(config: ConfigDict) -> Iterator[str]:

@@ -40,16 +40,19 @@ WINDOW_S = 1.0
 
 
 def draw_results(workdir: Path, out: Path) -> list[Path]:
-    """Draw the curves of training, the rows as bars, and the fusion row's confusion matrix."""
+    """Draw the curves of training, the rows as bars, and the fusion's confusion matrix, if any."""
     rows = json.loads((workdir / "results.json").read_text())["rows"]
     class_names = json.loads((workdir / "export" / "metadata.json").read_text())["class_names"]
     scores = np.load(workdir / "evaluate" / "scores.npz")
-    counts = confusion_counts(scores["label"], scores["fusion"].argmax(axis=1), len(class_names))
+    label, guess = scores["label"], scores["fusion"].argmax(axis=1)
     with figure_style():
         figures = dict(zip(["curves.png"], draw_curves(workdir), strict=False)) | {
-            "rows.png": _draw_rows(rows),
-            "confusion.png": draw_confusion(counts, class_names),
+            "rows.png": _draw_rows(rows)
         }
+        # With several labels a video, there is no single class that it was taken for.
+        if label.ndim == 1:
+            counts = confusion_counts(label, guess, len(class_names))
+            figures["confusion.png"] = draw_confusion(counts, class_names)
         for name, figure in figures.items():
             figure.savefig(out / name, dpi=110)
     return [out / name for name in figures]
@@ -99,7 +102,9 @@ def draw_examples(workdir: Path, out: Path, *, columns: int = 8) -> Path:
         position, column = chosen[index], row
         field = (batch["motion"][row, 0, 0].astype(np.float32) - 128) * config.motion.bound / 127.5
         axes[0, column].imshow(batch["images"][row, 0])
-        axes[0, column].set_title(class_names[batch["label"][row]], fontsize=9)
+        label = np.atleast_1d(batch["label"][row])
+        classes = np.flatnonzero(label) if dataset.multi_label else label
+        axes[0, column].set_title(", ".join(class_names[c] for c in classes), fontsize=9)
         axes[1, column].imshow(field_to_rgb(field))
         guesses = [
             f"{name}: {class_names[scores[name][position].argmax()]}"

@@ -60,6 +60,7 @@ _RUN_FILES = {
     "test_install",
     "test_limits",
     "test_main",
+    "test_multi_label_run",
     "test_notebook",
     "test_preparation",
     "test_saved_model",

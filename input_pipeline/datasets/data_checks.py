@@ -46,11 +46,13 @@ def warn_of_data(
     `paths` has the file of each video by name, `same` the files of equal content (`copies`).
     """
     names = {path: name for name, path in paths.items()}
-    label_of = {entry.name: entry.label for entry in entries}
+    label_of = {entry.name: entry.classes for entry in entries}
     for split in range(len(entries[0].subsets)):
         where = f" in split {split + 1}" if len(entries[0].subsets) > 1 else ""
         counts = {
-            subset: collections.Counter(e.label for e in entries if e.subsets[split] == subset)
+            subset: collections.Counter(
+                label for e in entries if e.subsets[split] == subset for label in e.classes
+            )
             for subset in ("train", "test")
         }
         _warn_of_counts(class_names, counts["train"], counts["test"], where)
@@ -66,8 +68,8 @@ def warn_of_data(
                 f"{across[0][1]} of {across[0][0]}; the accuracy will be too high: list each once"
             )
     for group in same:
-        classes = sorted({class_names[label_of[names[path]]] for path in group})
-        if len(classes) > 1:
+        classes = sorted({class_names[label] for path in group for label in label_of[names[path]]})
+        if len({label_of[names[path]] for path in group}) > 1:
             warn(
                 f"the same video is in the classes {', '.join(classes)}: "
                 f"{', '.join(names[path] for path in group)}; keep it in one"

@@ -32,7 +32,8 @@ class VideoEntry:
 
     Attributes:
       name: Unique name, also the key of its record.
-      label: Position of its class in the data set's class names.
+      label: Position of its class in the data set's class names; of a data set with several labels
+        a video, the positions of all its classes.
       group: Videos of one group show the same scene or person and must stay on one side of a split.
       subsets: For each published split, in order, 'train', 'test' or 'unused'.
       num_frames: Frames of the video; 0 if it was rejected.
@@ -40,11 +41,16 @@ class VideoEntry:
     """
 
     name: str
-    label: int
+    label: int | tuple[int, ...]
     group: str
     subsets: tuple[str, ...]
     num_frames: int = 0
     error: str = ""
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The positions of its classes; one unless the data set has several labels a video."""
+        return self.label if isinstance(self.label, tuple) else (self.label,)
 
 
 @dataclasses.dataclass(frozen=True)

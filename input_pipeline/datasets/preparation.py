@@ -258,7 +258,9 @@ def _dataset_info(
     info = tfds.core.DatasetInfo(
         builder=identity,
         description="Block displacements and RGB frames of re-encoded videos.",
-        features=record_features(dataset.config.spec),
+        features=record_features(
+            dataset.config.spec, not isinstance(metadata["videos"][0]["label"], int)
+        ),
         metadata=tfds.core.MetadataDict(metadata),
     )
     info.set_file_format(tfds.core.FileFormat.TFRECORD)

@@ -118,13 +118,27 @@ class PreparedDataset:
             raise ValueError(
                 f"config.selection.num_classes={number}: the data set has {len(self.class_names)}"
             )
-        index = tuple(entry for entry in self.index if entry.label < number)
+        index = tuple(entry for entry in self.index if max(entry.classes) < number)
         return dataclasses.replace(self, class_names=self.class_names[:number], index=index)
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a video may have several labels."""
+        return isinstance(self.index[0].label, tuple)
+
     def labels(self, names: Sequence[str]) -> np.ndarray:
-        """Return the classes of videos of the index, prepared or rejected, int64 `[n]`."""
+        """Return the classes of videos of the index, prepared or rejected, int64 `[n]`.
+
+        Several labels a video are multi-hot, float32 `[n, classes]` of 0 and 1.
+        """
         entries = {entry.name: entry for entry in self.index}
-        return np.array([entries[name].label for name in names], np.int64)
+        classes = [entries[name].classes for name in names]
+        if not self.multi_label:
+            return np.array([label for (label,) in classes], np.int64)
+        multi_hot = np.zeros((len(names), len(self.class_names)), np.float32)
+        for row, positions in zip(multi_hot, classes, strict=True):
+            row[list(positions)] = 1
+        return multi_hot
 
     def records(self) -> list[str]:
         """Return the paths of the record files, in order."""
@@ -216,7 +230,9 @@ def prepare_dataset(
 
 def _entry(values: Mapping[str, Any], spec: VideoSpec) -> VideoEntry:
     """Return a video of the index, rejected if it is longer than the present limit."""
-    entry = VideoEntry(**{**values, "subsets": tuple(values["subsets"])})
+    # JSON has no tuples.
+    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    entry = VideoEntry(**{**values, **tuples})
     limit = spec.limits.max_frames
     if limit is None or entry.num_frames <= limit:
         return entry
@@ -232,7 +248,7 @@ def _hold_out(
         raise ValueError(f"heldout_fraction is {fraction}, must lie between 0 and 1")
     labels: dict[str, set[int]] = {}
     for entry in train:
-        labels.setdefault(entry.group, set()).add(entry.label)
+        labels.setdefault(entry.group, set()).update(entry.classes)
     # Groups of a single class are drawn class by class, so that every class is in both parts.
     pools: dict[int, list[str]] = {}
     single = all(len(group_labels) == 1 for group_labels in labels.values())

@@ -34,14 +34,14 @@ _OFFSET = 128
 _NATIVE_FIELDS = ("height", "width", "orientation")
 
 
-def encode_record(name: str, label: int, clip: Clip, spec: VideoSpec) -> bytes:
+def encode_record(name: str, label: int | tuple[int, ...], clip: Clip, spec: VideoSpec) -> bytes:
     """Serialize a video as a `tf.train.Example`, to the same bytes in every process.
 
-    `spec.source` decides how the motion is stored.
+    `label` is that of `VideoEntry`; `spec.source` decides how the motion is stored.
     """
     features = {
         "name": _bytes_list([name.encode()]),
-        "label": _int64_list([label]),
+        "label": _int64_list(np.atleast_1d(label)),
         "num_frames": _int64_list([clip.num_frames]),
         "fps": _float_list([clip.fps]),
         "frames": _bytes_list(clip.frames),
@@ -154,13 +154,13 @@ def grid_size(spec: VideoSpec) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=4)
-def record_features(spec: VideoSpec) -> "tfds.features.FeaturesDict":
+def record_features(spec: VideoSpec, multi_label: bool = False) -> "tfds.features.FeaturesDict":
     """Return the TFDS features of a record, with which TFDS reads a data set by itself."""
     import tensorflow_datasets as tfds
 
     stored: dict[str, Any] = {
         "name": tfds.features.Text(),
-        "label": np.int64,
+        "label": tfds.features.Sequence(np.int64) if multi_label else np.int64,
         "num_frames": np.int64,
         "fps": np.float32,
         "frames": tfds.features.Sequence(

@@ -28,7 +28,7 @@ def choose_shots(train: Sequence[VideoEntry], shots: int, seed: int) -> list[Vid
     """
     of_class: dict[int, dict[str, list[VideoEntry]]] = {}
     for entry in train:
-        of_class.setdefault(entry.label, {}).setdefault(entry.group, []).append(entry)
+        of_class.setdefault(entry.classes[0], {}).setdefault(entry.group, []).append(entry)
     chosen: set[str] = set()
     few = []
     for label, groups in sorted(of_class.items()):
@@ -75,21 +75,20 @@ def read_shot_list(
         found = [by_name[name]] if name in by_name else by_stem.get(_stem(name), [])
         if len(found) != 1:
             raise ValueError(f"{where}: the training split has no video {name!r}")
-        entry = found[0]
-        class_name = class_names[entry.label]
+        entry, own = found[0], found[0].classes[0]
+        class_name = class_names[own]
         if label.isdecimal():
-            numbers.append((where, int(label), entry))
+            numbers.append((where, int(label), own, entry.name))
         elif label not in ("", class_name):
             raise ValueError(f"{where}: {entry.name} is of class {class_name!r}, not {label!r}")
         listed.add(entry.name)
     if not listed:
         raise ValueError(f"{path}: lists no video")
-    first = min({label - entry.label for _, label, entry in numbers} & {0, 1}, default=0)
-    for where, label, entry in numbers:
-        if label - entry.label != first:
+    first = min({label - own for _, label, own, _ in numbers} & {0, 1}, default=0)
+    for where, label, own, name in numbers:
+        if label - own != first:
             raise ValueError(
-                f"{where}: {entry.name} is of class {entry.label}, counted from 0, but the line "
-                f"says {label}"
+                f"{where}: {name} is of class {own}, counted from 0, but the line says {label}"
             )
     return listed
 

@@ -9,6 +9,9 @@
 
 Other lists have lines `path label`, as mmaction2 takes them. Labels are names or, if all are
 numbers, positions from 0, whose names are the lines of a file `classes.txt` in the lists' folder.
+With the option `multi_label` a video may have several, separated by `;` or `|`; the column of a CSV
+file is then called `labels`.
+
 Videos for validation are those to test on where there are none for testing: Kinetics publishes no
 labels of its own. Paths count from `config.dataset.videos` or its folder of the label; they may be
 absolute, or addresses that fsspec opens, such as `s3://bucket/video.mp4`.
@@ -40,6 +43,7 @@ from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec, re
 _SIDES = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
 _SIDE_IN_NAME = re.compile(r"train|val|test", re.IGNORECASE)
 _PATH_AND_LABEL = re.compile(r"(.*[^\s,])[\s,]+(\S+)")
+_SEPARATOR = re.compile(r"[;|]")
 _CLASSES = "classes.txt"
 _TIMES = ("time_start", "time_end")
 
@@ -51,9 +55,11 @@ class VideoListOptions:
     Attributes:
       missing: `error`, or `skip` to leave out local files that are not there, as of Kinetics, whose
         videos disappear from where they are downloaded.
+      multi_label: Whether a video may have several labels.
     """
 
     missing: str = "error"
+    multi_label: bool = False
 
     def __post_init__(self):
         if self.missing not in ("error", "skip"):
@@ -63,7 +69,7 @@ class VideoListOptions:
 @dataclasses.dataclass(frozen=True)
 class _Row:
     path: str
-    label: str
+    labels: tuple[str, ...]
     side: str
     group: str
     where: str
@@ -87,7 +93,7 @@ class VideoList(VideoDataset):
                 f"video_list: config.dataset.lists='{config.lists}' is neither a list nor a folder "
                 "of lists"
             )
-        rows = list(_read_rows(lists))
+        rows = list(_read_rows(lists, options.multi_label))
         class_names, positions = _classes(rows, lists if lists.is_dir() else lists.parent)
         tested = any(row.side == "test" for row in rows)
         subsets = {"train": "train", "test": "test", "val": "unused" if tested else "test"}
@@ -106,7 +112,9 @@ class VideoList(VideoDataset):
             if isinstance(found, pathlib.Path):
                 files[row.path] = found
             group = row.group or group_of(row.path)
-            entry = VideoEntry(row.path, positions[row.label], group, (subsets[row.side],))
+            classes = tuple(positions[label] for label in row.labels)
+            label = classes if options.multi_label else classes[0]
+            entry = VideoEntry(row.path, label, group, (subsets[row.side],))
             sources[row.path] = Source(entry, functools.partial(_read, str(found), config.spec))
         if missing:
             told = f"the lists name {len(missing)} videos that are not there: "
@@ -121,7 +129,7 @@ class VideoList(VideoDataset):
         return class_names, list(sources.values())
 
 
-def _read_rows(lists: pathlib.Path) -> Iterator[_Row]:
+def _read_rows(lists: pathlib.Path, multi_label: bool) -> Iterator[_Row]:
     paths = [lists]
     if lists.is_dir():
         paths = sorted(
@@ -134,20 +142,29 @@ def _read_rows(lists: pathlib.Path) -> Iterator[_Row]:
     for path in paths:
         found = _SIDE_IN_NAME.search(path.stem)
         side = found[0].lower() if found else ""
-        yield from (_read_csv if path.suffix == ".csv" else _read_lines)(path, side)
+        read = _read_csv if path.suffix == ".csv" else _read_lines
+        yield from read(path, side, multi_label)
 
 
-def _read_lines(path: pathlib.Path, side: str) -> Iterator[_Row]:
+def _labels(text: str, multi_label: bool) -> tuple[str, ...]:
+    """Return the labels of a video, each once."""
+    if not multi_label:
+        return (text,)
+    return tuple(dict.fromkeys(part.strip() for part in _SEPARATOR.split(text) if part.strip()))
+
+
+def _read_lines(path: pathlib.Path, side: str, multi_label: bool) -> Iterator[_Row]:
     if not side:
         raise ValueError(f"{path}: its name must say train, val or test; or give a .csv with split")
     for number, line in read_lines(path):
         match = _PATH_AND_LABEL.fullmatch(line)
-        if match is None:
+        labels = _labels(match[2] if match else "", multi_label)
+        if match is None or not any(labels):
             raise ValueError(f"{path}:{number}: must be 'path label', is {line!r}")
-        yield _Row(match[1], match[2], side, "", f"{path}:{number}")
+        yield _Row(match[1], labels, side, "", f"{path}:{number}")
 
 
-def _read_csv(path: pathlib.Path, side: str) -> Iterator[_Row]:
+def _read_csv(path: pathlib.Path, side: str, multi_label: bool) -> Iterator[_Row]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -155,14 +172,16 @@ def _read_csv(path: pathlib.Path, side: str) -> Iterator[_Row]:
     reader = csv.DictReader(text.splitlines(keepends=True))
     fields = reader.fieldnames or ()
     kinetics = {"youtube_id", *_TIMES} <= set(fields)
-    if "label" not in fields or not (kinetics or "path" in fields):
+    column = "labels" if multi_label else "label"
+    if column not in fields or not (kinetics or "path" in fields):
         raise ValueError(
-            f"{path}: its first line must name the columns path and label (or Kinetics' own), "
-            f"is {','.join(fields)!r}"
+            f"{path}: its first line must name the columns path and {column} (or Kinetics' own), "
+            f"is {','.join(fields)!r}; labels is the column of "
+            "config.dataset.options.multi_label=True"
         )
     for row in reader:
         where = f"{path}:{reader.line_num}"
-        name, label = row.get("path"), row["label"]
+        name, labels = row.get("path"), _labels(row[column] or "", multi_label)
         if kinetics:
             # A line that is cut off has None in its last columns.
             times = [(row[field] or "").strip() for field in _TIMES]
@@ -172,14 +191,14 @@ def _read_csv(path: pathlib.Path, side: str) -> Iterator[_Row]:
         own = (row.get("split") or side).lower()
         if own not in _SIDES:
             raise ValueError(f"{where}: split is {own!r}, must be train, val or test")
-        if not name or not label:
+        if not name or not any(labels):
             raise ValueError(f"{where}: the path or the label is missing")
-        yield _Row(name, label, _SIDES[own], row.get("group") or "", where)
+        yield _Row(name, labels, _SIDES[own], row.get("group") or "", where)
 
 
 def _classes(rows: Sequence[_Row], folder: pathlib.Path) -> tuple[list[str], dict[str, int]]:
     """Return the classes, and the position of each label of the lists among them."""
-    labels = sorted({row.label for row in rows})
+    labels = sorted({label for row in rows for label in row.labels})
     if len(labels) < 2:
         raise ValueError(f"{folder}: the lists need at least two classes, have {labels}")
     if not all(label.isdecimal() for label in labels):
@@ -191,10 +210,9 @@ def _classes(rows: Sequence[_Row], folder: pathlib.Path) -> tuple[list[str], dic
         )
     names = [line for _, line in read_lines(path)]
     for row in rows:
-        if int(row.label) >= len(names):
-            raise ValueError(
-                f"{row.where}: {path} has {len(names)} classes, from 0: not {row.label}"
-            )
+        last = max(row.labels, key=int)
+        if int(last) >= len(names):
+            raise ValueError(f"{row.where}: {path} has {len(names)} classes, from 0: not {last}")
     return names, {label: int(label) for label in labels}
 
 
@@ -207,7 +225,7 @@ def _check_protocol(row: _Row) -> None:
 
 
 def _find(videos: pathlib.Path, row: _Row) -> pathlib.Path | None:
-    for path in (videos / row.path, videos / row.label / row.path):
+    for path in (videos / row.path, videos / row.labels[0] / row.path):
         if path.is_file():
             return path
     return None

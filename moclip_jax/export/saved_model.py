@@ -111,6 +111,7 @@ def model_function(
     model.clip = nnx.merge(*nnx.split(recognizer.model.clip))
     if not isinstance(model.clip, ImageNetTower):
         del model.clip.text  # The head was trained; texts are not looked at any more.
+    to_probabilities = jax.nn.sigmoid if recognizer.multi_label else jax.nn.softmax
     graphdef, state = nnx.split(model)
     leaves = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
     structure = jax.tree.structure(state)
@@ -121,7 +122,7 @@ def model_function(
         with depthwise_implementation(depthwise):
             logits = nnx.merge(graphdef, state)(inputs["motion"], inputs["images"])
         logits = logits.astype(jnp.float32)
-        return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
+        return {"logits": logits, "probabilities": to_probabilities(logits)}
 
     return parameters, recognize
 

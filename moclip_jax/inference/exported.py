@@ -58,6 +58,7 @@ def load_model(folder: Path) -> Recognizer:
         program=program,
         folder=folder,
         reject_below=metadata.get("reject_below", 0.0),
+        multi_label=config.dataset.options.get("multi_label", False),
     )
     if program is None or not program.exists():
         # Damage is reported now, not at the first video.

@@ -50,6 +50,7 @@ class LabelSet:
         words: Sequence[str] = (),
         clip: "Tower | None" = None,
         tokenizer: Any = None,
+        multi_label: bool = False,
     ):
         """Prepare the labels.
 
@@ -57,6 +58,8 @@ class LabelSet:
           words: the user's labels; none means the classes.
           clip: with its text tower; needed for words.
           tokenizer: of that CLIP; needed for words.
+          multi_label: whether a video may have several of the trained classes, each then with a
+            probability of its own (sigmoid).
 
         Raises:
           ValueError: there are words, and `clip` is an image network without a text side.
@@ -64,6 +67,7 @@ class LabelSet:
         self.labels = tuple(words) or tuple(class_names)
         self.trained_as = ("",) * len(self.labels)
         self._owners: np.ndarray | None = None
+        self._multi_label = multi_label
         if words:
             # Imported late, with JAX and Flax: trained classes need no text.
             from moclip_jax.inference.zero_shot import class_embeddings
@@ -96,7 +100,7 @@ class LabelSet:
         """
         logits, appearance = (np.asarray(x, np.float64) for x in (logits, appearance))
         if self._owners is None:
-            return _softmax(logits)
+            return _sigmoid(logits) if self._multi_label else _softmax(logits)
         appearance = appearance / np.linalg.norm(appearance)
         zero_shot = _softmax(self._logit_scale * (self._text @ appearance))
         return word_probabilities(zero_shot, logits, self._owners) if use_head else zero_shot
@@ -160,6 +164,10 @@ def word_probabilities(zero_shot: np.ndarray, logits: np.ndarray, owners: np.nda
     combined = zero_shot.astype(np.float64)
     combined[known] = share.sum() * _softmax(logits[classes])[position] * same
     return combined / combined.sum()
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -logits))
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

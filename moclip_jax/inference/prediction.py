@@ -10,7 +10,7 @@ class Score:
 
     Attributes:
       label: a trained class, or a label of the user's own.
-      probability: 0 to 1; those of all labels sum to 1.
+      probability: 0 to 1; those of all labels sum to 1, unless a video may have several.
       trained_as: the trained class that a label of the user's own names; '' for none.
     """
 

@@ -41,6 +41,7 @@ class Recognizer:
       views: how motion fields are sampled and cropped.
       frame: which RGB frames CLIP sees: 'middle', 'random' or 'uniform_K'.
       preprocessing: how they are resized for CLIP.
+      multi_label: whether a video may have several of the classes.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Recognizer:
         program: Path | None = None,
         folder: Path | None = None,
         reject_below: float = 0.0,
+        multi_label: bool = False,
     ):
         """Make a recognizer; `load` makes one from an export. Other arguments: see the class.
 
@@ -68,7 +70,7 @@ class Recognizer:
           clip_dtype: `config.clip.dtype`; `motion_dtype` is `config.features.motion_dtype`.
           program: file that keeps the compiled program, from `program_file`; None for none.
           folder: the export that the model comes from.
-          reject_below: see `Prediction`.
+          reject_below: see `Prediction`; `multi_label`: see `LabelSet`.
         """
         self.class_names, self.image_size = tuple(class_names), image_size
         # The limits on the length of a video are those of training.
@@ -76,7 +78,7 @@ class Recognizer:
         self.views, self.frame = views, frame
         self._load_model, self.load_tokenizer = load_model, load_tokenizer
         self._program_file, self._folder, self._reject_below = program, folder, reject_below
-        self.preprocessing = preprocessing
+        self.preprocessing, self.multi_label = preprocessing, multi_label
         self._dtypes = clip_dtype, motion_dtype
         self._label_sets: dict[tuple[str, ...], LabelSet] = {}
 
@@ -175,13 +177,14 @@ class Recognizer:
             clip = read(read_clip, os.fspath(path), self.reading, self.motion_wanted)
             return self.view(clip), clip.outline
 
+        how = {"top_k": top_k, "labels": labels, "read": read}
         for path, decoded in decoded_ahead(decode, paths, num_workers):
             name = path.path if isinstance(path, VideoError) else os.fspath(path)
             # Opened while the first file is read.
             _ = self._program
             try:
                 view, outline = decoded.result()
-                windows = self._windows(name, outline, window_s, top_k, labels, read)
+                windows = self._windows(name, outline, window_s, **how)
                 parts = tuple(windows) if window_s else ()
             except VideoError as error:
                 yield Prediction(name, error=str(error))
@@ -214,7 +217,8 @@ class Recognizer:
           VideoError: as `predict`, or the file's frame rate is unknown.
         """
         outline = read_clip(path, self.reading, self.motion_wanted).outline
-        yield from self._windows(os.fspath(path), outline, seconds, top_k, labels, _read_here)
+        how = {"top_k": top_k, "labels": labels, "read": _read_here}
+        yield from self._windows(os.fspath(path), outline, seconds, **how)
 
     def stream(
         self, address: str, *, top_k: int = 5, labels: Sequence[str] = (), **options: Any
@@ -257,7 +261,7 @@ class Recognizer:
         return {"motion": motion[None], "images": images[None]}
 
     def probabilities(self, view: dict[str, np.ndarray], labels: Sequence[str] = ()) -> np.ndarray:
-        """Return float64 `[labels]` that sum to 1, for what `view` gave; labels as `predict`."""
+        """Return float64 `[labels]` as in `Score`, for what `view` gave; labels as `predict`."""
         return self.label_set(labels).probabilities(*self.outputs(view)[:2])
 
     def outputs(self, view: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -273,8 +277,9 @@ class Recognizer:
             # A service must not keep every set that its users have requested.
             if len(self._label_sets) >= 16:
                 self._label_sets.clear()
+            clip = self.model.clip if words else None
             self._label_sets[words] = LabelSet(
-                self.class_names, words, self.model.clip if words else None, tokenizer
+                self.class_names, words, clip, tokenizer, self.multi_label
             )
         return self._label_sets[words]
 
@@ -318,19 +323,13 @@ class Recognizer:
         }
 
     def _windows(
-        self,
-        path: str,
-        outline: Clip,
-        seconds: float,
-        top_k: int,
-        labels: Sequence[str],
-        read: Callable[..., Any],
+        self, path: str, outline: Clip, seconds: float, **how: Any
     ) -> Iterator[Prediction]:
         try:
             parts = equal_windows(outline, seconds, self.video)
         except ValueError as error:
             raise VideoError(path, str(error)) from error
-        yield from self.predict_parts(path, outline, parts, top_k=top_k, labels=labels, read=read)
+        yield from self.predict_parts(path, outline, parts, **how)
 
     def predict_parts(
         self,
@@ -348,7 +347,7 @@ class Recognizer:
           path: the file; `top_k` and `labels` are as in `predict`.
           outline: `Clip.outline` of it.
           parts: in order.
-          read: calls a function of a file, here or as `SubprocessReader`.
+          read: calls a function of a file, as a `SubprocessReader` does.
         """
         clips = read(read_parts, path, self.video, outline, parts, self.motion_wanted)
         for part, clip in zip(parts, clips, strict=True):

@@ -36,8 +36,9 @@ from moclip_jax.reporting.run_figures import (
 from moclip_jax.reporting.templates import render
 from moclip_jax.runtime.cli import CommandParser, run
 from moclip_jax.runtime.files import atomic_write
+from moclip_jax.training.losses import is_right
 from moclip_jax.training.metric_log import data_wait
-from moclip_jax.training.metrics import class_accuracy
+from moclip_jax.training.metrics import class_quality, mean_over_classes
 from moclip_jax.training.prepare import open_dataset, video_splits
 
 NAME = "report.html"
@@ -68,13 +69,19 @@ def write_report(
     rows = json.loads((workdir / "evaluate" / "rows.json").read_text())
     class_names = dataset.class_names
     rejected = dataset.labels(splits["rejected_test"])
-    accuracy = {row: class_accuracy(scores[row], label, rejected) for row in scores}
-    counts = confusion_counts(label, scores["fusion"].argmax(axis=1), len(class_names))
+    quality = {row: class_quality(scores[row], label, rejected) for row in scores}
+    accuracy = {row: values for row, (_, values) in quality.items()}
+    # With several labels a video, there is no single class that it was taken for.
+    counts = (
+        np.zeros((0, 0), np.int64)
+        if dataset.multi_label
+        else confusion_counts(label, scores["fusion"].argmax(axis=1), len(class_names))
+    )
     with figure_style():
         figures = {
             "curves": [_svg(figure) for figure in draw_curves(workdir)],
             "class_figures": [_svg(figure) for figure in draw_classes(accuracy, class_names)],
-            "confusion": _svg(draw_confusion(counts, class_names)),
+            "confusion": _svg(draw_confusion(counts, class_names)) if len(counts) else "",
         }
     text = render(
         "report.html.jinja",
@@ -84,9 +91,10 @@ def write_report(
         num_classes=len(class_names),
         num_videos={split: len(names) for split, names in splits.items()},
         rows={
-            ROW_TITLES[name]: row | {"balanced_accuracy": np.nanmean(accuracy[name])}
+            ROW_TITLES[name]: row | {"over_classes": mean_over_classes(accuracy[name])}
             for name, row in rows.items()
         },
+        multi_label=dataset.multi_label,
         agreement=agreement(scores, label),
         classes=class_gains(accuracy, class_names),
         named_classes=label_step(len(class_names)),
@@ -94,7 +102,9 @@ def write_report(
             {"true": class_names[i], "guess": class_names[j], "count": n, "of": counts[i].sum()}
             for i, j, n in most_confused(counts, 15)
         ],
-        clips=_hard_clips(config, dataset, splits["test"], scores, label, num_clips),
+        clips=[]
+        if dataset.multi_label
+        else _hard_clips(config, dataset, splits["test"], scores, label, num_clips),
         rejected=[entry for entry in dataset.index if entry.error],
         times=_times(workdir),
         settings=_settings(config),
@@ -126,7 +136,7 @@ def agreement(scores: dict[str, np.ndarray], label: np.ndarray) -> list[dict[str
     Returns four entries with `clip_head` and `motion` (whether they are correct), `videos`, and
     `fusion` (for how many of these videos the fusion is correct).
     """
-    right = {row: values.argmax(axis=1) == label for row, values in scores.items()}
+    right = {row: is_right(values, label) for row, values in scores.items()}
     cells = []
     for by_clip in (True, False):
         for by_motion in (True, False):

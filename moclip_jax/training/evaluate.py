@@ -23,7 +23,7 @@ from moclip_jax.models.text_head import TextHead
 from moclip_jax.models.towers import Tower
 from moclip_jax.runtime.files import write_json
 from moclip_jax.training.features import Features
-from moclip_jax.training.metrics import balanced_accuracy, topk_accuracy
+from moclip_jax.training.metrics import class_quality, mean_over_classes, topk_accuracy
 
 # One program each, where every operation by itself would be another.
 _network_logits = nnx.jit(lambda network, features: network.logits(features))
@@ -98,7 +98,8 @@ def evaluate(
     Args:
       config: The whole configuration.
       features: Features of the test videos.
-      rejected: Classes of the test videos that could not be read, which count as wrong, int `[n]`.
+      rejected: Classes of the test videos that could not be read, which count as wrong, int `[n]`
+        or multi-hot `[n, classes]`.
       text: Text features of the classes `[classes, D]`, of unit length; None where the image
         network has no text side: then there is no row `zero_shot`.
       network: The trained motion network.
@@ -108,7 +109,8 @@ def evaluate(
 
     Returns:
       The rows `zero_shot`, `clip_head`, `motion`, `fusion`, each with `top1`, `top5`,
-      `balanced_accuracy` (the mean over the classes; all from 0 to 1), `num_examples`, `protocol`,
+      `balanced_accuracy` (the mean over the classes; all from 0 to 1) or, for several labels a
+      video, `mAP` (mean average precision), `num_examples`, `protocol`,
       `gflops` (10^9 multiply-adds per video, for the views that the accuracy was measured with),
       `gflops_per_view` (for one motion field, one image), `params` (of all networks that a video
       goes through) and `trainable_params` (trained for this row).
@@ -164,11 +166,14 @@ def evaluate(
         + _head_name(config.fusion.head)
         + (f", alpha {fusion.alpha[...]:.1f}" if isinstance(fusion, TextHead) else ""),
     }
+    quality = {
+        name: class_quality(values, features.label, rejected) for name, values in scores.items()
+    }
     rows = {
         name: {
             "top1": topk_accuracy(scores[name], features.label, 1, len(rejected)),
             "top5": topk_accuracy(scores[name], features.label, 5, len(rejected)),
-            "balanced_accuracy": balanced_accuracy(scores[name], features.label, rejected),
+            quality[name][0]: mean_over_classes(quality[name][1]),
             "num_examples": len(features.label) + len(rejected),
             "protocol": protocol[name],
             "gflops": macs[name] / 1e9,

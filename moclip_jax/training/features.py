@@ -51,7 +51,7 @@ class Features(NamedTuple):
     Attributes:
       motion: Float32 `[videos, views, segments, motion_features]`.
       appearance: Float32 `[videos, frames, D]` of the image network, not normalised.
-      label: Int32 `[videos]`.
+      label: Int32 `[videos]`, or multi-hot float32 `[videos, classes]`.
       tokens: Float16 `[videos, frames, layers, 3, 1 + patches, width]` of CLIP's image tower, see
         `CLIP.image_features_with_tokens`; None if no head sees them.
     """

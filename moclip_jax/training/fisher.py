@@ -21,7 +21,8 @@ from moclip_jax.input_pipeline.views import flip_windows
 from moclip_jax.models.fisher_vectors import FisherEncoder, FisherNetwork, mixture_posterior
 from moclip_jax.runtime import signals
 from moclip_jax.runtime.progress import Progress, say
-from moclip_jax.training.metrics import class_weights
+from moclip_jax.training.losses import is_right
+from moclip_jax.training.metrics import regression_targets
 
 # Descriptors of each kind that principal components and mixtures are fitted to.
 _SAMPLE = 40_000
@@ -84,7 +85,7 @@ def fit_fisher_network(
         held_out_scores(vectors[:copies], labels, groups, num_classes)
         for copies in range(1, len(flips) + 1)
     ]
-    accuracy = [float(np.mean(each.argmax(1) == labels)) for each in scores]
+    accuracy = [float(np.mean(is_right(each, labels))) for each in scores]
     if len(flips) > 1:
         used = accuracy[1] >= accuracy[0]
         say(
@@ -97,7 +98,7 @@ def fit_fisher_network(
     fit_classifier(
         network,
         np.concatenate(vectors),
-        np.tile(labels, len(vectors)),
+        np.concatenate([labels] * len(vectors)),
         fit_temperature(scores[0], labels),
     )
 
@@ -121,21 +122,21 @@ def held_out_scores(
     Args:
       vectors: float32 `[copies, n, D]`, Fisher vectors of videos and, as another copy to train on,
         of their mirror images.
-      labels: int `[n]`.
+      labels: int `[n]`, or multi-hot `[n, classes]`.
       groups: `[n]`, names of groups that must not be on both sides.
       num_classes: Number of classes.
     """
     flat = np.concatenate(vectors)
     flat = flat - flat.mean(0)
     gram = (flat @ flat.T).astype(np.float64)
-    targets = 2.0 * np.eye(num_classes)[labels] - 1
+    targets, _ = regression_targets(labels, num_classes)
     number = np.unique(groups, return_inverse=True)[1]
     fold = (number if number.any() else np.arange(len(labels))) % _FOLDS
     scores = np.empty((len(labels), num_classes))
     for held in (fold == number for number in range(_FOLDS)):
         rows = np.flatnonzero(np.tile(~held, len(vectors)))
         own = rows % len(labels)
-        weight = class_weights(labels[own], num_classes)[labels[own]]
+        _, weight = regression_targets(labels[own], num_classes)
         bias = np.average(targets[own], axis=0, weights=weight)
         ridge = RIDGE * np.mean(np.diag(gram)[rows]) / weight
         dual = np.linalg.solve(gram[np.ix_(rows, rows)] + np.diag(ridge), targets[own] - bias)
@@ -144,18 +145,20 @@ def held_out_scores(
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return what to divide scores by so that their softmax is calibrated.
+    """Return what to divide scores by so that their softmax or, of multi-hot labels, sigmoid fits.
 
     It is the temperature of least negative log-likelihood: Guo et al., "On Calibration of Modern
     Neural Networks" (ICML 2017).
 
     Args:
       scores: float `[n, classes]`, of videos that the classifier was not fitted to.
-      labels: int `[n]`.
+      labels: int `[n]`, or multi-hot `[n, classes]`.
     """
 
     def loss(log_temperature: float) -> float:
         logits = scores / np.exp(log_temperature)
+        if labels.ndim == 2:
+            return float(np.mean(np.logaddexp(0, logits) - labels * logits))
         own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
         return float(np.mean(logsumexp(logits, axis=1) - own))
 
@@ -251,8 +254,7 @@ def fit_classifier(
     components = np.zeros((vectors.shape[1], size), np.float32)
     components[:, :kept] = axes[:kept].T * np.sqrt(size / energy)
     features = centered @ components
-    targets = 2.0 * np.eye(network.config.num_classes)[labels] - 1
-    weight = class_weights(labels, network.config.num_classes)[labels]
+    targets, weight = regression_targets(labels, network.config.num_classes)
     bias = np.average(targets, axis=0, weights=weight)
     gram = (features * weight[:, None]).T @ features + RIDGE * size * np.eye(size)
     kernel = np.linalg.solve(gram, (features * weight[:, None]).T @ (targets - bias))

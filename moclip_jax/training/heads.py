@@ -122,7 +122,8 @@ def train_heads(
             assert isinstance(head, FusionHead)  # As the checks of the configuration say.
             say(f"fusion: {name} in closed form")
             _, heldout = fit_ridge_head(head, train, groups)
-            write_rejection(directory / name, heldout)
+            if train.label.ndim == 1:
+                write_rejection(directory / name, heldout)
             save_tree(directory / name / "network", nnx.state(head))
         return
     steps_per_epoch = len(train.label) // fusion.batch_size
@@ -184,7 +185,7 @@ def train_heads(
         if isinstance(trained, TextHead):
             trained = trained.interpolated(_alpha(fusion.alpha, trained, validation))
         assert isinstance(trained, Head)
-        if len(validation.label):
+        if len(validation.label) and train.label.ndim == 1:
             write_rejection(directory / name, np.asarray(fused_logits(trained, validation)))
         save_tree(directory / name / "network", nnx.state(trained))
 

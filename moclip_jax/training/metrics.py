@@ -8,7 +8,8 @@ import numpy as np
 def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int, rejected: int = 0) -> float:
     """Return the share of videos whose label is among the k highest scores `[videos, classes]`.
 
-    `rejected` videos could not be read, and count as wrong.
+    Of several labels a video, multi-hot `[videos, classes]`, one has to be among them. `rejected`
+    videos could not be read, and count as wrong.
 
     Raises:
       ValueError: A score is not finite; a NaN would compare as False and count as correct.
@@ -38,8 +39,53 @@ def class_accuracy(scores: np.ndarray, labels: np.ndarray, rejected: np.ndarray)
 
 def balanced_accuracy(scores: np.ndarray, labels: np.ndarray, rejected: np.ndarray) -> float:
     """Return the mean over the tested classes of their top-1 accuracy; as `class_accuracy`."""
-    each = class_accuracy(scores, labels, rejected)
-    return float(np.nanmean(each)) if np.isfinite(each).any() else float("nan")
+    return mean_over_classes(class_accuracy(scores, labels, rejected))
+
+
+def mean_over_classes(values: np.ndarray) -> float:
+    """Return the mean of the values `[classes]` that are not NaN; NaN if all are."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+    """Return the average precision of each class, float `[classes]`; NaN without positive videos.
+
+    That is the mean, over the videos that have the class, of the precision among all videos that
+    score as high; as `sklearn.metrics.average_precision_score`.
+
+    Args:
+      scores: float `[videos, classes]`.
+      labels: Multi-hot `[videos, classes]`.
+      rejected: Multi-hot `[rejected, classes]` of test videos that could not be read, whose
+        precision is 0.
+
+    Raises:
+      ValueError: As `topk_accuracy`.
+    """
+    _check_finite(scores)
+    result = np.full(scores.shape[1], np.nan)
+    for position, (score, positive) in enumerate(zip(scores.T, labels.T > 0, strict=True)):
+        own, ranked = np.sort(score[positive]), np.sort(score)
+        # As many of the class, and of all videos, score at least as high; ties count for all.
+        found = len(own) - np.searchsorted(own, own)
+        every = len(ranked) - np.searchsorted(ranked, own)
+        total = len(own) + rejected[:, position].sum()
+        if total:
+            result[position] = (found / every).sum() / total
+    return result
+
+
+def class_quality(
+    scores: np.ndarray, labels: np.ndarray, rejected: np.ndarray
+) -> tuple[str, np.ndarray]:
+    """Return the name of the mean over the classes, and the value of each class, 0 to 1 or NaN.
+
+    `balanced_accuracy` and `class_accuracy` for one label a video; `mAP` (mean average precision)
+    and `average_precision` for multi-hot labels.
+    """
+    if labels.ndim == 1:
+        return "balanced_accuracy", class_accuracy(scores, labels, rejected)
+    return "mAP", average_precision(scores, labels, rejected)
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -54,22 +100,40 @@ def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return np.where(videos > 0, alike, 0.0)
 
 
-def _rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the place of the label among the scores, from 1, int `[videos]`."""
+def regression_targets(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return one-against-all targets, 1 or -1 `[videos, classes]`, and weights `[videos]`.
+
+    The weights make classes count alike; videos with several labels, multi-hot, count alike.
+    """
+    if labels.ndim == 2:
+        return 2.0 * labels - 1, np.ones(len(labels))
+    return 2.0 * np.eye(num_classes)[labels] - 1, class_weights(labels, num_classes)[labels]
+
+
+def _check_finite(scores: np.ndarray) -> None:
     if not np.isfinite(scores).all():
         raise ValueError("scores hold values that are not finite numbers")
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
+
+
+def _rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the place of the label, or of the best of several, among the scores, from 1."""
+    _check_finite(scores)
+    if labels.ndim == 1:
+        own = np.take_along_axis(scores, labels[:, None], axis=1)
+    else:
+        own = np.where(labels > 0, scores, -np.inf).max(axis=1, keepdims=True)
     # A tie counts as wrong: equal scores for all classes are no recognition.
     return (scores >= own).sum(axis=1)
 
 
 def format_table(rows: dict[str, dict[str, Any]]) -> str:
     """Return the rows of the results as a table of fixed-width text."""
+    multi_label = any("mAP" in row for row in rows.values())
     header = (
         "row",
         "top-1",
         "top-5",
-        "balanced",
+        "mAP" if multi_label else "balanced",
         "videos",
         "GMACs/video",
         "params",
@@ -84,7 +148,7 @@ def format_table(rows: dict[str, dict[str, Any]]) -> str:
                 f"{100 * row['top1']:.1f}",
                 f"{100 * row['top5']:.1f}",
                 # Rows of earlier versions have none.
-                f"{100 * row.get('balanced_accuracy', float('nan')):.1f}",
+                f"{100 * row.get('mAP', row.get('balanced_accuracy', float('nan'))):.1f}",
                 f"{row['num_examples']}",
                 f"{row['gflops']:.3g}",
                 f"{row['params']:,}",

@@ -14,7 +14,8 @@ from moclip_jax.models.fusion import FusionHead
 from moclip_jax.runtime.progress import say
 from moclip_jax.training.features import Features
 from moclip_jax.training.fisher import RIDGE, fit_temperature
-from moclip_jax.training.metrics import class_weights
+from moclip_jax.training.losses import is_right
+from moclip_jax.training.metrics import regression_targets
 
 # Of appearance in the squared distance between two videos; the rest is motion's.
 SHARES = np.linspace(0, 1, 11)
@@ -58,7 +59,7 @@ def fit_ridge_head(
     rotated, axes = ([pair[i] for pair in components] for i in (0, 1))
     labels, num_classes = train.label[owner], head.config.num_classes
     fold = np.unique(groups, return_inverse=True)[1][owner] % _FOLDS
-    targets = 2.0 * np.eye(num_classes)[labels] - 1
+    targets, _ = regression_targets(labels, num_classes)
 
     def heldout_scores(share: float) -> np.ndarray:
         x, scores = _weighed(rotated, share), np.empty_like(targets)
@@ -71,7 +72,7 @@ def fit_ridge_head(
     shares = SHARES if head.config.motion_features else (1.0,)
     scores = {share: heldout_scores(share) for share in shares}
     share = float(min(shares, key=lambda share: np.square(scores[share] - targets).mean()))
-    right = (scores[share].argmax(axis=1) == labels).mean()
+    right = is_right(scores[share], labels).mean()
     say(
         f"fusion: {f'share of appearance {share:.1f}, ' if head.config.motion_features else ''}"
         f"{100 * right:.1f} % of held-out groups are right"
@@ -113,8 +114,7 @@ def _weighed(streams: Sequence[np.ndarray], share: float) -> np.ndarray:
 
 def _solve(x: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return kernel and bias of the regression on one-against-all targets, classes alike."""
-    weight = class_weights(labels, num_classes)[labels]
-    targets = 2.0 * np.eye(num_classes)[labels] - 1
+    targets, weight = regression_targets(labels, num_classes)
     bias = np.average(targets, axis=0, weights=weight)
     weighted = (x * weight[:, None]).T
     gram = weighted @ x + RIDGE * np.eye(x.shape[1])

@@ -20,6 +20,7 @@ from moclip_jax.runtime.device import compiler_options
 from moclip_jax.runtime.progress import Progress, say
 from moclip_jax.runtime.sharding import BATCH_AXES, replicate, shard_batch
 from moclip_jax.training.checkpoints import NO_SCORE, TrainingCheckpoints
+from moclip_jax.training.losses import cross_entropy, is_right
 from moclip_jax.training.metric_log import MetricLog, StepTimer
 from moclip_jax.training.scan_epoch import DeviceData, make_epoch_step, place_choices
 
@@ -57,7 +58,7 @@ class Task:
         `batch_axes` receive the mesh axes over which the batch is split; `key` is the same on all.
       optimizer: From the parameters to an optax transformation.
       batches: `(epoch, first_step) -> iterator` over this process's rows of each global batch, with
-        an int32 `label [B]`; a pure function of its arguments.
+        a `label` as `losses` describes it; a pure function of its arguments.
       steps_per_epoch: Batches in an epoch.
       num_epochs: Epochs to train.
       validation: `() -> iterator` over padded batches with `label` and bool `mask [B]`; None trains
@@ -105,10 +106,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Return the jitted update `(state, batch, key) -> (state, sums)`.
 
-    The loss is the mean cross-entropy, times the weight of the class, over the global batch, which
-    is split evenly over all devices of the mesh. Each device computes the gradient of its own rows;
-    gradients, `sums` and running statistics are then added up in a single all-reduce of one flat
-    vector. Besides, each BatchNorm gathers its batch statistics, forward and backward.
+    The loss is the mean of `losses.cross_entropy`, times the weight of the class, over the global
+    batch, which is split evenly over all devices of the mesh. Each device computes the gradient of
+    its own rows; gradients, `sums` and running statistics are then added up in a single all-reduce
+    of one flat vector. Besides, each BatchNorm gathers its batch statistics, forward and backward.
 
     `key` is folded with the step, so a resumed run draws the same numbers. `sums` holds `loss`,
     `correct`, `count`, and `stop`: on how many devices `batch["stop"]`, if present, is 1.
@@ -121,7 +122,7 @@ def make_train_step(
             model = nnx.merge(graphdef, params, stats, copy=True)
             model.set_attributes(batch_axes=axes, raise_if_not_found=False)
             logits = logits_fn(model, batch, True, key)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            losses = cross_entropy(logits, batch["label"])
             if class_weights is not None:
                 losses *= jnp.asarray(class_weights, losses.dtype)[batch["label"]]
             return losses.sum(), (logits, nnx.state(model, nnx.Not(nnx.Param)))
@@ -129,8 +130,8 @@ def make_train_step(
         (loss, (logits, new)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         sums = {
             "loss": loss,
-            "correct": (logits.argmax(-1) == batch["label"]).sum(dtype=jnp.float32),
-            "count": jnp.float32(batch["label"].size),
+            "correct": is_right(logits, batch["label"]).sum(dtype=jnp.float32),
+            "count": jnp.float32(len(batch["label"])),
             "stop": batch["stop"].sum() if "stop" in batch else jnp.float32(0),
         }
         if not axes:
@@ -175,11 +176,11 @@ def make_eval_step(
     def eval_step(params: nnx.State, stats: nnx.State, batch: Batch):
         model = nnx.merge(graphdef, params, stats, copy=True)
         logits = logits_fn(model, batch, False, None)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        losses = cross_entropy(logits, batch["label"])
         mask = batch["mask"]
         return {
             "loss": jnp.where(mask, losses, 0.0).sum(),
-            "correct": (mask & (logits.argmax(-1) == batch["label"])).sum(dtype=jnp.float32),
+            "correct": (mask & is_right(logits, batch["label"])).sum(dtype=jnp.float32),
             "count": mask.sum(dtype=jnp.float32),
         }
 

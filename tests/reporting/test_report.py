@@ -17,6 +17,7 @@ from moclip_jax.input_pipeline.batches import PreparedDataset
 from moclip_jax.input_pipeline.datasets.definition import VideoEntry
 from moclip_jax.input_pipeline.video.clip import VideoSpec
 from moclip_jax.reporting import report, run_figures
+from moclip_jax.training.metrics import class_accuracy
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -144,14 +145,14 @@ def test_counts_agree_with_counting_one_video_at_a_time():
     for i in range(5):
         for j in range(5):
             assert counts[i, j] == sum(a == i and b == j for a, b in zip(label, guess, strict=True))
-    accuracy = report.class_accuracy(scores["fusion"], label, rejected)
+    accuracy = class_accuracy(scores["fusion"], label, rejected)
     for c in range(5):
         own = [a == b for a, b in zip(label, guess, strict=True) if a == c] + [False] * (
             rejected.tolist().count(c)
         )
         expected = sum(own) / len(own) if own else float("nan")
         assert accuracy[c] == pytest.approx(expected, nan_ok=True)
-    accuracies = {row: report.class_accuracy(scores[row], label, rejected) for row in rows}
+    accuracies = {row: class_accuracy(scores[row], label, rejected) for row in rows}
     gains = report.class_gains(accuracies, [f"class {c}" for c in range(5)])
     assert {row["name"] for row in gains} == {"class 0", "class 1", "class 2", "class 4"}
     for row in gains:

@@ -176,6 +176,18 @@ def test_the_temperature_makes_probabilities_frequencies_and_changes_no_order():
     assert fit_temperature(np.eye(3), np.arange(3)) > 0  # All are right.
 
 
+def test_several_labels_have_the_same_targets_and_the_temperature_of_a_sigmoid():
+    rng = np.random.default_rng(8)
+    labels, groups = np.tile([0, 1, 2], 12), np.repeat(np.arange(12), 3)
+    vectors, one_hot = rng.normal(size=(2, 36, 50)).astype(np.float32), np.eye(3)[labels]
+    np.testing.assert_allclose(
+        held_out_scores(vectors, one_hot, groups, 3), held_out_scores(vectors, labels, groups, 3)
+    )
+    scores = rng.normal(size=(4000, 5))
+    drawn = rng.random((4000, 5)) < 1 / (1 + np.exp(-scores / 0.25))
+    assert fit_temperature(scores, drawn.astype(np.float32)) == pytest.approx(0.25, rel=0.1)
+
+
 def test_the_temperature_divides_the_classifiers_scores():
     rng = np.random.default_rng(6)
     config = FisherConfig(

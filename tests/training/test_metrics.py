@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from moclip_jax.training.metrics import (
+    average_precision,
     balanced_accuracy,
     class_weights,
     format_table,
@@ -46,6 +47,33 @@ def test_balanced_accuracy_is_the_mean_recall_of_the_tested_classes():
     # The common classes are the easy ones here.
     assert topk_accuracy(scores, labels, 1, 3) > balanced_accuracy(scores, labels, rejected) + 0.1
     assert np.isnan(balanced_accuracy(np.zeros((0, 3)), np.zeros(0, int), np.zeros(0, int)))
+
+
+def test_average_precision_follows_its_definition_with_ties_and_rejected_videos():
+    """The sum over the thresholds of precision times the step in recall, counted one by one."""
+    rng = np.random.default_rng(2)
+    labels, rejected = rng.integers(2, size=(80, 4)), np.array([[1, 0, 0, 0], [1, 1, 0, 0]])
+    labels[:, 2] = 0  # No video has class 2.
+    scores = rng.integers(12, size=(80, 4)) + 4.0 * labels * (np.arange(4) == 3)
+    found = average_precision(scores, labels, rejected)
+    for c in (0, 1, 3):
+        expected, before = 0.0, 0.0
+        for threshold in sorted(set(scores[:, c]), reverse=True):
+            chosen = scores[:, c] >= threshold
+            right = (chosen & (labels[:, c] == 1)).sum()
+            recall = right / (labels[:, c].sum() + rejected[:, c].sum())
+            expected += right / chosen.sum() * (recall - before)
+            before = recall
+        assert found[c] == pytest.approx(expected)
+    assert np.isnan(found[2]) and found[3] > found[0] + 0.1
+    with pytest.raises(ValueError, match="not finite"):
+        average_precision(np.full((80, 4), np.nan), labels, rejected)
+
+
+def test_one_of_several_labels_is_to_be_among_the_highest_scores():
+    scores = np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+    labels = np.array([[0, 1, 1], [1, 0, 1]])
+    assert [topk_accuracy(scores, labels, k) for k in (1, 2)] == [0.5, 1.0]
 
 
 def test_scores_that_are_not_numbers_are_an_error():

@@ -8,7 +8,16 @@ import pytest
 
 from moclip_jax.config import STAGES, default_config
 from moclip_jax.config_checks import check_config
-from moclip_jax.configs import demo, demo_few, demo_order, hmdb51, testing, ucf101, video_folder
+from moclip_jax.configs import (
+    demo,
+    demo_few,
+    demo_order,
+    hmdb51,
+    testing,
+    ucf101,
+    video_folder,
+    video_list,
+)
 from moclip_jax.runtime.tree_io import load_tree
 from moclip_jax.training import pipeline
 from moclip_jax.training.pipeline import stage_settings
@@ -104,7 +113,7 @@ def test_the_configs_that_need_nothing_are_valid(module):
 
 
 @pytest.mark.parametrize(
-    "module", [demo, demo_few, demo_order, testing, ucf101, hmdb51, video_folder]
+    "module", [demo, demo_few, demo_order, testing, ucf101, hmdb51, video_folder, video_list]
 )
 def test_every_config_has_exactly_the_fields_of_the_common_one(module):
     assert set(config_fields(module.get_config())) == set(config_fields(default_config()))
@@ -157,6 +166,21 @@ def test_every_config_has_exactly_the_fields_of_the_common_one(module):
         ),
         (("fusion.head", "selection.mode"), ("text", "last"), "is chosen on held-out groups"),
         ("zero_shot.templates", ("a photo",), "a photo"),
+        (
+            ("dataset.options.multi_label", "balanced_loss"),
+            (True, True),
+            "config.balanced_loss=True needs one label a video",
+        ),
+        (
+            ("dataset.options.multi_label", "fusion.head"),
+            (True, "text"),
+            "config.fusion.head='text' needs one label a video",
+        ),
+        (
+            ("dataset.options.multi_label", "selection.shots"),
+            (True, 4),
+            "config.selection.shots needs one label a video",
+        ),
     ],
 )
 def test_a_contradiction_is_an_error_that_names_the_field(field, value, message, tmp_path):

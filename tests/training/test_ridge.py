@@ -6,6 +6,7 @@ A whole run with it: tests/training/test_fisher.py.
 import numpy as np
 import pytest
 from flax import nnx
+from scipy.special import expit
 
 from moclip_jax.models.fusion import FusionConfig, FusionHead
 from moclip_jax.training.evaluate import fused_logits
@@ -98,6 +99,26 @@ def test_probabilities_are_those_of_held_out_videos():
     right = (probabilities.argmax(1) == test.label).mean()
     assert 0.6 < right < 0.98
     assert probabilities.max(1).mean() == pytest.approx(right, abs=0.08)
+
+
+def test_several_labels_are_regressed_on_and_have_frequencies_as_probabilities():
+    """One label each, as multi-hot, is the same regression; its scale is that of a sigmoid."""
+    train, test = (
+        features(seed, n, motion=0.25, appearance=0.25) for seed, n in ((4, 90), (5, 600))
+    )
+    one, share = fitted(train)
+    many, same = fitted(train._replace(label=np.eye(CLASSES, dtype=np.float32)[train.label]))
+    assert share == same
+    kernels = [np.asarray(head.classifier.kernel[...]) for head in (one, many)]
+    scale = np.linalg.norm(kernels[1]) / np.linalg.norm(kernels[0])
+    np.testing.assert_allclose(kernels[1], scale * kernels[0], atol=1e-5)
+    probabilities = expit(fused_logits(many, test).astype(np.float64))
+    sure = probabilities > 0.5
+    right = np.eye(CLASSES, dtype=bool)[test.label] == sure
+    assert 0.7 < right.mean() < 0.98
+    assert np.where(sure, probabilities, 1 - probabilities).mean() == pytest.approx(
+        right.mean(), abs=0.08
+    )
 
 
 def test_a_head_on_appearance_alone_sees_no_motion():

@@ -251,9 +251,28 @@ def test_evaluation_counts_only_rows_that_the_mask_admits():
     assert float(sums["correct"]) == (right & mask).sum()
 
 
-def test_class_weights_scale_the_loss_of_each_example():
-    """One step of SGD against the gradient of the weighted mean, on one device and on four."""
-    data, weights = _data(), np.array([0.5, 2.0, 0.0, 1.0, 3.0])
+def _weighted(logits, labels, weights):
+    own = -jax.nn.log_softmax(logits)[np.arange(ROWS), labels]
+    return (own * weights[labels]).mean()
+
+
+def _binary(logits, labels, _):
+    """Each class is a yes or no of its own: the negative log-likelihood of all answers."""
+    odds = 1 / (1 + jnp.exp(-logits))
+    return -(labels * jnp.log(odds) + (1 - labels) * jnp.log(1 - odds)).sum(1).mean()
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights", "definition"),
+    [
+        (_data()["label"], np.array([0.5, 2.0, 0.0, 1.0, 3.0]), _weighted),
+        (np.random.default_rng(1).integers(2, size=(ROWS, CLASSES)), None, _binary),
+    ],
+    ids=["class weights", "several labels"],
+)
+def test_the_loss_follows_its_definition(labels, weights, definition):
+    """One step of SGD against the gradient of the mean, on one device and on four."""
+    data = _data() | {"label": labels if weights is not None else labels.astype(np.float32)}
     config = FusionConfig(
         motion_features=4, appearance_features=4, hidden=32, num_classes=CLASSES, dropout=0.0
     )
@@ -262,8 +281,7 @@ def test_class_weights_scale_the_loss_of_each_example():
 
     def loss(params):
         logits = nnx.merge(graph, params, rest)(data["motion"], data["appearance"])
-        own = -jax.nn.log_softmax(logits)[np.arange(ROWS), data["label"]]
-        return (own * weights[data["label"]]).mean()
+        return definition(logits, labels, weights)
 
     gradient = jax.grad(loss)(params)
     expected = jax.tree.map(lambda p, g: p - np.asarray(g), expected, gradient)
@@ -272,7 +290,9 @@ def test_class_weights_scale_the_loss_of_each_example():
         step = trainer.make_train_step(graph, _logits, optimizer, mesh, weights)
         state = trainer.TrainState(jnp.zeros((), jnp.int32), params, rest, optimizer.init(params))
         state = replicate(jax.tree.map(jnp.copy, state), mesh)
-        state, _ = step(state, shard_batch(data, mesh), replicate(jax.random.key(0), mesh))
+        state, sums = step(state, shard_batch(data, mesh), replicate(jax.random.key(0), mesh))
+        assert float(sums["count"]) == ROWS
+        assert float(sums["loss"]) / ROWS == pytest.approx(float(loss(params)), rel=1e-5)
         for ours, theirs in zip(
             jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True
         ):

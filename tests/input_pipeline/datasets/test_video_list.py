@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moclip_jax.input_pipeline.batches import prepare_dataset
+from moclip_jax.input_pipeline.batches import (
+    MotionViews,
+    prepare_dataset,
+    train_batches,
+    view_batches,
+)
 from moclip_jax.input_pipeline.datasets.records import clip_from_record
 from moclip_jax.input_pipeline.video.clip import VideoSpec, read_clip
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
@@ -107,6 +112,49 @@ def test_lines_with_numbers_that_a_file_of_classes_names(videos, tmp_path):
         ("1.mp4", "yoga", "1.mp4", "train"),
         ("2.mp4", "high jump", "2.mp4", "test"),
     ]
+
+
+def test_several_labels_of_a_video_are_multi_hot_from_the_list_to_the_batches(videos, tmp_path):
+    lists = tmp_path / "videos.csv"
+    lists.write_text(
+        "path,labels,split\n0.mp4,run;jump,train\n1.mp4, swim | run|run,train\n2.mp4,jump,test\n"
+    )
+    with pytest.raises(ValueError, match=r"labels is the column of config\.dataset\.options\.mul"):
+        prepare(lists, tmp_path, videos)
+    dataset = prepare(lists, tmp_path, videos, multi_label=True)
+    assert dataset.class_names == ("jump", "run", "swim")
+    assert [entry.classes for entry in dataset.index] == [(1, 0), (2, 1), (0,)]
+    names, expected = ["1.mp4", "0.mp4"], np.array([[0, 1, 1], [1, 1, 0]], np.float32)
+    np.testing.assert_array_equal(dataset.labels(names), expected)
+    assert dataset.labels([]).shape == (0, 3)
+    views = MotionViews(num_segments=1, image_size=16, resize_size=16)
+    sizes = {"batch_size": 2, "seed": 0}
+    (viewed,) = view_batches(dataset, names, motion=views, **sizes).as_numpy_iterator()
+    np.testing.assert_array_equal(viewed["label"], expected[viewed["index"]])
+    (trained,) = train_batches(dataset, names, views, epoch=0, **sizes).as_numpy_iterator()
+    assert sorted(trained["label"].tolist()) == sorted(expected.tolist())
+    # TFDS reads the records by itself.
+    stored = {
+        example["name"]: example["label"].tolist()
+        for example in dataset.builder.as_dataset(split="videos").as_numpy_iterator()
+    }
+    assert stored == {b"0.mp4": [1, 0], b"1.mp4": [2, 1], b"2.mp4": [0]}
+
+
+def test_lines_of_numbers_may_name_several_labels(videos, tmp_path):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "classes.txt").write_text("yoga\nhigh jump\n")
+    (lists / "train.txt").write_text("0.mp4 0;1\n")
+    (lists / "test.txt").write_text("1.mp4 1|2\n")
+    with pytest.raises(ValueError, match=r"test\.txt:1: .*has 2 classes, from 0: not 2"):
+        prepare(lists, tmp_path, videos, multi_label=True)
+    (lists / "test.txt").write_text("1.mp4 ;\n")
+    with pytest.raises(ValueError, match=r"test\.txt:1: must be 'path label'"):
+        prepare(lists, tmp_path, videos, multi_label=True)
+    (lists / "test.txt").write_text("1.mp4 1\n")
+    index = prepare(lists, tmp_path, videos, multi_label=True).index
+    assert {entry.name: entry.classes for entry in index} == {"0.mp4": (0, 1), "1.mp4": (1,)}
 
 
 def test_a_changed_list_is_noticed(videos, tmp_path):
