@@ -17,6 +17,7 @@ Both visit the same places with the same motion, and their middle frame is the s
 Groups are (background, palette) pairs, so a group never shares either with another group.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,11 +57,11 @@ class Appearance:
 
     Attributes:
       color: A key of `COLORS`, the colour of the shape.
-      size: "small" or "large", the size at the middle frame.
+      size: "small" or "large", the size at the middle frame; None where nothing is said of it.
     """
 
     color: str
-    size: str
+    size: str | None
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,9 @@ def render_clip(
     height: int,
     width: int,
     turning: bool = False,
+    shown: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Draw one clip.
+    """Draw one clip, or some of its frames.
 
     The distance travelled, the turn and the zoom are those of the whole clip, so the shape stays
     inside the frame for any number of frames (24 frames of 128 x 128: 2.1 to 2.5 pixels a frame).
@@ -111,9 +113,10 @@ def render_clip(
       height: Of the frame, in pixels, at least 32.
       width: Of the frame, in pixels, at least 32.
       turning: The motion is reversed after a quarter of the clip and again after three quarters.
+      shown: Indices of the frames to draw; all by default.
 
     Returns:
-      uint8 [num_frames, height, width, 3], RGB.
+      uint8 [frames, height, width, 3], RGB.
 
     Raises:
       ValueError: For an unknown shape or motion, no frame, or a frame that is too small.
@@ -147,8 +150,9 @@ def render_clip(
     noise_rng = _rng("noise", group_seed, clip_seed)
     noise = noise_rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(_NOISE)
 
-    frames = np.empty((num_frames, height, width, 3), np.uint8)
-    for t in range(num_frames):
+    shown = range(num_frames) if shown is None else shown
+    frames = np.empty((len(shown), height, width, 3), np.uint8)
+    for image, t in zip(frames, shown, strict=True):
         progress = (t - middle) / num_frames  # within -0.5 .. 0.5
         path = _turning(progress) if turning else progress
         x, y = center
@@ -168,7 +172,7 @@ def render_clip(
         frame = _film(background, state.drift * unit * progress, height, width)
         _paint(frame, sprite, x, y, radius, angle)
         frame += np.roll(noise, noise_shifts[t], axis=(0, 1))
-        frames[t] = np.clip(frame + 0.5, 0, 255)
+        image[:] = np.clip(frame + 0.5, 0, 255)
     return frames
 
 

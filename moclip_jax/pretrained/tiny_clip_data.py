@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -12,13 +13,14 @@ from moclip_jax.input_pipeline.datasets.shapes import (
     SHAPES,
     Appearance,
     appearance,
-    render_still,
+    render_clip,
 )
 
 IMAGE_SIZE = 48
 # Tokens; training captions are short, and attention over padding costs time.
 TRAINED_LENGTH = 32
 RENDERED_SIZE = 128  # that of the embedded data set
+CLIP_FRAMES = 24  # that of its clips
 
 # Far from the groups of any data set, and from each other.
 TRAIN_GROUPS = 2**60
@@ -83,7 +85,7 @@ def random_caption(rng: np.random.Generator, shape: str, look: Appearance) -> Ca
 def matches(captions: list[Caption], shapes: np.ndarray, looks: list[Appearance]) -> np.ndarray:
     """Return which caption is true of which image: bool [images, captions]."""
 
-    def agree(claims: list[str | None], truth: list[str]) -> np.ndarray:
+    def agree(claims: Sequence[str | None], truth: Sequence[str | None]) -> np.ndarray:
         claimed, true = np.array(claims, object)[None], np.array(truth, object)[:, None]
         return (claimed == true) | (claimed == None)  # noqa: E711 (elementwise)
 
@@ -104,21 +106,35 @@ def corpus() -> list[str]:
 
 
 def training_images(num_images: int) -> ImageSet:
-    """Draw stills, shapes in turn, each from a group of its own, half with the marks of JPEG."""
+    """Draw frames of clips, shapes in turn, each from a group of its own.
+
+    Half are middle frames and half any frame of a clip, half have the marks of JPEG. Away from the
+    middle a shape may have grown or shrunk, so captions of those images state no size.
+    """
     images, looks = [], []
     for index in range(num_images):
-        seeds = {"group_seed": TRAIN_GROUPS + index, "clip_seed": 0}
-        still = render_still(
-            SHAPES[index % len(SHAPES)], **seeds, height=RENDERED_SIZE, width=RENDERED_SIZE
-        )
-        image = Image.fromarray(still)
+        group = TRAIN_GROUPS + index
         rng = np.random.default_rng((TRAIN_GROUPS, index))
+        middle = rng.random() < 0.5
+        shown = CLIP_FRAMES // 2 if middle else int(rng.integers(CLIP_FRAMES))
+        frame = render_clip(
+            SHAPES[index % len(SHAPES)],
+            str(rng.choice(MOTIONS)),
+            group_seed=group,
+            clip_seed=0,
+            num_frames=CLIP_FRAMES,
+            height=RENDERED_SIZE,
+            width=RENDERED_SIZE,
+            shown=[shown],
+        )
+        image = Image.fromarray(frame[0])
         if rng.random() < 0.5:
             coded = io.BytesIO()
             image.save(coded, "JPEG", quality=int(rng.integers(60, 96)))
             image = Image.open(coded)
         images.append(shrink(image))
-        looks.append(appearance(**seeds))
+        look = appearance(group_seed=group, clip_seed=0)
+        looks.append(look if middle else dataclasses.replace(look, size=None))
     shapes = np.arange(num_images, dtype=np.int32) % len(SHAPES)
     return ImageSet(np.stack(images), shapes, looks)
 

@@ -123,10 +123,11 @@ and in the tests. It is not a CLIP for real images.
 
 ## Training
 
-From random weights by `python -m moclip_jax.pretrained.train_tiny_clip` (about 10 minutes on two
+From random weights by `python -m moclip_jax.pretrained.train_tiny_clip` (about 20 minutes on two
 CPU cores), with CLIP's contrastive loss where all captions that are true of an image count as
-matches, on captioned images rendered by `input_pipeline/datasets/shapes.py`, from groups
-(background and palette) that no data set uses. No image and no text of anyone else went in.
+matches, on captioned frames of clips rendered by `input_pipeline/datasets/shapes.py`, half of them
+the middle frame, from groups (background and palette) that no data set uses. No image and no text
+of anyone else went in.
 
 ## Accuracy
 
@@ -145,8 +146,8 @@ Captions name motions at random, so that "star spinning" still finds the star.
 - It does not know words that are not in its captions, nor images of anything else.
 - It was trained on texts of up to {TRAINED_LENGTH} tokens; longer ones are read, but their
   rest was never trained.
-- Frames far from a clip's middle, where a shape may be large, small or at the edge, are harder
-  (third row).
+- Frames far from a clip's middle, where a shape may be large, small or at the edge, are a little
+  harder (third row).
 
 ## Licence
 

@@ -4,7 +4,7 @@
     python -m moclip_jax.pretrained.train_tiny_clip --evaluate  # prints the held-out accuracies
     python -m moclip_jax.pretrained.train_tiny_clip --kind=siglip --folder=FOLDER
 
-Training takes about 10 minutes on two CPU cores and is a function of `--seed` alone (up to the
+Training takes about 20 minutes on two CPU cores and is a function of `--seed` alone (up to the
 rounding of the machine's float32).
 """
 
@@ -60,7 +60,7 @@ class Pipeline:
     """
 
     num_images: int = 24000
-    num_steps: int = 5000
+    num_steps: int = 10000
     batch_size: int = 64
     learning_rate: float = 2e-3
     warmup_steps: int = 100
