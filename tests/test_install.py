@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 from moclip_jax.cli import COMMANDS
 from tests.input_pipeline import real_clips
+from tests.test_main import run_until
 
 REPOSITORY = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
@@ -80,6 +82,10 @@ def binaries(wheel, tmp_path_factory) -> Path:
     dependencies = [path for path in sys.path if path.endswith("site-packages")]
     (site_packages / "dependencies.pth").write_text("\n".join(dependencies))
     return binaries
+
+
+# What a user's file holds that the commands must not import.
+NOT_IMPORTED = "raise AssertionError('imported')\n"
 
 
 def run(cwd: Path, *command: str | Path) -> str:
@@ -234,15 +240,17 @@ def test_an_unknown_command_is_a_sentence_that_names_the_near_one(binaries, tmp_
         assert "error: unknown command predct; did you mean predict?" in done.stderr
 
 
-def test_a_shipped_config_trains_by_its_name_outside_the_repository(
+def test_a_shipped_config_trains_by_its_name_outside_the_repository_and_is_finished_when_killed(
     binaries, tmp_path, finished_run
 ):
-    command = binaries / "moclip-jax"
-    run(tmp_path, command, "train", "--config=testing", "--workdir=run")
+    (tmp_path / "input_pipeline.py").write_text(NOT_IMPORTED)
+    command = [binaries / "moclip-jax", "train", "--config=testing", "--workdir=run"]
+    assert run_until(command, "motion: start", 4.0, tmp_path) == -signal.SIGKILL
+    assert "prepare: done before, skipped" in run(tmp_path, *command)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results == json.loads((finished_run / "results.json").read_text())
     clip = real_clips.path("bikes")
-    check_labels(run(tmp_path, command, "predict", "--workdir=run", "--json", clip))
+    check_labels(run(tmp_path, command[0], "predict", "--workdir=run", "--json", clip))
 
 
 def test_a_name_that_is_no_config_is_reported_with_those_that_are(binaries, tmp_path):
@@ -256,31 +264,26 @@ def test_a_name_that_is_no_config_is_reported_with_those_that_are(binaries, tmp_
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("clash", ["folder configs", "file input_pipeline.py", "both with -m"])
-def test_a_users_own_files_of_the_same_names_do_no_harm(clash, binaries, tmp_path, finished_run):
+@pytest.mark.parametrize("started", ["moclip-jax", "python -m"])
+def test_a_users_own_files_of_the_same_names_do_no_harm(started, binaries, tmp_path, finished_run):
     """A run that is finished is recognised as such, so nothing is trained here."""
     workdir = tmp_path / "run"
     shutil.copytree(finished_run, workdir)
-    config = "testing"
-    if clash != "file input_pipeline.py":
-        (tmp_path / "configs").mkdir()
-        config = "configs/mine.py"
-        # As someone with configs of their own writes it, for other programs too.
-        (tmp_path / config).write_text(
-            "from moclip_jax.configs import testing, ucf101\n\n"
-            "assert ucf101.get_config().dataset.name == 'ucf101'\n"
-            "get_config = testing.get_config\n"
-        )
-        (tmp_path / "configs" / "demo.py").write_text("raise AssertionError('imported')\n")
-    if clash != "folder configs":
-        (tmp_path / "input_pipeline.py").write_text("raise AssertionError('imported')\n")
-    arguments = (f"--config={config}", f"--workdir={workdir}")
-    labelling = (f"--workdir={workdir}", "--json", real_clips.path("bikes"))
-    if clash == "both with -m":
-        python = binaries / "python"
-        printed = run(tmp_path, python, "-m", "moclip_jax.main", *arguments)
-        check_labels(run(tmp_path, python, "-m", "moclip_jax.predict", *labelling))
-    else:
-        printed = run(tmp_path, binaries / "moclip-jax", "train", *arguments)
-        check_labels(run(tmp_path, binaries / "moclip-jax", "predict", *labelling))
-    assert "export: done before, skipped" in printed
+    (tmp_path / "configs").mkdir()
+    # As someone with configs of their own writes it, for other programs too.
+    (tmp_path / "configs" / "mine.py").write_text(
+        "from moclip_jax.configs import testing, ucf101\n\n"
+        "assert ucf101.get_config().dataset.name == 'ucf101'\n"
+        "get_config = testing.get_config\n"
+    )
+    for name in ("configs/demo.py", "input_pipeline.py"):
+        (tmp_path / name).write_text(NOT_IMPORTED)
+    command: list[str | Path] = [binaries / "moclip-jax"]
+    train, predict = "train", "predict"
+    if started == "python -m":
+        command = [binaries / "python", "-m"]
+        train, predict = "moclip_jax.main", "moclip_jax.predict"
+    own = (f"--workdir={workdir}", "--config=configs/mine.py")
+    assert "export: done before, skipped" in run(tmp_path, *command, train, *own)
+    clip = real_clips.path("bikes")
+    check_labels(run(tmp_path, *command, predict, own[0], "--json", clip))

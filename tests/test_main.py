@@ -1,4 +1,7 @@
-"""The command line of training: mistakes are explained, and a killed run is finished."""
+"""The command line of training: mistakes are explained, and a killed run is finished.
+
+A run that is killed in training: tests/test_install.py.
+"""
 
 import json
 import os
@@ -13,7 +16,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 
-def _command(workdir: Path, *arguments: str) -> list[str]:
+def _command(workdir: Path, *arguments: str) -> list[str | Path]:
     config = REPOSITORY / "configs" / "testing.py"
     return [
         sys.executable, "-m", "moclip_jax.main", f"--config={config}", f"--workdir={workdir}",
@@ -47,10 +50,11 @@ def test_a_contradiction_is_a_sentence_without_a_traceback(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def _run_until(workdir: Path, line: str, delay: float) -> int:
-    """Starts the run, kills it `delay` seconds after it prints `line`; returns its status."""
+def run_until(command: list[str | Path], line: str, delay: float, cwd: Path) -> int:
+    """Starts a run, kills it `delay` seconds after it prints `line`; returns its status."""
     process = subprocess.Popen(
-        _command(workdir),
+        command,
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -71,17 +75,8 @@ def _run_until(workdir: Path, line: str, delay: float) -> int:
 @pytest.mark.slow
 def test_a_run_killed_in_every_stage_ends_as_one_that_was_not(tmp_path, finished_run):
     for stage in ("prepare", "motion", "features", "fusion", "evaluate", "export"):
-        assert _run_until(tmp_path, f"{stage}: start", 0.5) == -signal.SIGKILL
+        assert run_until(_command(tmp_path), f"{stage}: start", 0.5, tmp_path) == -signal.SIGKILL
     run = subprocess.run(_command(tmp_path), capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
-    expected = json.loads((finished_run / "results.json").read_text())
-    assert json.loads((tmp_path / "results.json").read_text()) == expected
-
-
-def test_a_run_killed_in_training_is_finished_by_the_same_command(tmp_path, finished_run):
-    assert _run_until(tmp_path, "motion: start", 4.0) == -signal.SIGKILL
-    run = subprocess.run(_command(tmp_path), capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr
-    assert "prepare: done before, skipped" in run.stdout
     expected = json.loads((finished_run / "results.json").read_text())
     assert json.loads((tmp_path / "results.json").read_text()) == expected
