@@ -1,6 +1,7 @@
 """Settings that every test runs under; they must stand before the first import of JAX."""
 
 import fcntl
+import gc
 import http.server
 import os
 import signal
@@ -77,6 +78,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs four devices"))
         if item.path.stem in _RUN_FILES or "finished_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.run)
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage seldom, and never packages and tests: else a tenth of the time goes there."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture(scope="session")
