@@ -146,8 +146,9 @@ def seconds_per_video(config: ConfigDict) -> float:
         return fisher_passes(config) * _seconds(lambda: encode(state, motion)) / videos
     graph, params, stats = nnx.split(network, nnx.Param, ...)  # type: ignore[misc]
     optimizer = network_optimizer(config.motion, 1, params)
+    # Jitted, because each shape of zeros would be a compilation of its own.
     state = replicate(
-        TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params)), mesh
+        TrainState(jnp.zeros((), jnp.int32), params, stats, jax.jit(optimizer.init)(params)), mesh
     )
     step = make_train_step(graph, network_logits, optimizer, mesh)
     batch = shard_batch({"motion": motion, "label": np.zeros(videos, np.int32)}, mesh)

@@ -67,10 +67,12 @@ def test_several_processes_are_asked_to_choose_themselves(tmp_path, monkeypatch)
 
 
 def test_a_run_measures_once_keeps_its_choice_and_trains_what_it_chose(
-    tmp_path, capsys, monkeypatch
+    finished_run, tmp_path, capsys, monkeypatch
 ):
     config = testing.get_config()
     config.stages = "prepare,motion"
+    for stage in ("prepare", "data"):
+        (tmp_path / stage).symlink_to(finished_run / stage)
     config.time_budget = 60.0
     monkeypatch.setattr(budget, "_NETWORKS", ("tiny",))
     monkeypatch.setattr(budget, "_FEWEST_EPOCHS", 1)

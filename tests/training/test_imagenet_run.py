@@ -20,14 +20,21 @@ from tests.pretrained.test_imagenet_towers import write_timm_folder
 from tests.training.test_order_run import check_predict
 
 
+@pytest.fixture(scope="module")
+def timm(tmp_path_factory):
+    """A folder as timm writes it, and the network in it."""
+    folder = tmp_path_factory.mktemp("timm")
+    return folder, write_timm_folder(folder)
+
+
 def test_an_imagenet_tower_takes_the_place_of_clip_and_knows_no_words(
-    finished_run, tmp_path, capsys
+    timm, finished_run, tmp_path, capsys
 ):
-    network = write_timm_folder(tmp_path / "timm")
+    folder, network = timm
     workdir = tmp_path / "run"
     workdir.mkdir()
     config = testing.get_config()
-    config.clip.source = str(tmp_path / "timm")
+    config.clip.source = str(folder)
     for stage in ("prepare", "motion", "data"):
         (workdir / stage).symlink_to(finished_run / stage)
     results = pipeline.run(config, workdir)
@@ -77,10 +84,9 @@ def test_an_imagenet_tower_takes_the_place_of_clip_and_knows_no_words(
     )
 
 
-def test_a_head_of_tokens_needs_a_clip(finished_run, tmp_path):
-    write_timm_folder(tmp_path / "timm")
+def test_a_head_of_tokens_needs_a_clip(timm, finished_run, tmp_path):
     config = testing.get_config()
-    config.clip.source, config.fusion.head = str(tmp_path / "timm"), "evl"
+    config.clip.source, config.fusion.head = str(timm[0]), "evl"
     (tmp_path / "run").mkdir()
     for stage in ("prepare", "motion", "data"):
         (tmp_path / "run" / stage).symlink_to(finished_run / stage)

@@ -2,9 +2,9 @@
 
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import moclip_jax
 from moclip_jax.configs import demo_order, testing
@@ -24,9 +24,9 @@ def check_predict(recognizer):
     )
     clip = clip_from_frames(frames, recognizer.video, 25.0)
     view = recognizer.view(clip)
-    logits = np.asarray(
-        recognizer.model(jnp.asarray(view["motion"]), jnp.asarray(view["images"]))[0]
-    )
+    # One program, where every operation by itself would be another.
+    model = nnx.jit(lambda model, motion, images: model(motion, images))
+    logits = np.asarray(model(recognizer.model, view["motion"], view["images"])[0])
     expected = np.exp(logits - logits.max())
     expected /= expected.sum()
     np.testing.assert_allclose(recognizer.probabilities(view), expected, atol=1e-5)
