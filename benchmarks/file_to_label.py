@@ -68,6 +68,7 @@ class OurSide:
       dtype: as `make_recognizer`.
 
     Attributes:
+      networks: as they were given.
       dtype: as it was given, and what it means here.
       recognizer: what `predict` loads.
       video: the file.
@@ -76,6 +77,7 @@ class OurSide:
     """
 
     def __init__(self, networks: Networks, source: str, dtype: str = "auto"):
+        self.networks = networks
         self.dtype = f"{dtype} ({matmul_dtype(dtype).name})" if dtype == "auto" else dtype
         self.recognizer = make_recognizer(networks, source, dtype)
         self.video = str(generated_video(networks.folder, FRAMES))
@@ -88,7 +90,6 @@ class OurSide:
 
 
 def one_file(
-    networks: Networks,
     peer: Peer,
     rounds: int,
     side: OurSide,
@@ -101,7 +102,6 @@ def one_file(
     """A file to its label, and the seconds of each stage on both sides.
 
     Args:
-      networks: both backbones.
       peer: the other side.
       rounds: timed passes of each side.
       side: ours.
@@ -110,12 +110,13 @@ def one_file(
       narrow: whether it multiplies in bfloat16.
       goal: the most that ours may take of the other's time.
     """
-    recognizer = side.recognizer
+    networks, recognizer = side.networks, side.recognizer
     other = peer.job(
         "file_to_label",
         weights=networks.motion_weights,
         classes=CLASSES,
-        folder=networks.clip_weights,
+        architecture=networks.architecture,
+        clip=networks.clip_weights,
         video=side.video,
         segments=recognizer.views.num_segments,
         accumulated=accumulated,
@@ -138,7 +139,7 @@ def one_file(
     other.drop()
     return Comparison(
         f"file to label, {FRAMES} frames, {recognizer.views.num_segments} fields, "
-        f"{recognizer.video.source} motion, {side.dtype}",
+        f"{recognizer.video.source} motion, {networks.variant}, {side.dtype}",
         ("FFmpeg's encoder, " if reencoded else "")
         + "mv-extractor, timm, transformers"
         + (", autocast to bfloat16" if narrow else "")

@@ -38,18 +38,33 @@ class Networks:
       motion: EfficientNet-B0 on motion fields.
       clip: ViT-B/32.
       tokenizer: the embedded CLIP's, whose numbers all lie in the large vocabulary.
-      folder: holds `efficientnet_b0.safetensors` and `clip/`.
+      folder: holds the weights, `clip/` and those of the motion network.
+      architecture: the motion network's name in timm.
     """
 
     motion: MotionNetwork
     clip: CLIP
     tokenizer: Any
     folder: Path
+    architecture: str = "efficientnet_b0"
+
+    @property
+    def variant(self) -> str:
+        """The motion network's name in the tables."""
+        return "B0" if self.architecture == "efficientnet_b0" else "Lite0"
 
     @property
     def motion_weights(self) -> str:
         """The file that timm's model loads."""
-        return str(self.folder / "efficientnet_b0.safetensors")
+        return str(self.folder / f"{self.architecture}.safetensors")
+
+    def with_lite0(self) -> "Networks":
+        """Return these with EfficientNet-Lite0 as the motion network, and write its weights."""
+        made = dataclasses.replace(
+            self, motion=_motion_network("lite0"), architecture="tf_efficientnet_lite0"
+        )
+        save_efficientnet(made.motion.backbone, made.motion_weights)
+        return made
 
     @property
     def clip_weights(self) -> str:
@@ -116,7 +131,6 @@ def motion_inference(
     fields: int,
     rounds: int,
     *,
-    lite: bool = False,
     narrow: bool = False,
 ) -> Comparison:
     """Logits of one video's fields.
@@ -126,14 +140,9 @@ def motion_inference(
       peer: the other side.
       fields: of the video.
       rounds: timed passes of each side.
-      lite: Lite0 in place of B0.
       narrow: both sides multiply in bfloat16; else in float32.
     """
-    network, architecture, weights = networks.motion, "efficientnet_b0", networks.motion_weights
-    if lite:
-        network, architecture = _motion_network("lite0"), "tf_efficientnet_lite0"
-        weights = str(networks.folder / f"{architecture}.safetensors")
-        save_efficientnet(network.backbone, weights)
+    network = networks.motion
     trained = nnx.state(network)
     if narrow:
         backbone = dataclasses.replace(network.config.backbone, dtype=jnp.bfloat16)
@@ -146,9 +155,9 @@ def motion_inference(
     forward, seconds = compiled(lambda state, x: nnx.merge(graphdef, state)(x), state, inputs)
     other = peer.job(
         "motion_inference",
-        weights=weights,
+        weights=networks.motion_weights,
         classes=CLASSES,
-        architecture=architecture,
+        architecture=networks.architecture,
         fields=_saved(networks.folder, "fields", inputs),
         narrow=narrow,
     )
@@ -161,13 +170,13 @@ def motion_inference(
     }
     other.drop()
     return Comparison(
-        f"motion network {'Lite0' if lite else 'B0'}, {fields} fields"
+        f"motion network {networks.variant}, {fields} fields"
         + (", products in bfloat16" if narrow else ""),
         "timm, autocast to bfloat16" if narrow else "timm",
         fields,
         "field",
         *times,
-        goal=None if lite or narrow else 0.45,
+        goal=0.45 if networks.variant == "B0" and not narrow else None,
         work=work,
         notes=notes,
     )

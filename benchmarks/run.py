@@ -151,7 +151,7 @@ def _motion(setup: Setup) -> Iterator[Any]:
 
     rounds = setup.rounds
     yield networks.motion_inference(setup.networks, setup.peer, 32, rounds)
-    yield networks.motion_inference(setup.networks, setup.peer, 32, rounds, lite=True)
+    yield networks.motion_inference(setup.networks.with_lite0(), setup.peer, 32, rounds)
     if not setup.quick:
         yield networks.motion_inference(setup.networks, setup.peer, 32, rounds, narrow=True)
     yield networks.motion_training(setup.networks, setup.peer, 4, rounds)
@@ -187,17 +187,21 @@ def _file_rows_in(folder: Path, rounds: int, quick: bool) -> list[Any]:
 
     with Peer() as peer:
         made = networks.make_networks(folder)
-        row = functools.partial(file_to_label.one_file, made, peer, rounds)
+        row = functools.partial(file_to_label.one_file, peer, rounds)
         native = file_to_label.OurSide(made, "native")
         rows = [row(native, goal=1 / 3)]
         if quick:
             return rows
         rows.append(row(native, narrow=True))
         rows.append(row(native, accumulated=False))
-        rows.append(row(file_to_label.OurSide(made, "native", "float32")))
+        rows.append(row(file_to_label.OurSide(made, "native", "float32"), goal=0.30))
+        lite = file_to_label.OurSide(made.with_lite0(), "native", "float32")
+        rows.append(row(lite, goal=0.15))
         reencode = file_to_label.OurSide(made, "reencode")
         rows.append(row(reencode, reencoded=True, goal=1 / 3))
         rows.append(row(reencode))
+        float32 = file_to_label.OurSide(made, "reencode", "float32")
+        rows.append(row(float32, reencoded=True, goal=0.40))
         rows.append(file_to_label.many_files(native, 8, min(rounds, 3)))
         return rows
 

@@ -226,12 +226,12 @@ class FileToLabel(Job):
     """
 
     def __init__(
-        self, weights, classes, folder, video, segments, accumulated, reencoded=False, narrow=False
+        self, weights, classes, architecture, clip, video, segments, accumulated, reencoded, narrow
     ):
         from transformers import CLIPVisionModelWithProjection
 
-        self.network = MotionNetwork(weights, classes).eval()
-        self.clip = CLIPVisionModelWithProjection.from_pretrained(folder).to(DEVICE).eval()
+        self.network = MotionNetwork(weights, classes, architecture).eval()
+        self.clip = CLIPVisionModelWithProjection.from_pretrained(clip).to(DEVICE).eval()
         self.head = nn.Sequential(
             nn.Linear(1280 + self.clip.config.projection_dim, 512),
             nn.ReLU(),
