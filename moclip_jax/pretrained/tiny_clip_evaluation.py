@@ -100,7 +100,9 @@ def model_card(clip: CLIP, accuracies: Mapping[str, float]) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(clip, nnx.Param)))
     vision, text = clip.config.vision, clip.config.text
     rows = "\n".join(f"| {name} | {accuracy:.4f} |" for name, accuracy in accuracies.items())
-    kind = "SigLIP" if clip.config.is_siglip else "CLIP"
+    kind, losses = "CLIP", "CLIP's contrastive loss"
+    if clip.config.is_siglip:
+        kind, losses = "SigLIP", "SigLIP's loss and CLIP's"
     return f"""# Tiny {kind}
 
 A {kind} of {parameters:,} parameters in Hugging Face's format. It knows the images of the embedded
@@ -124,7 +126,7 @@ and in the tests. It is not a CLIP for real images.
 ## Training
 
 From random weights by `python -m moclip_jax.pretrained.train_tiny_clip` (about 20 minutes on two
-CPU cores), with CLIP's contrastive loss where all captions that are true of an image count as
+CPU cores), with {losses} where all captions that are true of an image count as
 matches, on captioned frames of clips rendered by `input_pipeline/datasets/shapes.py`, half of them
 the middle frame, from groups (background and palette) that no data set uses. No image and no text
 of anyone else went in.

@@ -23,6 +23,7 @@ from moclip_jax.pretrained.train_tiny_clip import (
     contrastive_loss,
     lengthen,
     planar_positions,
+    siglip_loss,
     tiny_config,
 )
 
@@ -78,6 +79,16 @@ def test_contrastive_loss_is_cross_entropy_with_shared_targets():
     loss = contrastive_loss(jnp.asarray(logits), jnp.asarray(match))
     assert loss == pytest.approx(expected, rel=1e-5)
     assert jax.grad(lambda x: contrastive_loss(x, jnp.asarray(match)))(logits).shape == (4, 4)
+
+
+def test_siglip_loss_adds_the_mean_cross_entropy_of_single_pairs():
+    logits = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    match = np.eye(4, dtype=bool)
+    match[0, 2] = match[3, 0] = True
+    probability = 1 / (1 + np.exp(-logits))
+    expected = -np.log(np.where(match, probability, 1 - probability)).mean()
+    loss = siglip_loss(logits, match) - contrastive_loss(logits, match)
+    assert loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_captions_are_true_of_their_own_image_and_say_what_they_claim():
