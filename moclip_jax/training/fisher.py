@@ -116,8 +116,8 @@ def held_out_scores(
 ) -> np.ndarray:
     """Return scores of the classifier on held-out groups, float64 `[n, classes]`.
 
-    The classifier is that of `fit_classifier`, in its dual form, and each third of the groups is
-    held out in turn. If all videos are of one group, single videos are held out.
+    The classifier is that of `fit_classifier`, on all principal components, and each third of the
+    groups is held out in turn. If all videos are of one group, single videos are held out.
 
     Args:
       vectors: float32 `[copies, n, D]`, Fisher vectors of videos and, as another copy to train on,
@@ -127,21 +127,51 @@ def held_out_scores(
       num_classes: Number of classes.
     """
     flat = np.concatenate(vectors)
-    flat = flat - flat.mean(0)
-    gram = (flat @ flat.T).astype(np.float64)
-    targets, _ = regression_targets(labels, num_classes)
+    x, _ = principal_components(flat, flat.mean(0))
     number = np.unique(groups, return_inverse=True)[1]
     fold = (number if number.any() else np.arange(len(labels))) % _FOLDS
     scores = np.empty((len(labels), num_classes))
     for held in (fold == number for number in range(_FOLDS)):
         rows = np.flatnonzero(np.tile(~held, len(vectors)))
-        own = rows % len(labels)
-        _, weight = regression_targets(labels[own], num_classes)
-        bias = np.average(targets[own], axis=0, weights=weight)
-        ridge = RIDGE * np.mean(np.diag(gram)[rows]) / weight
-        dual = np.linalg.solve(gram[np.ix_(rows, rows)] + np.diag(ridge), targets[own] - bias)
-        scores[held] = gram[np.ix_(np.flatnonzero(held), rows)] @ dual + bias
+        kernel, bias = solve_ridge(x[rows], labels[rows % len(labels)], num_classes)
+        scores[held] = x[: len(labels)][held] @ kernel + bias
     return scores
+
+
+def principal_components(x: np.ndarray, center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return all components float64 `[n, r]` of `x`, of mean squared length 1, and the axes.
+
+    Ridge regression does not change under a rotation, and there are at most as many components as
+    samples. The axes are `[D, r]`: `(x - center) @ axes` are the components.
+    """
+    centered = np.float64(x - center)
+    left, scale, axes = np.linalg.svd(centered, full_matrices=False)
+    length = max(np.sqrt(np.mean(np.square(centered).sum(axis=1))), 1e-12)
+    return left * (scale / length), axes.T / length
+
+
+def solve_ridge(
+    x: np.ndarray, labels: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit ridge regression on one-against-all targets, in which all classes count alike.
+
+    The intercept is not penalized. It is solved for by centring `x` and the targets on their
+    weighted means: where classes are unbalanced, these are far from the plain means.
+
+    Args:
+      x: float `[n, d]`, of mean squared length 1, which the strength of the penalty refers to.
+      labels: int `[n]`, or multi-hot `[n, classes]`.
+      num_classes: Number of classes.
+
+    Returns:
+      Kernel float64 `[d, classes]` and bias `[classes]`.
+    """
+    targets, weight = regression_targets(labels, num_classes)
+    mean, middle = (np.average(each, axis=0, weights=weight) for each in (x, targets))
+    weighted = (x - mean).T * weight
+    gram = weighted @ (x - mean) + RIDGE * np.eye(x.shape[1])
+    kernel = np.linalg.solve(gram, weighted @ (targets - middle))
+    return kernel, middle - mean @ kernel
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -246,18 +276,12 @@ def fit_classifier(
     """
     size = network.config.num_features
     center = vectors.mean(0)
-    centered = vectors - center
-    _, scale, axes = np.linalg.svd(centered, full_matrices=False)
-    kept = min(size, len(scale))
+    x, axes = (each[:, :size] for each in principal_components(vectors, center))
+    kernel, bias = solve_ridge(x, labels, network.config.num_classes)
     # Features have a mean square of one, so that a fusion head sees them as large as others.
-    energy = np.mean(np.sum(centered**2, axis=1))
     components = np.zeros((vectors.shape[1], size), np.float32)
-    components[:, :kept] = axes[:kept].T * np.sqrt(size / energy)
-    features = centered @ components
-    targets, weight = regression_targets(labels, network.config.num_classes)
-    bias = np.average(targets, axis=0, weights=weight)
-    gram = (features * weight[:, None]).T @ features + RIDGE * size * np.eye(size)
-    kernel = np.linalg.solve(gram, (features * weight[:, None]).T @ (targets - bias))
+    components[:, : axes.shape[1]] = axes * np.sqrt(size)
+    kernel = np.pad(kernel / np.sqrt(size), ((0, size - len(kernel)), (0, 0)))
     network.center[...], network.components[...] = jnp.asarray(center), jnp.asarray(components)
     network.classifier.kernel[...] = jnp.asarray(kernel / temperature, jnp.float32)
     network.classifier.bias = nnx.Param(jnp.asarray(bias / temperature, jnp.float32))

@@ -13,7 +13,7 @@ from flax import nnx
 from moclip_jax.models.fusion import FusionHead
 from moclip_jax.runtime.progress import say
 from moclip_jax.training.features import Features
-from moclip_jax.training.fisher import RIDGE, fit_temperature
+from moclip_jax.training.fisher import fit_temperature, principal_components, solve_ridge
 from moclip_jax.training.losses import is_right
 from moclip_jax.training.metrics import regression_targets
 
@@ -55,7 +55,7 @@ def fit_ridge_head(
     if head.config.normalize:
         streams = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in streams]
     centers = [x.mean(axis=0) for x in streams]
-    components = [_principal_components(*pair) for pair in zip(streams, centers, strict=True)]
+    components = [principal_components(*pair) for pair in zip(streams, centers, strict=True)]
     rotated, axes = ([pair[i] for pair in components] for i in (0, 1))
     labels, num_classes = train.label[owner], head.config.num_classes
     fold = np.unique(groups, return_inverse=True)[1][owner] % _FOLDS
@@ -65,7 +65,7 @@ def fit_ridge_head(
         x, scores = _weighed(rotated, share), np.empty_like(targets)
         for number in np.unique(fold):
             held = fold == number
-            kernel, bias = _solve(x[~held], labels[~held], num_classes)
+            kernel, bias = solve_ridge(x[~held], labels[~held], num_classes)
             scores[held] = x[held] @ kernel + bias
         return scores
 
@@ -78,7 +78,7 @@ def fit_ridge_head(
         f"{100 * right:.1f} % of held-out groups are right"
     )
     scale = 1 / fit_temperature(scores[share], labels)
-    kernel, bias = _solve(_weighed(rotated, share), labels, num_classes)
+    kernel, bias = solve_ridge(_weighed(rotated, share), labels, num_classes)
     # Back from the components to the features.
     rows = np.split(kernel, [axes[0].shape[1]])
     kernel = np.concatenate(
@@ -90,18 +90,6 @@ def fit_ridge_head(
     return share, (scale * scores[share]).reshape(videos, views, -1).mean(axis=1)
 
 
-def _principal_components(x: np.ndarray, center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return all components `[n, r]` of a stream, of mean squared length 1, and the axes `[D, r]`.
-
-    Ridge regression does not change under a rotation, and there are at most as many components as
-    samples.
-    """
-    centered = np.float64(x - center)
-    left, scale, axes = np.linalg.svd(centered, full_matrices=False)
-    length = max(np.sqrt(np.mean(np.square(centered).sum(axis=1))), 1e-12)
-    return left * (scale / length), axes.T / length
-
-
 def _weighed_each(streams: Sequence[np.ndarray], share: float) -> list[np.ndarray]:
     """Scale motion, if any, and appearance to their shares."""
     shares = (1 - share, share)[-len(streams) :]
@@ -110,12 +98,3 @@ def _weighed_each(streams: Sequence[np.ndarray], share: float) -> list[np.ndarra
 
 def _weighed(streams: Sequence[np.ndarray], share: float) -> np.ndarray:
     return np.concatenate(_weighed_each(streams, share), axis=1)
-
-
-def _solve(x: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return kernel and bias of the regression on one-against-all targets, classes alike."""
-    targets, weight = regression_targets(labels, num_classes)
-    bias = np.average(targets, axis=0, weights=weight)
-    weighted = (x * weight[:, None]).T
-    gram = weighted @ x + RIDGE * np.eye(x.shape[1])
-    return np.linalg.solve(gram, weighted @ (targets - bias)), bias

@@ -40,8 +40,30 @@ def test_expectation_maximization_finds_separated_gaussians():
     np.testing.assert_allclose(np.sqrt(variances), deviations, atol=0.05)
 
 
+def weighted_ridge(x, labels, weight, penalty):
+    """Return kernel and, as the last row, intercept, from one system of least squares."""
+    root = np.sqrt(weight)[:, None]
+    targets = 2.0 * np.eye(labels.max() + 1)[labels] - 1
+    rows = root * np.column_stack([x, np.ones(len(x))])
+    ridge = np.sqrt(penalty) * np.eye(x.shape[1], x.shape[1] + 1)
+    zeros = np.zeros((x.shape[1], targets.shape[1]))
+    return np.linalg.lstsq(np.concatenate([rows, ridge]), np.concatenate([root * targets, zeros]))[
+        0
+    ]
+
+
+def test_one_video_of_a_class_does_not_take_the_others():
+    """Two classes of 20 well apart, and one of a single video between them."""
+    rng = np.random.default_rng(6)
+    labels = np.array([0] * 20 + [1] * 20 + [2])
+    vectors = rng.normal(size=(1, 41, 60)).astype(np.float32)
+    vectors[0, :20, 0], vectors[0, 20:40, 0] = 4, -4
+    right = held_out_scores(vectors, labels, np.arange(41), 3).argmax(1) == labels
+    assert right[:40].mean() >= 0.9
+
+
 def test_the_classifier_is_ridge_regression_with_classes_of_equal_weight():
-    """Weighted least squares on the centred Fisher vectors, with all principal components kept."""
+    """Weighted least squares with a free intercept, with all principal components kept."""
     rng = np.random.default_rng(1)
     config = FisherConfig(
         3, num_features=32, components=2, descriptor_dim=3, scales=(Scale(1, 2, 1),)
@@ -55,18 +77,12 @@ def test_the_classifier_is_ridge_regression_with_classes_of_equal_weight():
     centered = (vectors - vectors.mean(0)).astype(np.float64)
     energy = np.mean(np.sum(centered**2, axis=1))
     weight = np.array([5 / 8] * 8 + [1] * 5 + [5 / 2] * 2)
-    targets = 2.0 * np.eye(3)[labels] - 1
-    bias = np.full(3, -1 / 3)  # Of classes of equal weight.
-    rows = np.concatenate(
-        [np.sqrt(weight)[:, None] * centered, np.sqrt(RIDGE * energy) * np.eye(size)]
-    )
-    sides = np.concatenate([np.sqrt(weight)[:, None] * (targets - bias), np.zeros((size, 3))])
-    solution = np.linalg.lstsq(rows, sides)[0]
+    solution = weighted_ridge(centered, labels, weight, RIDGE * energy)
     other = rng.normal(size=(4, size)) - vectors.mean(0)
     features = other @ np.asarray(network.components[...])
     ours = features @ np.asarray(network.classifier.kernel[...])
     ours += np.asarray(network.classifier.bias[...])
-    np.testing.assert_allclose(ours, other @ solution + bias, atol=1e-4)
+    np.testing.assert_allclose(ours, other @ solution[:-1] + solution[-1], atol=1e-4)
     projected = centered @ np.asarray(network.components[...])
     np.testing.assert_allclose(np.mean(np.sum(projected**2, axis=1)), 32, rtol=1e-5)
 
@@ -132,24 +148,19 @@ def test_mirror_images_are_judged_on_held_out_groups(collides):
 
 
 def test_held_out_scores_are_those_of_a_classifier_that_did_not_see_the_group():
-    """Weighted ridge regression on two thirds of the groups, against the dual form."""
+    """Weighted ridge regression on two thirds of the groups, from one system of least squares."""
     rng = np.random.default_rng(4)
     labels, groups = np.tile([0, 0, 1, 2], 9), np.repeat(np.arange(9), 4)
     vectors = rng.normal(size=(2, 36, 50)).astype(np.float32)
     scores = held_out_scores(vectors, labels, groups, 3)
     centered = vectors.astype(np.float64) - vectors.mean((0, 1))
+    energy = np.mean(np.sum(centered**2, axis=2))
     for fold in range(3):
         seen = groups % 3 != fold
-        x, y = centered[:, seen].reshape(-1, 50), np.tile(labels[seen], 2)
+        y = np.tile(labels[seen], 2)
         weight = np.array([0.5, 1, 1])[y] * 4 / 3
-        targets, bias = 2.0 * np.eye(3)[y] - 1, np.full(3, -1 / 3)
-        root = np.sqrt(weight)[:, None]
-        ridge = np.sqrt(RIDGE * np.mean(np.sum(x**2, axis=1))) * np.eye(50)
-        solution = np.linalg.lstsq(
-            np.concatenate([root * x, ridge]),
-            np.concatenate([root * (targets - bias), np.zeros((50, 3))]),
-        )[0]
-        expected = centered[0, ~seen] @ solution + bias
+        solution = weighted_ridge(centered[:, seen].reshape(-1, 50), y, weight, RIDGE * energy)
+        expected = centered[0, ~seen] @ solution[:-1] + solution[-1]
         np.testing.assert_allclose(scores[~seen], expected, atol=1e-4)
     # Of a single group, single videos are held out.
     assert np.isfinite(held_out_scores(vectors, labels, np.zeros(36), 3)).all()
