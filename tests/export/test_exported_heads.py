@@ -86,6 +86,7 @@ def recognizer(request) -> SimpleNamespace:
         model=model,
         input_shapes={"motion": motion, "images": (FRAMES, 16, 16, 3)},
         class_names=[f"class {number}" for number in range(CLASSES)],
+        multi_label=False,
     )
 
 

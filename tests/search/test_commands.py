@@ -71,7 +71,8 @@ def test_a_second_run_takes_up_what_is_new_changed_and_gone(videos, tmp_path):
     assert {Path(m.video).name for m in found} == {"bad.mp4", "new.mp4", "ring.mp4"}
     # Each file's chunks are there once.
     assert len(found) == len({(m.video, m.start_s) for m in found})
-    assert len({m.score for m in found[:3]}) == 1
+    # Equal but for the order of a sum.
+    assert np.ptp([m.score for m in found[:3]]) < 1e-6
 
 
 def test_bad_files_are_named_and_the_others_go_on(videos, tmp_path, capsys):
