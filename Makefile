@@ -38,7 +38,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(SHARED_PYTEST)
 
-# Without the tests that take a finished run or start commands.
+# Without the tests that take a finished run or are in tests/long_tests.txt.
 test-fast: $(VENV)/.installed-dev
 	$(SHARED_PYTEST) -m 'not slow and not run'
 

@@ -48,36 +48,24 @@ if _ON_ACCELERATOR:
     jax.config.update("jax_default_matmul_precision", "highest")
 
 
-# Files whose tests run the whole program or start several processes.
-_RUN_FILES = {
-    "test_ablate_and_splits",
-    "test_app",
-    "test_cli",
-    "test_compilation_cache",
-    "test_distributed",
-    "test_extending",
-    "test_hmdb51_run",
-    "test_import_published",
-    "test_install",
-    "test_limits",
-    "test_main",
-    "test_multi_label_run",
-    "test_notebook",
-    "test_preparation",
-    "test_saved_model",
-    "test_serve",
-    "test_ucf101_run",
-}
+# One `tests/FILE.py` or `tests/FILE.py::test_name` a line.
+_LONG_TESTS = set((Path(__file__).parent / "long_tests.txt").read_text().splitlines())
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as `run` what `make test-fast` leaves out; skip what a single device cannot run."""
+    runs = set()
     for item in items:
         if _ON_ACCELERATOR and item.get_closest_marker("four_devices"):
             item.add_marker(pytest.mark.skip(reason="needs four devices"))
-        if item.path.stem in _RUN_FILES or "finished_run" in getattr(item, "fixturenames", ()):
+        name = item.nodeid.partition("[")[0]
+        finished = "finished_run" in getattr(item, "fixturenames", ())
+        if finished or _LONG_TESTS & {name, name.partition("::")[0]}:
             item.add_marker(pytest.mark.run)
+            runs.add(item.path)
+    # Files stay whole, for what their tests share.
+    items.sort(key=lambda item: item.path not in runs)
 
 
 def pytest_collection_finish() -> None:

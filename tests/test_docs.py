@@ -43,6 +43,12 @@ def test_every_page_is_linked_in_the_index():
         assert page.name == "README.md" or f"]({page.name})" in index, page.name
 
 
+def test_every_long_test_that_is_listed_exists():
+    for line in (REPOSITORY / "tests" / "long_tests.txt").read_text().splitlines():
+        file, _, name = line.partition("::")
+        assert line.startswith("#") or f"def {name}" in (REPOSITORY / file).read_text(), line
+
+
 def test_the_api_pages_are_built_without_a_warning(tmp_path, monkeypatch):
     monkeypatch.setenv("PDOC_ALLOW_EXEC", "1")
     monkeypatch.syspath_prepend(str(DOCS))
