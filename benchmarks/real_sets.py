@@ -60,11 +60,12 @@ def measure(folder: Path, workdir: Path, seeds: int, changes: dict[str, Any]) ->
     summary = run_splits(config, workdir, lists, seeds)
     print(f"\n{folder.name}: {lists} lists, {seeds} seeds, top-1 in percent")
     print(format_splits(summary))
+    runs = "split*_seed*" if seeds > 1 else "split[0-9]"  # Not those of other calls.
     for name, classes in families(folder).items():
         for row in summary["mean"]:
             each = [
                 within_family(path.parent.parent, classes, row)
-                for path in sorted(workdir.glob("split*/evaluate/scores.npz"))
+                for path in sorted(workdir.glob(f"{runs}/evaluate/scores.npz"))
             ]
             spread = statistics.stdev(each) if len(each) > 1 else 0.0
             print(
