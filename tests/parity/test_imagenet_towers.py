@@ -1,6 +1,5 @@
 """EfficientNets as image towers against timm, live: every stage, features, logits, pixel values."""
 
-import importlib
 import io
 import json
 
@@ -22,14 +21,6 @@ VARIANTS = {
     **{"b2": "efficientnet_b2.ra_in1k", "b3": "efficientnet_b3.ra2_in1k"},
     **{f"lite{n}": f"tf_efficientnet_lite{n}.in1k" for n in range(3)},
 }
-
-
-@pytest.fixture(scope="module")
-def timm():
-    try:
-        return importlib.import_module("timm")
-    except Exception as error:  # torchvision's own error where it does not fit this torch
-        pytest.skip(f"timm cannot be imported here ({error})")
 
 
 @jax.jit
@@ -59,32 +50,40 @@ def test_every_stage_features_and_logits_equal_timm_at_full_size(timm, variant):
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     side = model.pretrained_cfg["input_size"][1]
     images = np.random.default_rng(0).standard_normal((1, 3, side, side)).astype(np.float32)
-    with torch.no_grad():
-        x = model.bn1(model.conv_stem(torch.from_numpy(images)))
-        maps = [x]
-        for stage in model.blocks:
-            x = stage(x)
-            maps.append(x)
-        features = model.forward_head(
-            model.forward_features(torch.from_numpy(images)), pre_logits=True
-        )
-        expected = [np.moveaxis(x.numpy(), 1, 3) for x in maps] + [
-            features.numpy(), model(torch.from_numpy(images)).numpy()
-        ]  # fmt: skip
+    single = timm_outputs(model, torch.from_numpy(images))
+    expected = timm_outputs(model.double(), torch.from_numpy(images).double())
     ours = load_efficientnet(weights, variant=variant)
     results = stages_and_logits(ours, images.transpose(0, 2, 3, 1))
-    errors = [relative_error(a, b) for a, b in zip(results, expected, strict=True)]
-    worst_stage, features_error, logits_error = max(errors[:-2]), *errors[-2:]
+    errors, noise = (
+        [relative_error(a, b) for a, b in zip(each, expected, strict=True)]
+        for each in (results, single)
+    )
     report(
-        f"timm {VARIANTS[variant]} at {side}",
-        worst_stage=worst_stage, features=features_error, logits=logits_error,
+        f"timm {VARIANTS[variant]} at {side}, from timm in float64",
+        worst_stage=max(errors[:-2]), features=errors[-2], logits=errors[-1],
+        timms_own_worst_stage=max(noise[:-2]),
     )  # fmt: skip
-    assert max(errors) < 1e-5
+    # Random statistics amplify rounding, most in the deepest Lite.
+    assert max(errors) < max(1e-5, 3 * max(noise))
+    assert errors[-1] < 1e-5
+
+
+@torch.no_grad()
+def timm_outputs(model, images):
+    """Return what `stages_and_logits` does, of timm's model."""
+    x = model.bn1(model.conv_stem(images))
+    maps = [x]
+    for stage in model.blocks:
+        x = stage(x)
+        maps.append(x)
+    features = model.forward_head(model.forward_features(images), pre_logits=True)
+    return [np.moveaxis(x.numpy(), 1, 3) for x in maps] + [features.numpy(), model(images).numpy()]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_pixels_are_those_of_timms_transform(timm, variant, tmp_path, monkeypatch):
-    pytest.importorskip("torchvision")
+def test_pixels_are_those_of_timms_transform(
+    needs_torchvision, timm, variant, tmp_path, monkeypatch
+):
     config = timm.get_pretrained_cfg(VARIANTS[variant])
     transform = timm.data.create_transform(
         **timm.data.resolve_data_config(pretrained_cfg=config.to_dict())

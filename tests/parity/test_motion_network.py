@@ -1,7 +1,6 @@
 """The motion network against torch, live: forward, gradients, statistics, and a whole run."""
 
 import copy
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -168,15 +167,7 @@ def test_twenty_steps_of_training_follow_torch(pair):
     assert noise["weights_ours"] < max(3 * noise["weights_torch"], 1e-4)
 
 
-def _timm():
-    try:
-        return importlib.import_module("timm")
-    except Exception as error:  # torchvision's own error where it does not fit this torch
-        pytest.skip(f"timm cannot be imported here ({error})")
-
-
-def test_the_reference_is_timms_network_parameter_by_parameter():
-    timm = _timm()
+def test_the_reference_is_timms_network_parameter_by_parameter(timm):
     torch.manual_seed(0)
     theirs = timm.create_model("efficientnet_b0", in_chans=2, num_classes=CLASSES).eval()
     ours = MotionNetworkTorch(CLASSES).eval()
