@@ -74,7 +74,6 @@ class Task:
       profile_steps: Number of steps to profile, to `profile/`; 0 for none.
       class_weights: float `[classes]`, factors of the training loss, see `metrics.class_weights`;
         None for none.
-      loss: From logits and labels to the training loss of each video, float32 `[B]`.
     """
 
     name: str
@@ -92,7 +91,6 @@ class Task:
     device_data: DeviceData | None = None
     profile_steps: int = 0
     class_weights: np.ndarray | None = None
-    loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy
 
 
 class TrainingDivergedError(RuntimeError):
@@ -105,11 +103,10 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     class_weights: np.ndarray | None = None,
-    loss_of: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Return the jitted update `(state, batch, key) -> (state, sums)`.
 
-    The loss is the mean of `loss_of`, times the weight of the class, over the global
+    The loss is the mean of `losses.cross_entropy`, times the weight of the class, over the global
     batch, which is split evenly over all devices of the mesh. Each device computes the gradient of
     its own rows; gradients, `sums` and running statistics are then added up in a single all-reduce
     of one flat vector. Besides, each BatchNorm gathers its batch statistics, forward and backward.
@@ -125,7 +122,7 @@ def make_train_step(
             model = nnx.merge(graphdef, params, stats, copy=True)
             model.set_attributes(batch_axes=axes, raise_if_not_found=False)
             logits = logits_fn(model, batch, True, key)
-            losses = loss_of(logits, batch["label"])
+            losses = cross_entropy(logits, batch["label"])
             if class_weights is not None:
                 losses *= jnp.asarray(class_weights, losses.dtype)[batch["label"]]
             return losses.sum(), (logits, nnx.state(model, nnx.Not(nnx.Param)))
@@ -210,9 +207,7 @@ def train_and_evaluate(task: Task, directory: Path, mesh: Mesh) -> nnx.Module:
     optimizer = task.optimizer(params)
     # Jitted, because each shape of zeros would be a compilation of its own.
     state = TrainState(jnp.zeros((), jnp.int32), params, stats, jax.jit(optimizer.init)(params))
-    train_step = make_train_step(
-        graphdef, task.logits, optimizer, mesh, task.class_weights, task.loss
-    )
+    train_step = make_train_step(graphdef, task.logits, optimizer, mesh, task.class_weights)
     epoch_items, advance = _stepper(task, train_step, mesh)
     eval_step = make_eval_step(graphdef, task.logits)
     last_step = task.steps_per_epoch * task.num_epochs
