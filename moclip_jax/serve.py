@@ -23,6 +23,7 @@ import numpy as np
 
 from moclip_jax.inference.label_sets import parse_labels
 from moclip_jax.inference.prediction import Prediction
+from moclip_jax.inference.program import BATCH
 from moclip_jax.inference.recognizer import Recognizer, load
 from moclip_jax.input_pipeline.video.clip import VideoError, read_clip
 from moclip_jax.input_pipeline.video.subprocess_pool import SubprocessReader, WorkerError
@@ -44,7 +45,8 @@ class Service:
     """Labels the videos of many clients. Use it as a context manager.
 
     Files are decoded in child processes, one a core at a time, so that a file that crashes FFmpeg
-    or is never done costs its own answer alone; the network sees one video after the other.
+    or is never done costs its own answer alone. What was decoded while the network worked goes
+    through it together.
     """
 
     def __init__(
@@ -74,8 +76,10 @@ class Service:
         self._readers = self._opened.enter_context(ThreadPoolExecutor(workers))
         self._network = self._opened.enter_context(ThreadPoolExecutor(1))
         self._isolated = self._opened.enter_context(SubprocessReader(workers, timeout_s))
-        shapes = model.input_shapes.items()
-        model.outputs({name: np.zeros((1, *shape), np.uint8) for name, shape in shapes})
+        self._decoded: list[tuple[dict[str, np.ndarray], asyncio.Future[Any]]] = []
+        self._computing: asyncio.Task[None] | None = None
+        for batch in (1, BATCH):
+            model.programs.get(batch)
 
     def __enter__(self) -> "Service":
         return self
@@ -186,8 +190,9 @@ class Service:
         loop, status = asyncio.get_running_loop(), 200
         try:
             view, warning = await loop.run_in_executor(self._readers, self._view, path)
+            outputs = await self._outputs(view)
             about = {"video": name, "warning": warning}
-            label = functools.partial(self._model.prediction, view, top_k, labels, **about)
+            label = functools.partial(self._model.prediction, outputs, top_k, labels, **about)
             prediction = await loop.run_in_executor(self._network, label)
         except VideoError as error:
             cause = error.__cause__
@@ -196,6 +201,36 @@ class Service:
         except ValueError as error:
             return _answer(400, {"error": str(error)})
         return _answer(status, to_json(prediction, with_timeline=False))
+
+    async def _outputs(self, view: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Return the network's outputs of a view."""
+        result: asyncio.Future[tuple[np.ndarray, ...]] = asyncio.get_running_loop().create_future()
+        self._decoded.append((view, result))
+        if self._computing is None:
+            self._computing = asyncio.create_task(self._compute())
+        return await result
+
+    async def _compute(self) -> None:
+        """Compute what is decoded, `BATCH` views at most at a time, until nothing waits."""
+        loop = asyncio.get_running_loop()
+        while self._decoded:
+            together, self._decoded = self._decoded[:BATCH], self._decoded[BATCH:]
+            views = [view for view, _ in together]
+            outputs: Sequence[Any]
+            try:
+                outputs = await loop.run_in_executor(
+                    self._network, self._model.programs.outputs, views
+                )
+            except Exception as error:
+                outputs = [error] * len(together)
+            for (_, result), output in zip(together, outputs, strict=True):
+                if result.cancelled():
+                    continue
+                if isinstance(output, Exception):
+                    result.set_exception(output)
+                else:
+                    result.set_result(output)
+        self._computing = None
 
     def _view(self, path: str) -> tuple[dict[str, np.ndarray], str]:
         model = self._model

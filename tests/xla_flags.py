@@ -10,9 +10,9 @@ def xla_flags(devices: int) -> str:
     """Return flags for this many simulated devices and for a fast compiler.
 
     Almost every program of a test runs once or twice on little data, so that LLVM would take
-    longer to optimize it than the optimization saves.
+    longer to optimize it than the optimization saves, and to split it among threads.
     """
     return (
         f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
-        "--xla_llvm_disable_expensive_passes=true"
+        "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
     )

@@ -18,7 +18,7 @@ from moclip_jax.inference import stream as streams
 from moclip_jax.inference.decode_ahead import decoded_ahead
 from moclip_jax.inference.label_sets import LabelSet
 from moclip_jax.inference.prediction import Prediction, Score
-from moclip_jax.inference.program import Program, compile_program, open_program
+from moclip_jax.inference.program import Programs
 from moclip_jax.inference.windows import equal_windows, times_of
 from moclip_jax.input_pipeline import views as sample_views
 from moclip_jax.input_pipeline.video.clip import Clip, VideoError, VideoSpec, read_clip
@@ -121,8 +121,8 @@ class Recognizer:
 
     def predict_clip(self, clip: Clip, *, top_k: int = 5, labels: Sequence[str] = ()) -> Prediction:
         """Recognize a clip in memory, from `read_clip`; arguments as `predict`."""
-        view, end_s = self.view(clip), _seconds(clip)
-        return self.prediction(view, top_k, labels, end_s=end_s, warning=clip.warning)
+        outputs, end_s = self.outputs(self.view(clip)), _seconds(clip)
+        return self.prediction(outputs, top_k, labels, end_s=end_s, warning=clip.warning)
 
     def predict_batch(
         self,
@@ -181,7 +181,7 @@ class Recognizer:
         for path, decoded in decoded_ahead(decode, paths, num_workers):
             name = path.path if isinstance(path, VideoError) else os.fspath(path)
             # Opened while the first file is read.
-            _ = self._program
+            self.programs.get(1)
             try:
                 view, outline = decoded.result()
                 windows = self._windows(name, outline, window_s, **how)
@@ -190,7 +190,7 @@ class Recognizer:
                 yield Prediction(name, error=str(error))
                 continue
             about = {"end_s": _seconds(outline), "windows": parts, "warning": outline.warning}
-            yield self.prediction(view, top_k, labels, video=name, **about)
+            yield self.prediction(self.outputs(view), top_k, labels, video=name, **about)
 
     def timeline(
         self,
@@ -266,8 +266,7 @@ class Recognizer:
 
     def outputs(self, view: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """Return logits `[classes]`, CLIP's and the motion's feature, for what `view` gave."""
-        outputs = self._program(view["motion"], view["images"])
-        return tuple(np.asarray(output[0]) for output in outputs)
+        return self.programs.outputs([view])[0]
 
     def label_set(self, labels: Sequence[str] = ()) -> LabelSet:
         """Return the labels to choose from; their text features are computed once."""
@@ -305,13 +304,9 @@ class Recognizer:
         return moclip_for_inference(self.model, *map(matmul_dtype, self._dtypes))
 
     @functools.cached_property
-    def _program(self) -> Program:
-        """A compiled function from `motion` and `images` to logits and CLIP's feature, float32."""
-        kept = open_program(self._program_file)
-        if kept is not None:
-            return kept
-        shapes = {name: (1, *shape) for name, shape in self.input_shapes.items()}
-        return compile_program(self.inference_model, shapes, self._program_file)
+    def programs(self) -> Programs:
+        """What computes the network's outputs."""
+        return Programs(lambda: self.inference_model, self.input_shapes, self._program_file)
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -356,11 +351,11 @@ class Recognizer:
             yield dataclasses.replace(prediction, video=path, start_s=start_s, end_s=end_s)
 
     def prediction(
-        self, view: dict[str, np.ndarray], top_k: int, labels: Sequence[str], **about: Any
+        self, outputs: tuple[np.ndarray, ...], top_k: int, labels: Sequence[str], **about: Any
     ) -> Prediction:
-        """Return what `view` gave is recognized as; labels as `predict`, others as `Prediction`."""
+        """Return what `outputs` mean; labels as `predict`, others as `Prediction`."""
         label_set = self.label_set(labels)
-        odds = self.probabilities(view, labels)
+        odds = label_set.probabilities(*outputs[:2])
         best = np.argsort(-odds, kind="stable")[:top_k].tolist()
         scores = (Score(label_set.labels[i], float(odds[i]), label_set.trained_as[i]) for i in best)
         threshold = 0.0 if labels else self._reject_below
