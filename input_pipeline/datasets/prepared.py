@@ -4,10 +4,9 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from moclip_jax.input_pipeline.datasets.beam import pipeline_options
@@ -23,6 +22,9 @@ from moclip_jax.input_pipeline.datasets.records import parse_record
 from moclip_jax.input_pipeline.datasets.registry import DATASETS
 from moclip_jax.input_pipeline.datasets.shots import choose_shots, read_shot_list
 from moclip_jax.input_pipeline.video.clip import VideoSpec
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,7 +151,7 @@ class PreparedDataset:
             for path in info.splits[split].filepaths
         ]
 
-    def parse(self, record: tf.Tensor, features: Sequence[str]) -> dict[str, tf.Tensor]:
+    def parse(self, record: "tf.Tensor", features: Sequence[str]) -> "dict[str, tf.Tensor]":
         """Parse some features of a record, see `records.parse_record`."""
         return parse_record(record, features, self.spec)
 

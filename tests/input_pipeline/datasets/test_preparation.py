@@ -19,53 +19,23 @@ from moclip_jax.input_pipeline.datasets import prepared, shards
 from moclip_jax.input_pipeline.datasets.definition import (
     DatasetConfig,
     Source,
-    VideoDataset,
     VideoEntry,
 )
 from moclip_jax.input_pipeline.datasets.preparation import MANIFEST
 from moclip_jax.input_pipeline.datasets.registry import DATASETS
 from moclip_jax.input_pipeline.video.clip import VideoSpec
 from moclip_jax.input_pipeline.video.subprocess_pool import WorkerError
+from tests.input_pipeline.generated import NUM_VIDEOS, Generated, prepare
 from tests.input_pipeline.misbehaving import SPEC, make
 from tests.input_pipeline.video_fixtures import drifting_frames, write_video
 
 ROOT = pathlib.Path(__file__).parents[3]
-NUM_VIDEOS = 10
-
-
-class Generated(VideoDataset):
-    """Ten generated videos, half of them for testing; `options` says which misbehave."""
-
-    name = "generated"
-
-    def sources(self, download):
-        del download
-        options = self.config.options
-        return ["even", "odd"], [
-            Source(
-                VideoEntry(f"v{i}", i % 2, f"g{i}", ("train" if i < 5 else "test",)),
-                functools.partial(make, i, options.get(f"v{i}", ""), options["folder"]),
-            )
-            for i in range(options.get("number", NUM_VIDEOS))
-        ]
 
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
     monkeypatch.setattr(prepared, "DATASETS", {**DATASETS, "generated": Generated})
     monkeypatch.setattr(shards, "VIDEOS_PER_SHARD", 3)
-
-
-def prepare(folder: pathlib.Path, data_dir: str = "data", workers: int = 1, **options):
-    traps = {key: value for key, value in options.items() if key not in ("beam", "spec")}
-    return prepare_dataset(
-        "generated",
-        data_dir=folder / data_dir,
-        spec=options.get("spec", SPEC),
-        num_workers=workers,
-        options={"folder": str(folder)} | traps,
-        beam=options.get("beam", ""),
-    )
 
 
 def manifest(dataset: PreparedDataset) -> list[dict]:
@@ -183,10 +153,10 @@ if __name__ == "__main__":
     import sys, pathlib
     from moclip_jax.input_pipeline.datasets import prepared
     from moclip_jax.input_pipeline.datasets import shards
-    from tests.input_pipeline.datasets import test_preparation as t
-    prepared.DATASETS = {**prepared.DATASETS, "generated": t.Generated}
+    from tests.input_pipeline import generated
+    prepared.DATASETS = {**prepared.DATASETS, "generated": generated.Generated}
     shards.VIDEOS_PER_SHARD = 3
-    t.prepare(pathlib.Path(sys.argv[1]), number=12, **{f"v{i}": "slow" for i in range(12)})
+    generated.prepare(pathlib.Path(sys.argv[1]), number=12, **{f"v{i}": "slow" for i in range(12)})
 """
 
 
