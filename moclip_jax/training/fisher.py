@@ -142,7 +142,7 @@ def principal_components(x: np.ndarray, center: np.ndarray) -> tuple[np.ndarray,
     """Return the components float64 `[n, r]` of `x`, of mean squared length 1, and the axes.
 
     Ridge regression does not change under a rotation, and there are at most as many components as
-    samples. The largest come first. The axes are `[D, r]`: `(x - center) @ axes` are the components.
+    samples. The largest come first. The axes are `[D, r]`; components are `(x - center) @ axes`.
     """
     centered = np.float64(x - center)
     # Of the two matrices of products the smaller one: for few samples of many numbers its
