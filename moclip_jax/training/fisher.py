@@ -144,7 +144,7 @@ def principal_components(x: np.ndarray, center: np.ndarray) -> tuple[np.ndarray,
     Ridge regression does not change under a rotation, and there are at most as many components as
     samples. The largest come first. The axes are `[D, r]`; components are `(x - center) @ axes`.
     """
-    centered = np.float64(x - center)
+    centered = np.asarray(x - center, np.float64)
     # Of the two matrices of products the smaller one: for few samples of many numbers its
     # eigenvectors are found several times as fast as singular vectors.
     few = len(centered) < centered.shape[1]
