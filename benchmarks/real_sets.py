@@ -74,6 +74,11 @@ def measure(folder: Path, workdir: Path, seeds: int, changes: dict[str, Any]) ->
             )
 
 
+def parse_changes(settings: list[str]) -> dict[str, Any]:
+    """Return the settings FIELD=VALUE of a command line by field."""
+    return {name: _value(text) for name, _, text in (s.partition("=") for s in settings)}
+
+
 def _value(text: str) -> Any:
     """Return a number, a tuple or the like if the text is one in Python, or else the text."""
     try:
@@ -92,7 +97,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="names of data sets, separated by commas")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     arguments = parser.parse_args()
-    changes = {name: _value(text) for name, _, text in (s.partition("=") for s in arguments.set)}
+    changes = parse_changes(arguments.set)
     for folder in sorted(path.parent for path in arguments.folder.glob("*/classInd.txt")):
         if not arguments.only or folder.name in arguments.only.split(","):
             say(f"=== {folder.name}")
