@@ -10,8 +10,8 @@ DEMO ?= runs/demo
 export MPLBACKEND := Agg
 export HF_HUB_OFFLINE := 1
 
-# Processes that share the tests.
-WORKERS ?= 2
+# Processes that share the tests: one more than cores, as some wait for time limits and other processes.
+WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
 SHARED_PYTEST := $(PYTEST) -n $(WORKERS) --dist worksteal
 
