@@ -1,6 +1,7 @@
 """CLIPs against transformers' and open_clip's, live, at the real sizes; and a real vocabulary."""
 
 import gzip
+import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
@@ -150,9 +151,8 @@ def test_open_clips_vit_b32_layer_by_layer(quick_gelu):
 
 def open_clip_file(name: str) -> Path:
     """A file of the open_clip_torch wheel, which cannot be imported where torchvision cannot."""
-    spec = importlib.util.find_spec("open_clip")
-    assert spec is not None and spec.submodule_search_locations, "pip install open_clip_torch"
-    return Path(spec.submodule_search_locations[0]) / name
+    path = importlib.metadata.distribution("open_clip_torch").locate_file(f"open_clip/{name}")
+    return Path(str(path))
 
 
 @pytest.fixture(scope="module")
