@@ -120,7 +120,6 @@ browser:
 
 # Pages for every module, class and function; a docstring that cannot be shown is an error.
 docs: $(VENV)/.installed-dev
-	rm -rf build/api
 	$(BIN)/python docs/build_api.py build/api
 
 clean:

@@ -1,4 +1,9 @@
-"""Build the API pages from the docstrings: `python docs/build_api.py OUT`; warnings are errors."""
+"""Build the API pages of this version from the docstrings; warnings are errors.
+
+    python docs/build_api.py OUT
+
+They go to `OUT/VERSION`, so that those of several versions can be published side by side.
+"""
 
 import os
 import sys
@@ -24,8 +29,11 @@ def modules() -> list[str]:
     return names
 
 
-def build(out: Path) -> None:
-    """Write a page for every module of the packages, and a search over them, to `out`.
+def build(out: Path) -> Path:
+    """Write a page for every module of the packages, and a search over them, to a folder in `out`.
+
+    Returns:
+      The folder, which is named after the version.
 
     Raises:
       UserWarning: a docstring or a type cannot be shown.
@@ -34,7 +42,12 @@ def build(out: Path) -> None:
     os.environ["PDOC_ALLOW_EXEC"] = "1"
     import pdoc
 
-    pdoc.render.configure(docformat="google", show_source=True)
+    from moclip_jax import __version__
+
+    pages = out / __version__
+    pdoc.render.configure(
+        docformat="google", show_source=True, footer_text=f"moclip_jax {__version__}"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         # Types inside optax and TFDS that refer to names which only their own modules know.
@@ -43,12 +56,12 @@ def build(out: Path) -> None:
         )
         # A package is named before its modules and brings most of them.
         warnings.filterwarnings("ignore", "The module specification .* has already been added")
-        pdoc.pdoc(*modules(), output_directory=out)
+        pdoc.pdoc(*modules(), output_directory=pages)
+    return pages
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python docs/build_api.py OUT")
     sys.path.insert(0, str(REPOSITORY))
-    build(Path(sys.argv[1]))
-    print(f"API pages: {Path(sys.argv[1]) / 'index.html'}")
+    print(f"API pages: {build(Path(sys.argv[1])) / 'index.html'}")

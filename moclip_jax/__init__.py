@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from moclip_jax.runtime.lazy_imports import lazy_imports
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
     from moclip_jax.inference.prediction import Prediction as Prediction

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import moclip_jax
 from moclip_jax.config import default_config
 from tests.config_fields import config_fields
 
@@ -54,7 +55,8 @@ def test_the_api_pages_are_built_without_a_warning(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(DOCS))
     import build_api
 
-    build_api.build(tmp_path)
+    pages = build_api.build(tmp_path)
+    assert pages == tmp_path / moclip_jax.__version__
     modules = build_api.modules()
     assert {
         "moclip_jax",
@@ -62,7 +64,8 @@ def test_the_api_pages_are_built_without_a_warning(tmp_path, monkeypatch):
         "moclip_jax.input_pipeline.datasets.definition",
     } <= set(modules)
     for module in modules:
-        assert (tmp_path / f"{module.replace('.', '/')}.html").is_file(), module
+        assert (pages / f"{module.replace('.', '/')}.html").is_file(), module
     # Docstrings are read as such, not shown as they are typed.
-    page = (tmp_path / "moclip_jax/input_pipeline/video/motion_vectors.html").read_text()
+    page = (pages / "moclip_jax/input_pipeline/video/motion_vectors.html").read_text()
     assert "<h6" in page and "VideoError" in page
+    assert f"moclip_jax {moclip_jax.__version__}" in page
