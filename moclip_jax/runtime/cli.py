@@ -199,7 +199,8 @@ def _run(work: Callable[[], int | None], stopped: str, traceback: bool) -> tuple
 def _again_if_interrupted(unraisable: Any) -> None:
     # Ctrl-C inside a callback (JAX has one in the garbage collector) would be lost.
     if unraisable.exc_type is KeyboardInterrupt:
-        threading.Timer(0.05, _interrupt_main_thread).start()
+        # Late enough that this hook, from which it would be lost again, has returned.
+        threading.Timer(0.5, _interrupt_main_thread).start()
     else:
         sys.__unraisablehook__(unraisable)
 
