@@ -168,7 +168,7 @@ def equal_but_for_rounding(one: bytes, other: bytes) -> bool:
     if re.sub(number, b"", one) != re.sub(number, b"", other):
         return False
     numbers = [np.array(re.findall(number, answer), float) for answer in (one, other)]
-    return np.allclose(*numbers, rtol=0, atol=1e-3)
+    return np.allclose(*numbers, rtol=0, atol=1e-5)
 
 
 def load(workdir: str, requests: int, clients: int) -> Load:

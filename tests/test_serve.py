@@ -155,7 +155,7 @@ def test_more_requests_than_the_queue_takes_are_rejected_and_the_others_answered
 
 
 def test_requests_that_come_together_go_through_the_network_together(
-    client, service, model, folder, monkeypatch
+    client, service, model, monkeypatch
 ):
     """Ten views, each another; the first keeps the network busy until the others wait."""
     rng = np.random.default_rng(0)
@@ -184,14 +184,14 @@ def test_requests_that_come_together_go_through_the_network_together(
     # A batch that is not full.
     for view, outputs in zip(views[:3], compute(views[:3]), strict=True):
         for got, expected in zip(outputs, compute([view])[0], strict=True):
-            np.testing.assert_allclose(got, expected, atol=1e-4)
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
     got = sorted((best["label"], best["probability"]) for best, *_ in answers)
     expected = sorted(
         (score.label, score.probability)
         for score in (model.prediction(compute([view])[0], 1, ()).scores[0] for view in views)
     )
     assert [label for label, _ in got] == [label for label, _ in expected]
-    np.testing.assert_allclose(*([p for _, p in each] for each in (got, expected)), atol=1e-4)
+    np.testing.assert_allclose(*([p for _, p in each] for each in (got, expected)), atol=1e-5)
 
 
 def test_a_network_that_fails_costs_those_answers_alone(client, model, monkeypatch):

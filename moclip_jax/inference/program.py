@@ -5,6 +5,7 @@ preparing their arrays takes longer than reading a compiled program: a file hold
 the arrays in the form for inference, so that a start needs neither Flax nor the models' code.
 """
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -24,11 +25,22 @@ from moclip_jax.runtime.host_memory import computes_on_cpu
 if TYPE_CHECKING:
     from moclip_jax.models.moclip import MoCLIP
 
-# Programs kept, of different exports or versions; each is as large as its networks.
+# Programs kept, of different exports, versions or numbers of views; some are as large as networks.
 _MOST_PROGRAMS = 4
-# On two cores a video of a full batch of B0 and ViT-B/32 takes 0.7 of the time of one by itself.
+# Views that are computed together; `python -m benchmarks.exports` tells what that saves.
 BATCH = 8
-Program = Callable[[np.ndarray, np.ndarray], tuple[Any, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled function of `motion` and `images`, with its networks' arrays on the device."""
+
+    compiled: Any
+    arrays: Sequence[Any]
+
+    def __call__(self, motion: np.ndarray, images: np.ndarray) -> tuple[Any, ...]:
+        """Return what `compile_program` describes."""
+        return self.compiled(self.arrays, motion, images)
 
 
 class Programs:
@@ -51,15 +63,16 @@ class Programs:
         self._programs: dict[int, Program] = {}
 
     def get(self, batch: int) -> Program:
-        """Return the program of a number of views."""
+        """Return the program of a number of views; all of them share the networks' arrays."""
         if batch not in self._programs:
             path = self._path
             if path is not None and batch > 1:
                 path = path.with_name(f"{path.name}_{batch}")
-            program = open_program(path)
+            arrays = next((each.arrays for each in self._programs.values()), None)
+            program = open_program(path, arrays)
             if program is None:
                 shapes = {name: (batch, *shape) for name, shape in self._shapes.items()}
-                program = compile_program(self._load_model(), shapes, path)
+                program = compile_program(self._load_model(), shapes, path, arrays)
             self._programs[batch] = program
         return self._programs[batch]
 
@@ -106,8 +119,11 @@ def program_file(identity: Any) -> Path | None:
     return Path(folder) / "programs" / digest.hexdigest()
 
 
-def open_program(path: Path | None) -> Program | None:
-    """Return the program that `compile_program` kept; None where there is none that can be used."""
+def open_program(path: Path | None, arrays: Sequence[Any] | None = None) -> Program | None:
+    """Return the program that `compile_program` kept; None where there is none that can be used.
+
+    `arrays` are those of another program of the same model, or None for those in the file.
+    """
     if path is None or not path.exists():
         return None
     import jax
@@ -115,7 +131,7 @@ def open_program(path: Path | None) -> Program | None:
 
     try:
         with open(path, "rb") as file:
-            (payload, in_tree, out_tree), arrays = pickle.load(file)
+            (payload, in_tree, out_tree), kept_arrays = pickle.load(file)
         compiled = serialize_executable.deserialize_and_load(
             payload, in_tree, out_tree, execution_devices=jax.local_devices()[:1]
         )
@@ -123,11 +139,18 @@ def open_program(path: Path | None) -> Program | None:
         # Damaged, or of a JAX that was built otherwise: it is compiled and written again.
         return None
     os.utime(path)
-    return _call(compiled, arrays)
+    if arrays is None:
+        if kept_arrays is None:
+            return None
+        arrays = _on_device(kept_arrays)
+    return Program(compiled, arrays)
 
 
 def compile_program(
-    model: "MoCLIP", shapes: Mapping[str, Sequence[int]], path: Path | None
+    model: "MoCLIP",
+    shapes: Mapping[str, Sequence[int]],
+    path: Path | None,
+    shared: Sequence[Any] | None = None,
 ) -> Program:
     """Return a compiled function of `motion` and `images`, as `MoCLIP` takes them.
 
@@ -137,6 +160,7 @@ def compile_program(
     Args:
       shapes: of `motion` and `images`.
       path: where to keep the program, from `program_file`; None keeps none.
+      shared: the arrays of another program of the model, which the file then does not repeat.
     """
     import jax
     import jax.numpy as jnp
@@ -166,15 +190,15 @@ def compile_program(
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
-            kept = serialize_executable.serialize(compiled), [np.asarray(x) for x in arrays]
+            kept_arrays = None if shared is not None else [np.asarray(x) for x in arrays]
+            kept = serialize_executable.serialize(compiled), kept_arrays
             temporary.write_bytes(pickle.dumps(kept, protocol=pickle.HIGHEST_PROTOCOL))
         for old in sorted(path.parent.glob("[0-9a-f]*"), key=os.path.getmtime)[:-_MOST_PROGRAMS]:
             old.unlink(missing_ok=True)
-    return _call(compiled, arrays)
+    return Program(compiled, _on_device(arrays) if shared is None else shared)
 
 
-def _call(compiled: Any, arrays: Sequence[Any]) -> Program:
+def _on_device(arrays: Sequence[Any]) -> list[Any]:
     import jax
 
-    on_device = jax.device_put(list(arrays), jax.local_devices()[0])
-    return lambda motion, images: compiled(on_device, motion, images)
+    return jax.device_put(list(arrays), jax.local_devices()[0])

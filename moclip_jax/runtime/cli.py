@@ -15,9 +15,11 @@ import signal
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from absl import flags, logging
@@ -199,19 +201,28 @@ def _run(work: Callable[[], int | None], stopped: str, traceback: bool) -> tuple
 def _again_if_interrupted(unraisable: Any) -> None:
     # Ctrl-C inside a callback (JAX has one in the garbage collector) would be lost.
     if unraisable.exc_type is KeyboardInterrupt:
-        # Late enough that this hook, from which it would be lost again, has returned.
-        threading.Timer(0.5, _interrupt_main_thread).start()
+        threading.Thread(target=_interrupt_main_thread, daemon=True).start()
     else:
         sys.__unraisablehook__(unraisable)
 
 
 def _interrupt_main_thread() -> None:
-    # A real signal interrupts a wait, which `interrupt_main` does not.
     main_thread = threading.main_thread().ident
-    if hasattr(signal, "pthread_kill") and main_thread is not None:
+    assert main_thread is not None
+    # An exception inside the hook would be lost again.
+    while _is_in_hook(sys._current_frames().get(main_thread)):
+        time.sleep(0.01)
+    # A real signal interrupts a wait, which `interrupt_main` does not.
+    if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(main_thread, signal.SIGINT)
     else:
         _thread.interrupt_main()
+
+
+def _is_in_hook(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code is not _again_if_interrupted.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _sentence(error: Exception) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moclip_jax.inference.program import compile_program
+from moclip_jax.inference.program import BATCH, Programs, compile_program
 from moclip_jax.models.clip import normalize_images
 from moclip_jax.models.clip_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from moclip_jax.models.efficientnet import EfficientNetConfig
@@ -78,6 +78,29 @@ def test_labels_are_compared_with_the_embedding_whatever_the_head_reads(model, i
     outputs = [compile_program(m, shapes, None)(*inputs) for m in (model, pooled)]
     assert not np.allclose(outputs[0][0], outputs[1][0])
     np.testing.assert_allclose(outputs[0][1], outputs[1][1], rtol=1e-5, atol=1e-6)
+
+
+def test_programs_share_the_arrays_and_are_opened_from_their_files(model, inputs, tmp_path):
+    motion, images = inputs
+    views = [{"motion": motion[n : n + 1], "images": images[n : n + 1]} for n in range(2)]
+    shapes = {name: each.shape[1:] for name, each in views[0].items()}
+    made = Programs(lambda: model, shapes, tmp_path / "program")
+    expected = made.outputs(views[:1]) + made.outputs(views)
+    assert made.get(BATCH).arrays is made.get(1).arrays
+
+    def not_needed():
+        raise AssertionError
+
+    opened = Programs(not_needed, shapes, tmp_path / "program")
+    got = opened.outputs(views[:1]) + opened.outputs(views)
+    assert opened.get(BATCH).arrays is opened.get(1).arrays
+    assert len(got) == 3
+    for ours, theirs in zip(got, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one, other)
+    # The file of the batch does not repeat the arrays, so it is of no use without the other.
+    with pytest.raises(AssertionError):
+        Programs(not_needed, shapes, tmp_path / "program").get(BATCH)
 
 
 def test_features_kept_on_disk_give_the_models_logits(model, inputs, logits):

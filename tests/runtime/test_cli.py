@@ -165,9 +165,20 @@ def test_a_bug_is_not_reported_as_a_users_mistake_and_traceback_shows_where():
         cli.run(mistake, traceback=True)
 
 
-def test_ctrl_c_in_a_callback_that_swallows_it_still_stops(capsys, monkeypatch):
-    """As in JAX's callback of the garbage collector, where Python only prints the exception."""
+@pytest.mark.parametrize("hook_s", [0.0, 0.5])
+def test_ctrl_c_in_a_callback_that_swallows_it_still_stops(hook_s, capsys, monkeypatch):
+    """As in JAX's callback of the garbage collector, where Python only prints the exception.
+
+    The hook that is told of it takes long on a busy machine.
+    """
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
+    class SlowThread(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            time.sleep(hook_s)
+
+    monkeypatch.setattr(threading, "Thread", SlowThread)
 
     def interrupt_once(phase: str, info: dict) -> None:
         gc.callbacks.remove(interrupt_once)
