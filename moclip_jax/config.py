@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from moclip_jax.models.towers import TowerConfig
 
 STAGES = ("prepare", "motion", "features", "fusion", "evaluate", "export")
+# A run of its own, for weights that `config.motion.pretrained` names in another.
+PRETRAINING_STAGES = ("prepare", "pretrain")
 DATASETS = ("hmdb51", "moving_shapes", "ucf101", "video_folder", "video_list")
 SELECTION_MODES = ("heldout", "test", "last")
 # The motion model without a convolution: `models/fisher_vectors.py`.
@@ -35,6 +37,7 @@ def default_config() -> ConfigDict:
     # One number from which every random draw of the run follows.
     config.seed = 0
     # Stages to run, in this order; a stage whose result stands in the workdir is skipped.
+    # prepare,pretrain is a run that pretrains the motion network without labels.
     config.stages = ",".join(STAGES)
     # Steps of motion training to write a trace of, to WORKDIR/motion/profile, which TensorBoard and
     # Perfetto open; 0 for none.
@@ -160,6 +163,13 @@ def default_config() -> ConfigDict:
     # Records in the shuffle buffer of the training stream.
     config.motion.shuffle_buffer = 2048
 
+    # Of the stage `pretrain`, which trains the motion network without labels: epochs, videos in a
+    # step, over all devices, and the peak of a one-cycle learning rate.
+    config.pretraining = ConfigDict()
+    config.pretraining.num_epochs = 200
+    config.pretraining.batch_size = 64
+    config.pretraining.learning_rate = 2e-3
+
     config.clip = ConfigDict()
     # Hugging Face CLIP: a hub id (with @REVISION: this one holds safetensors, its main branch a
     # pickle), or a local folder; tiny is the one that comes with us. Or an ImageNet network, which
@@ -247,10 +257,15 @@ def default_config() -> ConfigDict:
     return config
 
 
+def all_stages(config: ConfigDict) -> tuple[str, ...]:
+    """Return the stages of the recipe, or those of a run that pretrains, in the order they run."""
+    return PRETRAINING_STAGES if "pretrain" in config.stages else STAGES
+
+
 def stages_of(config: ConfigDict) -> tuple[str, ...]:
     """Return the stages that `config.stages` names, in the order they run."""
     requested = {stage.strip() for stage in config.stages.split(",")}
-    return tuple(stage for stage in STAGES if stage in requested)
+    return tuple(stage for stage in all_stages(config) if stage in requested)
 
 
 def video_spec(config: ConfigDict) -> VideoSpec:

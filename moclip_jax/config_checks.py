@@ -6,7 +6,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moclip_jax.config import DATASETS, FISHER, FRAMES, SELECTION_MODES, STAGES
+from moclip_jax.config import (
+    DATASETS,
+    FISHER,
+    FRAMES,
+    PRETRAINING_STAGES,
+    SELECTION_MODES,
+    STAGES,
+    stages_of,
+)
 from moclip_jax.inference.class_phrases import PHRASES
 from moclip_jax.input_pipeline.video.spec import SOURCES
 
@@ -39,6 +47,7 @@ _POSITIVE = {
     "motion": "image_size num_segments batch_size num_epochs learning_rate bound "
     "eval_every_epochs checkpoint_every_steps shuffle_buffer",
     "features": "train_views",
+    "pretraining": "num_epochs batch_size learning_rate",
     "fusion": "token_layers batch_size num_epochs learning_rate eval_every_epochs",
     "evaluation": "num_segments",
     "predict": "num_segments",
@@ -59,9 +68,13 @@ def _problems(config: ConfigDict) -> Iterator[str]:
         value = config[section][field]
         return value, f"config.{name}={value!r}"
 
+    known_stages = dict.fromkeys((*STAGES, *PRETRAINING_STAGES))
     for stage in config.stages.split(","):
-        if stage.strip() not in STAGES:
-            yield f"config.stages: unknown stage '{stage.strip()}'; there are {', '.join(STAGES)}"
+        if stage.strip() not in known_stages:
+            yield (
+                f"config.stages: unknown stage '{stage.strip()}'; there are "
+                f"{', '.join(known_stages)}"
+            )
     of_models = {
         "motion.head": MOTION_HEADS,
         "clip.features": IMAGE_FEATURES,
@@ -146,6 +159,13 @@ def _problems(config: ConfigDict) -> Iterator[str]:
             f"config.fusion.fit='ridge' makes a linear head; config.fusion.head="
             f"'{config.fusion.head}' must be mean and config.fusion.hidden={config.fusion.hidden} 0"
         )
+    if "pretrain" in stages_of(config):
+        yield from _pretraining_problems(config)
+    elif dataset.options.get("unlabelled"):
+        yield (
+            "config.dataset.options.unlabelled=True gives no classes; set "
+            f"config.stages='{config.stages}' to '{','.join(PRETRAINING_STAGES)}'"
+        )
     if dataset.options.get("multi_label"):
         yield from _multi_label_problems(config)
     if not 0 <= motion.flip_probability <= 1:
@@ -185,6 +205,19 @@ def _alpha_problems(config: ConfigDict) -> Iterator[str]:
         known = False
     if not known:
         yield f"config.fusion.alpha='{alpha}' must be auto or a number from 0 to 1"
+
+
+def _pretraining_problems(config: ConfigDict) -> Iterator[str]:
+    others = [s.strip() for s in config.stages.split(",") if s.strip() not in PRETRAINING_STAGES]
+    if others:
+        yield (
+            f"config.stages='{config.stages}': pretrain is a run of its own; leave out "
+            f"{', '.join(others)}, and name its folder in config.motion.pretrained afterwards"
+        )
+    if config.motion.backbone == FISHER:
+        yield f"config.motion.backbone='{FISHER}' has nothing to pretrain; choose an EfficientNet"
+    if config.time_budget:
+        yield "config.time_budget is of the stage motion; set it to 0 to pretrain"
 
 
 def _multi_label_problems(config: ConfigDict) -> Iterator[str]:

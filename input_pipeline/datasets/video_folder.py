@@ -26,15 +26,18 @@ _GROUP = re.compile(r"_(g\d+)_")
 
 @dataclasses.dataclass(frozen=True)
 class VideoFolderOptions:
-    """Options of the data set; both hold only where there are no lists.
+    """Options of the data set; the first two hold only where there are no lists.
 
     Attributes:
       test_fraction: Share of each class's videos in the test subset, in (0, 1).
       seed: Seed of the split.
+      unlabelled: True takes every video of the folder and its subfolders to train on, as one class:
+        for pretraining.
     """
 
     test_fraction: float = 0.25
     seed: int = 0
+    unlabelled: bool = False
 
     def __post_init__(self):
         if not 0 < self.test_fraction < 1:
@@ -56,6 +59,8 @@ class VideoFolder(VideoDataset):
         config = self.config
         folder = existing_folder(config.videos, "videos")
         options = read_options(VideoFolderOptions, self.name, config.options)
+        if options.unlabelled:
+            return _unlabelled(folder, config.spec)
         if config.lists:
             lists_folder = existing_folder(config.lists, "lists")
         elif has_lists(folder):
@@ -71,6 +76,19 @@ class VideoFolder(VideoDataset):
         sources = listed_sources(lists.splits, find, config.spec)
         _warn(folder, lists.class_names, sources)
         return lists.class_names, sources
+
+
+def _unlabelled(folder: pathlib.Path, spec: VideoSpec) -> tuple[list[str], list[Source]]:
+    found, skipped = videos_under(folder)
+    for line in describe_skipped(skipped):
+        say(line)
+    if not found:
+        raise ValueError(f"{folder}: no video in it")
+    paths = sorted(map(pathlib.Path, found))
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return ["unlabelled"], [
+        _source(path, name, 0, ("train",), spec) for path, name in zip(paths, names, strict=True)
+    ]
 
 
 def existing_folder(path: str, what: str) -> pathlib.Path:

@@ -15,7 +15,7 @@ from typing import Any
 from flax import nnx
 from ml_collections import ConfigDict
 
-from moclip_jax.config import STAGES, fusion_config, stages_of
+from moclip_jax.config import all_stages, fusion_config, stages_of
 from moclip_jax.config_checks import check_config
 from moclip_jax.export.exporter import export_model
 from moclip_jax.inference.zero_shot import class_embeddings, class_phrases
@@ -41,11 +41,7 @@ from moclip_jax.training.features import Features, extract_features, load_featur
 from moclip_jax.training.fingerprint import weights_fingerprint
 from moclip_jax.training.heads import HEADS, load_head, train_heads
 from moclip_jax.training.metrics import format_table
-from moclip_jax.training.motion import (
-    initial_motion_network,
-    load_motion_network,
-    train_motion,
-)
+from moclip_jax.training.motion import initial_motion_network, load_motion_network, train_motion
 from moclip_jax.training.prepare import (
     check_batch_sizes,
     log_splits,
@@ -53,6 +49,7 @@ from moclip_jax.training.prepare import (
     trained_in_batches,
     video_splits,
 )
+from moclip_jax.training.pretraining import pretrain
 from moclip_jax.training.rejection import read_rejection
 from moclip_jax.training.stage_settings import (
     config_section,
@@ -60,6 +57,7 @@ from moclip_jax.training.stage_settings import (
     features_settings,
     fusion_settings,
     motion_settings,
+    pretraining_settings,
 )
 from moclip_jax.training.stages import StageRecord, check_weights
 
@@ -113,24 +111,20 @@ class Pipeline:
     def run(self) -> dict[str, Any] | None:
         """Run what is requested and not yet done, with the workdir locked."""
         # The main process holds the lock for all of them.
-        lock = (
-            exclusive_lock(self.workdir)
-            if distributed.is_main_process()
-            else contextlib.nullcontext()
-        )
-        with lock:
+        is_main = distributed.is_main_process()
+        with exclusive_lock(self.workdir) if is_main else contextlib.nullcontext():
             distributed.check_shared(self.workdir)
             connect(self.mesh)
             return self._run()
 
     def _run(self) -> dict[str, Any] | None:
-        requested = stages_of(self.config)
+        requested, stages = stages_of(self.config), tuple(self._records)
         # All records are read before the first stage, so that changed settings cost no work.
         done = distributed.run_on_main(
             lambda: {stage: record.is_done() for stage, record in self._records.items()}
         )
-        for position, stage in enumerate(STAGES):
-            missing = [s for s in STAGES[:position] if s not in requested and not done[s]]
+        for position, stage in enumerate(stages):
+            missing = [s for s in stages[:position] if s not in requested and not done[s]]
             if stage in requested and missing:
                 raise FileNotFoundError(
                     f"stage '{stage}' needs '{missing[0]}', which is not done in {self.workdir}; "
@@ -145,7 +139,7 @@ class Pipeline:
             signals.stop_if_requested()
             self._run_stage(stage)
             done[stage] = True
-        if not done["evaluate"]:
+        if not done.get("evaluate"):
             return None
         # With nothing pending, the prepared videos may be gone; they are not needed.
         if pending:
@@ -154,7 +148,7 @@ class Pipeline:
 
     def _check_pretrained(self, pending: set[str]) -> None:
         """Load the pretrained weights that pending stages need, to fail now if they are missing."""
-        if "motion" in pending and self.config.motion.pretrained:
+        if pending & {"motion", "pretrain"} and self.config.motion.pretrained:
             initial_motion_network(self.config, num_classes=2)
         if pending & {"features", "fusion", "evaluate", "export"}:
             _ = self.clip_and_tokenizer
@@ -285,6 +279,10 @@ def _prepare(run: Pipeline) -> None:
     log_splits(run.dataset, run.splits)
 
 
+def _pretrain(run: Pipeline) -> None:
+    pretrain(run.config, run.dataset, run.splits["train"], run.mesh, run.workdir / "pretrain")
+
+
 def _motion(run: Pipeline) -> None:
     train_motion(run.config, run.dataset, run.splits, run.mesh, run.workdir / "motion")
 
@@ -376,10 +374,11 @@ class Stage:
     run: Callable[[Pipeline], None]
 
 
-# Each stage of `config.STAGES`. Settings that only change how the work is done (folders, workers,
-# checkpoint intervals) are left out.
+# Each stage of `config.STAGES` and `PRETRAINING_STAGES`. Settings that only change how the work is
+# done (folders, workers, checkpoint intervals) are left out.
 STAGE_TABLE: dict[str, Stage] = {
     "prepare": Stage(dataset_settings, _prepare),
+    "pretrain": Stage(pretraining_settings, _pretrain),
     "motion": Stage(motion_settings, _motion),
     "features": Stage(features_settings, _features),
     "fusion": Stage(fusion_settings, _fusion),
@@ -392,7 +391,7 @@ def stage_settings(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """Return, for each stage, every setting that its result depends on."""
     settings: dict[str, dict[str, Any]] = {}
     inherited: dict[str, Any] = {}
-    for name in STAGES:
+    for name in all_stages(config):
         inherited = inherited | STAGE_TABLE[name].settings(config)
         settings[name] = inherited
     return settings

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from moclip_jax.config import FISHER, video_spec
+from moclip_jax.config import FISHER, stages_of, video_spec
 from moclip_jax.input_pipeline.datasets.prepared import PreparedDataset, prepare_dataset
 from moclip_jax.runtime import distributed
 from moclip_jax.runtime.progress import say
@@ -54,6 +54,8 @@ def video_splits(config: ConfigDict, dataset: PreparedDataset) -> dict[str, list
 
 def trained_in_batches(config: ConfigDict) -> tuple[str, ...]:
     """Return the sections of the networks that are trained by gradient descent."""
+    if "pretrain" in stages_of(config):
+        return ("pretraining",)
     motion = () if config.motion.backbone == FISHER else ("motion",)
     return motion if config.fusion.fit == "ridge" else (*motion, "fusion")
 

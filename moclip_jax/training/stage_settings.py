@@ -37,6 +37,11 @@ def motion_settings(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def pretraining_settings(config: ConfigDict) -> dict[str, Any]:
+    """Return what the pretrained weights depend on."""
+    return motion_settings(config) | {"pretraining": config.pretraining.to_dict()}
+
+
 def _shot_list(path: str) -> dict[str, Any]:
     """Return a digest of the list: it may be changed under its name."""
     if not path:

@@ -6,13 +6,14 @@ import shutil
 import numpy as np
 import pytest
 
-from moclip_jax.config import STAGES, default_config
+from moclip_jax.config import PRETRAINING_STAGES, STAGES, default_config
 from moclip_jax.config_checks import check_config
 from moclip_jax.configs import (
     demo,
     demo_few,
     demo_order,
     hmdb51,
+    pretrain,
     testing,
     ucf101,
     video_folder,
@@ -113,7 +114,8 @@ def test_the_configs_that_need_nothing_are_valid(module):
 
 
 @pytest.mark.parametrize(
-    "module", [demo, demo_few, demo_order, testing, ucf101, hmdb51, video_folder, video_list]
+    "module",
+    [demo, demo_few, demo_order, testing, ucf101, hmdb51, pretrain, video_folder, video_list],
 )
 def test_every_config_has_exactly_the_fields_of_the_common_one(module):
     assert set(config_fields(module.get_config())) == set(config_fields(default_config()))
@@ -123,6 +125,13 @@ def test_every_config_has_exactly_the_fields_of_the_common_one(module):
     ("field", "value", "message"),
     [
         ("stages", "prepare,train", "unknown stage 'train'"),
+        ("pretraining.num_epochs", 0, "config.pretraining.num_epochs=0 must be positive"),
+        (
+            ("stages", "motion.backbone"),
+            ("prepare,pretrain", "fisher"),
+            "config.motion.backbone='fisher' has nothing to pretrain",
+        ),
+        (("stages", "time_budget"), ("prepare,pretrain", 5.0), "is of the stage motion"),
         ("dataset.name", "kinetics", "config.dataset.name='kinetics'"),
         ("dataset.videos", "/nowhere", "/nowhere' is not a folder"),
         ("selection.mode", "best", "config.selection.mode='best'"),
@@ -194,7 +203,8 @@ def test_a_contradiction_is_an_error_that_names_the_field(field, value, message,
 
 
 def test_the_table_has_an_entry_for_each_stage():
-    assert tuple(pipeline.STAGE_TABLE) == STAGES
+    assert tuple(s for s in pipeline.STAGE_TABLE if s != "pretrain") == STAGES
+    assert set(PRETRAINING_STAGES) <= set(pipeline.STAGE_TABLE)
 
 
 def test_a_stage_depends_on_its_own_settings_and_those_before_it():
@@ -205,6 +215,7 @@ def test_a_stage_depends_on_its_own_settings_and_those_before_it():
         after = stage_settings(config)
         return [stage for stage in before if before[stage] != after[stage]]
 
+    assert list(stage_settings(pretrain.get_config())) == list(PRETRAINING_STAGES)
     stages = list(STAGES)
     assert changed_stages("video.qscale", 2) == stages
     # Another limit keeps the prepared videos, but there may be more or fewer to train on.
@@ -222,6 +233,7 @@ def test_a_stage_depends_on_its_own_settings_and_those_before_it():
     assert changed_stages("fusion.head", "evl") == stages[2:]
     assert changed_stages("predict.num_segments", 8) == stages[5:]
     assert changed_stages("dataset.num_workers", 7) == []
+    assert changed_stages("pretraining.num_epochs", 7) == []  # of another run
     assert changed_stages("motion.checkpoint_every_steps", 7) == []
 
 
