@@ -1,6 +1,7 @@
 """The HTTP API: what it answers, what it rejects, and many requests at once."""
 
 import dataclasses
+import itertools
 import signal
 import sys
 import threading
@@ -164,17 +165,25 @@ def test_requests_that_come_together_go_through_the_network_together(
         {name: rng.integers(0, 256, (1, *shapes[name]), np.uint8) for name in shapes}
         for _ in range(10)
     ]
-    compute, sizes = model.programs.outputs, []
+    compute, sizes, busy = model.programs.outputs, [], threading.Event()
 
     def counted(together):
+        busy.set()
         while not sizes and len(service._decoded) < 9:
             time.sleep(0.01)
         sizes.append(len(together))
         return compute(together)
 
-    remaining = iter(views)
+    remaining = itertools.count()
+
+    def view(path):
+        number = next(remaining)
+        # Else a second view might be there before the network has taken the first.
+        assert number == 0 or busy.wait(60)
+        return views[number], ""
+
     monkeypatch.setattr(model.programs, "outputs", counted)
-    monkeypatch.setattr(service, "_view", lambda path: (next(remaining), ""))
+    monkeypatch.setattr(service, "_view", view)
     monkeypatch.setattr(service, "_queue", 10)
     with ThreadPoolExecutor(10) as pool:
         named = {"path": "sub/a b.avi"}
