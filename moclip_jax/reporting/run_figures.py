@@ -135,6 +135,8 @@ def draw_classes(accuracy: dict[str, np.ndarray], class_names: Sequence[str]) ->
         for axis in axes:
             axis.grid(axis="x", alpha=0.3)
             axis.tick_params(axis="x", labelsize=7)
+        for axis in axes[1:]:
+            axis.yaxis.set_visible(False)
         axes[0].set_yticks(range(len(part)), [_short(class_names[c]) for c in part], fontsize=8)
         axes[0].set_ylim(len(part) - 0.5, -0.5)
         figure.supxlabel("top-1 of the class in percent", fontsize=8)

@@ -97,8 +97,8 @@ def test_a_run_with_fisher_vectors_learns_motion_and_its_export_gives_the_same_l
     own = video_folder.get_config()
     for section in ("motion", "fusion"):
         config[section].update(own[section])
-    config.motion.num_segments = config.evaluation.num_segments = 4
-    config.predict.num_segments = 4
+    config.motion.num_segments = config.evaluation.num_segments = 2
+    config.predict.num_segments = 2
     config.selection.mode = "last"
     results = pipeline.run(config, tmp_path)
     printed = capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_a_run_with_fisher_vectors_learns_motion_and_its_export_gives_the_same_l
     motion = model.model.motion
     logits = motion.classifier(jnp.asarray(features["motion"][:, 0, 0]))
     np.testing.assert_allclose(logits, scores["motion"][features["index"]], atol=1e-4)
-    assert model.input_shapes["motion"] == (1, 4, 16, 8, 8, 2)
+    assert model.input_shapes["motion"] == (1, 2, 16, 8, 8, 2)
 
 
 @pytest.mark.parametrize("collides", [False, True])
