@@ -5,22 +5,17 @@ are for the others. Nothing heavy is imported here, so that help and errors on t
 no time, and because worker processes import a command's main module again.
 """
 
-import _thread
 import argparse
 import difflib
 import errno
 import gc
 import os
 import re
-import signal
 import sys
 import textwrap
-import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from absl import flags, logging
@@ -174,7 +169,7 @@ def quiet_libraries() -> None:
 def _run(work: Callable[[], int | None], stopped: str, traceback: bool) -> tuple[int, str]:
     quiet_libraries()
     logging.set_verbosity(logging.ERROR)
-    sys.unraisablehook = _again_if_interrupted
+    sys.unraisablehook = signals.interrupt_again
     use_compilation_cache()
     try:
         return work() or STATUS_OK, ""
@@ -200,33 +195,6 @@ def _run(work: Callable[[], int | None], stopped: str, traceback: bool) -> tuple
             raise
         status, sentence = peers.explain(error) or (STATUS_ERROR, _sentence(error))
         return status, f"error: {sentence}"
-
-
-def _again_if_interrupted(unraisable: Any) -> None:
-    # Ctrl-C inside a callback (JAX has one in the garbage collector) would be lost.
-    if unraisable.exc_type is KeyboardInterrupt:
-        threading.Thread(target=_interrupt_main_thread, daemon=True).start()
-    else:
-        sys.__unraisablehook__(unraisable)
-
-
-def _interrupt_main_thread() -> None:
-    main_thread = threading.main_thread().ident
-    assert main_thread is not None
-    # An exception inside the hook would be lost again.
-    while _is_in_hook(sys._current_frames().get(main_thread)):
-        time.sleep(0.01)
-    # A real signal interrupts a wait, which `interrupt_main` does not.
-    if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(main_thread, signal.SIGINT)
-    else:
-        _thread.interrupt_main()
-
-
-def _is_in_hook(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code is not _again_if_interrupted.__code__:
-        frame = frame.f_back
-    return frame is not None
 
 
 def _sentence(error: Exception) -> str:

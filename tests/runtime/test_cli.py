@@ -165,20 +165,28 @@ def test_a_bug_is_not_reported_as_a_users_mistake_and_traceback_shows_where():
         cli.run(mistake, traceback=True)
 
 
-@pytest.mark.parametrize("hook_s", [0.0, 0.5])
-def test_ctrl_c_in_a_callback_that_swallows_it_still_stops(hook_s, capsys, monkeypatch):
+@pytest.mark.parametrize(("hook_s", "missed"), [(0.0, 0), (0.5, 0), (0.0, 3)])
+def test_ctrl_c_in_a_callback_that_swallows_it_still_stops(hook_s, missed, capsys, monkeypatch):
     """As in JAX's callback of the garbage collector, where Python only prints the exception.
 
-    The hook that is told of it takes long on a busy machine.
+    The hook that is told of it takes long on a busy machine, and a signal that comes just before a
+    wait does not wake it.
     """
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    handler, kill, sent = signal.getsignal(signal.SIGINT), signal.pthread_kill, []
 
     class SlowThread(threading.Thread):
         def start(self) -> None:
             super().start()
             time.sleep(hook_s)
 
+    def miss(thread: int, number: int) -> None:
+        sent.append(number)
+        if len(sent) > missed:
+            kill(thread, number)
+
     monkeypatch.setattr(threading, "Thread", SlowThread)
+    monkeypatch.setattr(signal, "pthread_kill", miss)
 
     def interrupt_once(phase: str, info: dict) -> None:
         gc.callbacks.remove(interrupt_once)
@@ -187,10 +195,14 @@ def test_ctrl_c_in_a_callback_that_swallows_it_still_stops(hook_s, capsys, monke
     def work() -> None:
         gc.callbacks.append(interrupt_once)
         gc.collect()
-        assert not threading.Event().wait(600)
+        assert not threading.Event().wait(60)
 
     assert cli.run(work) == 130
     assert capsys.readouterr().err == "stopped\n"
+    # Nothing comes afterwards, and the next Ctrl-C is an ordinary one.
+    count = len(sent)
+    time.sleep(0.1)
+    assert len(sent) == count and signal.getsignal(signal.SIGINT) is handler
 
 
 def test_ctrl_c_leaves_one_sentence_of_parent_and_workers(tmp_path):
