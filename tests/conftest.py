@@ -18,6 +18,9 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("MOCLIP_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = (
     xla_flags(devices=1 if "MOCLIP_TEST_PLATFORM" in os.environ else 4) + OLDER_FUSIONS
 )
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads of XLA in each process: the workers share the cores already.
+    os.environ["NPROC"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
