@@ -35,6 +35,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
     / f"jaxlib-{version('jaxlib')}-{processor_kind()}"
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Where it is set, each program that a test starts would compile the package's modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A test that reached for the hub would pass or fail with the network; none may.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -95,6 +97,14 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Pa
         if not (workdir / "report.html").exists():
             pipeline.run(testing.get_config(), workdir)
     return workdir
+
+
+@pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the report of a run that no test looks at: it takes over a second."""
+    from moclip_jax.training import pipeline
+
+    monkeypatch.setattr(pipeline, "write_report", lambda *_: "left out")
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ def test_every_variant_is_a_valid_configuration_that_differs_from_the_base(tmp_p
         assert same == (not changes or changes == {"evaluation.num_segments": 3}), name
 
 
+@pytest.mark.usefixtures("without_report")
 def test_a_variant_repeats_only_the_stages_that_it_changes(
     finished_run, tmp_path, capsys, monkeypatch
 ):

@@ -66,6 +66,7 @@ def test_several_processes_are_asked_to_choose_themselves(tmp_path, monkeypatch)
         budget.with_time_budget(testing.get_config(), tmp_path)
 
 
+@pytest.mark.usefixtures("without_report")
 def test_a_run_measures_once_keeps_its_choice_and_trains_what_it_chose(
     finished_run, tmp_path, capsys, monkeypatch
 ):

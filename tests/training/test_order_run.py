@@ -33,6 +33,7 @@ def check_predict(recognizer):
     return view
 
 
+@pytest.mark.usefixtures("without_report")
 def test_heads_that_see_the_order_predict_as_they_were_evaluated(tmp_path):
     config = testing.get_config()
     config.motion.head, config.fusion.head = "temporal", "attention"
@@ -63,6 +64,7 @@ def test_heads_that_see_the_order_predict_as_they_were_evaluated(tmp_path):
     assert view["motion"].shape[2] == 5 and view["images"].shape[1] == 2
 
 
+@pytest.mark.usefixtures("without_report")
 def test_evl_reads_stored_tokens_as_predict_computes_them(finished_run, tmp_path):
     config = testing.get_config()
     config.fusion.head, config.fusion.hidden, config.fusion.token_layers = "evl", 32, 2

@@ -67,6 +67,7 @@ def test_a_changed_setting_is_noticed_before_any_work(finished_run):
         pipeline.run(config, finished_run)
 
 
+@pytest.mark.usefixtures("without_report")
 def test_a_stage_deleted_from_the_workdir_is_made_again_with_the_same_result(
     finished_run, tmp_path
 ):
