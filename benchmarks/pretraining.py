@@ -1,9 +1,9 @@
 """What the stage `pretrain` gains, by the share of labels that the stage `motion` then has.
 
-    python -m benchmarks.pretraining FOLDER [--out=runs/pretraining] [--seeds=3] [--only=NAMES]
+    python -m benchmarks.pretraining FOLDER [--out=runs/pretraining] [--seeds=3]
 
 Every folder in FOLDER that has `classInd.txt` is a data set for `configs/video_folder.py`; its
-first list is used. The motion network (`--backbone`, 64 x 64 pixels) starts at random, or from
+first list is used. The motion network (`tiny`, 64 x 64 pixels) starts at random, or from
 contrastive pretraining on all training videos of the list without labels, and is then trained on a
 share of the labels of each class (at least one video, the same for both starts). It prints top-1 on
 the test videos, 8 segments of each. Steps are drawn from 16 augmented views of each video, made
@@ -33,24 +33,31 @@ from moclip_jax.runtime.progress import Progress, say
 from moclip_jax.runtime.sharding import make_mesh, replicate
 from moclip_jax.training.motion import initial_motion_network, network_logits, network_optimizer
 from moclip_jax.training.prepare import open_dataset, video_splits
-from moclip_jax.training.pretraining import ContrastiveNetwork, contrastive_logits
+from moclip_jax.training.pretraining import (
+    ContrastiveNetwork,
+    contrastive_logits,
+    pretraining_views,
+)
 from moclip_jax.training.trainer import TrainState, make_train_step
 
 SHARES = (5, 10, 25, 100)
 _VIEWS = 16
 _BATCH = 16
 _LEAST_STEPS = 250
+_EPOCHS = 40
 _PRETRAINING_VIDEOS = 32
+_PRETRAINING_STEPS = 400
+_PRETRAINING_RATE = 2e-3
 _apply = nnx.jit(lambda network, fields: network(fields))
 
 
-def settings(folder: Path, out: Path, backbone: str) -> ConfigDict:
+def settings(folder: Path, out: Path) -> ConfigDict:
     """Return the configuration of a data set: a small network from random weights."""
     config = video_folder.get_config()
     config.dataset.videos = str(folder)
     config.dataset.data_dir = str(out / "data")
     motion = config.motion
-    motion.backbone, motion.num_segments = backbone, 3
+    motion.backbone, motion.num_segments = "tiny", 3
     motion.image_size, motion.resize_size = 64, 72
     motion.learning_rate, motion.adam_eps = 0.003, 1e-8
     motion.stem_multiplier = motion.rest_multiplier = 1.0
@@ -64,10 +71,7 @@ def load(config: ConfigDict, folder: Path) -> dict[str, Any]:
         dataset = open_dataset(config, folder)
         names = video_splits(config, dataset)
         augmented = motion_views(config.motion, num_segments=3)
-        side = config.motion.resize_size
-        whole = MotionViews(
-            num_segments=6, image_size=side, resize_size=side, scales=(1.0,), bound=20.0
-        )
+        whole = pretraining_views(config.motion)
         arrays = {
             "train": fields_of(dataset, names["train"], augmented, _VIEWS),
             "whole": fields_of(dataset, names["train"], whole, _VIEWS // 2),
@@ -141,7 +145,7 @@ def top1(network: MotionNetwork, data: dict[str, Any]) -> float:
 
 
 def measure(
-    config: ConfigDict, data: dict[str, Any], seed: int, arguments: Any, progress: Progress
+    config: ConfigDict, data: dict[str, Any], seed: int, progress: Progress
 ) -> dict[str, list[float]]:
     """Return top-1 of each start, for each share of labels."""
     labels = data["train_labels"].astype(np.int32)
@@ -151,13 +155,13 @@ def measure(
         network = initial_motion_network(config, int(labels.max()) + 1)
         if start == "pretrained":
             model = ContrastiveNetwork(network, rngs=nnx.Rngs(seed))
-            schedule = optax.cosine_onecycle_schedule(arguments.steps, arguments.rate)
+            schedule = optax.cosine_onecycle_schedule(_PRETRAINING_STEPS, _PRETRAINING_RATE)
             model, losses = train(
                 model,
                 functools.partial(contrastive_logits, image_size=config.motion.image_size),
                 lambda _: optax.adam(schedule),  # noqa: B023 (called before the next round)
                 data["whole"], np.zeros_like(labels),
-                min(_PRETRAINING_VIDEOS, len(labels)), arguments.steps, seed, progress,
+                min(_PRETRAINING_VIDEOS, len(labels)), _PRETRAINING_STEPS, seed, progress,
             )  # fmt: skip
             say(f"seed {seed}: losses of pretraining {losses}")
             network = model.network
@@ -166,7 +170,7 @@ def measure(
         for share in SHARES:
             rows = labelled(labels, share, seed)
             if len(rows) not in values:
-                steps = supervised_steps(len(rows), arguments.epochs)
+                steps = supervised_steps(len(rows))
                 # The published decay, 80 and 160 of 200 epochs.
                 config.motion.decay_epochs = (steps * 2 // 5, steps * 4 // 5)
                 trained, losses = train(
@@ -181,9 +185,9 @@ def measure(
     return results
 
 
-def supervised_steps(videos: int, epochs: int) -> int:
+def supervised_steps(videos: int) -> int:
     """Return the number of supervised steps on a number of videos."""
-    return max(_LEAST_STEPS, epochs * -(-videos // _BATCH))
+    return max(_LEAST_STEPS, _EPOCHS * -(-videos // _BATCH))
 
 
 def main() -> int:
@@ -193,41 +197,34 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", default="", help="names of data sets, separated by commas")
-    parser.add_argument("--backbone", default="tiny")
-    parser.add_argument("--steps", type=int, default=400, help="of pretraining")
-    parser.add_argument("--rate", type=float, default=2e-3, help="of pretraining")
-    parser.add_argument("--epochs", type=int, default=40, help="of supervised training")
     arguments = parser.parse_args()
     folders = sorted(path.parent for path in arguments.folder.glob("*/classInd.txt"))
-    if arguments.only:
-        folders = [folder for folder in folders if folder.name in arguments.only.split(",")]
-    jobs = []
-    for folder in folders:
-        config = settings(folder, arguments.out, arguments.backbone)
-        jobs.append((folder, config, load(config, arguments.out / folder.name)))
+    configs = [settings(folder, arguments.out) for folder in folders]
+    sets = [
+        load(each, arguments.out / folder.name)
+        for each, folder in zip(configs, folders, strict=True)
+    ]
     files = {
-        (seed, folder.name): arguments.out / folder.name / f"{arguments.backbone}_seed{seed}.json"
+        (seed, place): arguments.out / folder.name / f"seed{seed}.json"
         for seed in range(arguments.seeds)
-        for folder in folders
+        for place, folder in enumerate(folders)
     }
-    total = 0
-    for (_, name), file in files.items():
-        labels = next(data["train_labels"] for folder, _, data in jobs if folder.name == name)
-        sizes = {len(labelled(labels, share, 0)) for share in SHARES}
-        own = arguments.steps + 2 * sum(supervised_steps(n, arguments.epochs) for n in sizes)
-        total += 0 if file.exists() else own
-    progress = Progress(total, "training", "steps")
-    for seed in range(arguments.seeds):
-        for folder, config, data in jobs:
-            file = files[seed, folder.name]
-            if not file.exists():
-                say(f"=== {folder.name}")
-                file.write_text(json.dumps(measure(config, data, seed, arguments, progress)))
-    for folder in folders:
-        found = [json.loads(files[n, folder.name].read_text()) for n in range(arguments.seeds)]
+    missing = [key for key, file in files.items() if not file.exists()]
+    progress = Progress(sum(num_steps(sets[place]) for _, place in missing), "training", "steps")
+    for seed, place in missing:
+        say(f"=== {folders[place].name}")
+        result = measure(configs[place], sets[place], seed, progress)
+        files[seed, place].write_text(json.dumps(result))
+    for place, folder in enumerate(folders):
+        found = [json.loads(files[n, place].read_text()) for n in range(arguments.seeds)]
         print_table(folder.name, found)
     return 0
+
+
+def num_steps(data: dict[str, Any]) -> int:
+    """Return the number of steps that `measure` takes, for the estimate of the time."""
+    sizes = {len(labelled(data["train_labels"], share, 0)) for share in SHARES}
+    return _PRETRAINING_STEPS + 2 * sum(map(supervised_steps, sizes))
 
 
 def cell(values: Any, sign: str = "") -> str:

@@ -1,7 +1,7 @@
 """Stage `motion`: train the motion network on segments of motion fields."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moclip_jax.config import motion_network_config, motion_views
-from moclip_jax.input_pipeline.batches import PreparedDataset, train_batches, view_batches
+from moclip_jax.input_pipeline.batches import (
+    MotionViews,
+    PreparedDataset,
+    train_batches,
+    view_batches,
+)
 from moclip_jax.models.fisher_vectors import FisherNetwork
 from moclip_jax.models.moclip import MotionModel, motion_network
 from moclip_jax.models.motion_network import MotionNetwork
@@ -77,6 +82,32 @@ def network_optimizer(
     )
 
 
+def epoch_batches(
+    config: ConfigDict,
+    dataset: PreparedDataset,
+    names: list[str],
+    views: MotionViews,
+    batch_size: int,
+) -> Callable[[int, int], Iterator[Batch]]:
+    """Return `(epoch, first_step) -> batches` of this process, as `trainer.Task` takes them."""
+
+    def batches(epoch: int, first_step: int) -> Iterator[Batch]:
+        return train_batches(
+            dataset,
+            names,
+            views,
+            batch_size=batch_size,
+            seed=config.seed,
+            epoch=epoch,
+            first_step=first_step,
+            shuffle_buffer=config.motion.shuffle_buffer,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ).as_numpy_iterator()
+
+    return batches
+
+
 def train_motion(
     config: ConfigDict,
     dataset: PreparedDataset,
@@ -92,30 +123,18 @@ def train_motion(
         save_tree(directory / "network", nnx.state(initial))
         return
     steps_per_epoch = len(splits["train"]) // motion.batch_size
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-
-    def batches(epoch: int, first_step: int) -> Iterator[Batch]:
-        return train_batches(
-            dataset,
-            splits["train"],
-            motion_views(motion, num_segments=motion.num_segments),
-            batch_size=motion.batch_size,
-            seed=config.seed,
-            epoch=epoch,
-            first_step=first_step,
-            shuffle_buffer=motion.shuffle_buffer,
-            **processes,
-        ).as_numpy_iterator()
+    views = motion_views(motion, num_segments=motion.num_segments)
 
     def validation() -> Iterator[Batch]:
         rows = view_batches(
             dataset,
             splits["validation"],
-            motion=motion_views(motion, num_segments=motion.num_segments),
+            motion=views,
             frames=None,
             batch_size=motion.batch_size,
             seed=config.seed,
-            **processes,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
         for batch in rows.as_numpy_iterator():
             yield {"motion": batch["motion"][:, 0], "label": batch["label"], "mask": batch["mask"]}
@@ -126,7 +145,7 @@ def train_motion(
             model=initial,
             logits=network_logits,
             optimizer=lambda params: network_optimizer(motion, steps_per_epoch, params),
-            batches=batches,
+            batches=epoch_batches(config, dataset, splits["train"], views, motion.batch_size),
             steps_per_epoch=steps_per_epoch,
             num_epochs=motion.num_epochs,
             validation=validation if splits["validation"] else None,

@@ -18,12 +18,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from moclip_jax.input_pipeline.batches import MotionViews, PreparedDataset, train_batches
+from moclip_jax.config import motion_views
+from moclip_jax.input_pipeline.batches import MotionViews, PreparedDataset
 from moclip_jax.models.motion_network import MotionNetwork
 from moclip_jax.pretrained import save_efficientnet
+from moclip_jax.runtime import distributed
 from moclip_jax.runtime.progress import say
 from moclip_jax.training.fingerprint import weights_fingerprint
-from moclip_jax.training.motion import initial_motion_network, result_settings
+from moclip_jax.training.motion import epoch_batches, initial_motion_network, result_settings
 from moclip_jax.training.trainer import Batch, Task, train_and_evaluate
 
 # The name by which `load_efficientnet` finds weights in a folder.
@@ -131,6 +133,12 @@ def motion_crop(clip: jax.Array, key: jax.Array, size: int) -> jax.Array:
     )
 
 
+def pretraining_views(motion: ConfigDict) -> MotionViews:
+    """Return how motion is sampled for two clips: whole fields, as the step cuts the crops."""
+    views = motion_views(motion, num_segments=2 * motion.num_segments)
+    return dataclasses.replace(views, image_size=motion.resize_size, scales=(1.0,))
+
+
 def pretrain(
     config: ConfigDict, dataset: PreparedDataset, names: list[str], mesh: Mesh, directory: Path
 ) -> None:
@@ -144,30 +152,12 @@ def pretrain(
     assert isinstance(network, MotionNetwork)  # As the checks of the configuration say.
     model = ContrastiveNetwork(network, rngs=nnx.Rngs(config.seed))
     steps_per_epoch = len(names) // pretraining.batch_size
-    # Whole fields: the crops are cut in the step.
-    views = MotionViews(
-        num_segments=2 * motion.num_segments,
-        image_size=motion.resize_size,
-        resize_size=motion.resize_size,
-        scales=(1.0,),
-        flip_probability=motion.flip_probability,
-        bound=motion.bound,
-        accumulated=motion.accumulated,
+    stream = epoch_batches(
+        config, dataset, names, pretraining_views(motion), pretraining.batch_size
     )
 
     def batches(epoch: int, first_step: int) -> Iterator[Batch]:
-        for batch in train_batches(
-            dataset,
-            names,
-            views,
-            batch_size=pretraining.batch_size,
-            seed=config.seed,
-            epoch=epoch,
-            first_step=first_step,
-            shuffle_buffer=motion.shuffle_buffer,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ).as_numpy_iterator():
+        for batch in stream(epoch, first_step):
             yield {"motion": batch["motion"], "label": np.zeros(len(batch["motion"]), np.int32)}
 
     schedule = optax.cosine_onecycle_schedule(
@@ -199,6 +189,6 @@ def pretrain(
         mesh,
     )
     assert isinstance(trained, ContrastiveNetwork)
-    if jax.process_index() == 0:
+    if distributed.is_main_process():
         save_efficientnet(trained.network.backbone, directory / WEIGHTS_FILE)
         say(f"pretrain: start training from it with --config.motion.pretrained={directory}")
